@@ -1,0 +1,71 @@
+"""Content addresses: the same bytes, caption or recipe has the same name everywhere and for ever."""
+
+import hashlib
+import json
+import math
+
+from .errors import StoreError
+
+DIGEST_BYTES = 16
+
+
+def hasher(domain=b""):
+    """A BLAKE2b hash object. What is hashed in one domain never has the address of something in another."""
+    return hashlib.blake2b(digest_size=DIGEST_BYTES, person=domain)
+
+
+def digest(data: bytes) -> str:
+    """The address of some bytes, such as a whole image file: 32 hexadecimal digits."""
+    return _named(data, b"")
+
+
+def caption_item(text: str) -> str:
+    """The address of a caption: its exact characters, never equal to the address of a file."""
+    return _named(text.encode(), b"caption")
+
+
+def recipe_id(recipe: dict) -> str:
+    """The address of a recipe, the same for any order of its keys. Raises as ``canonical`` does."""
+    return _named(canonical(recipe), b"recipe")
+
+
+def canonical(obj) -> bytes:
+    """One spelling, as UTF-8 JSON, for all equal values: keys sorted, no spaces, whole floats as integers.
+
+    Raises TypeError for what JSON cannot hold (and for keys that are not text), ValueError for NaN and infinity.
+    """
+    return json.dumps(_plain(obj), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def item_key(item: str) -> bytes:
+    """The 16 bytes of an item's 32 hexadecimal digits. Raises StoreError for anything else."""
+    try:
+        key = bytes.fromhex(item)
+    except (TypeError, ValueError):
+        key = b""
+    if len(key) != DIGEST_BYTES or key.hex() != item:
+        raise StoreError(f"item {item!r} is not {2 * DIGEST_BYTES} hexadecimal digits; take what digest() or "
+                         "caption_item() gives")
+    return key
+
+
+def _named(data, domain):
+    name = hasher(domain)
+    name.update(data)
+    return name.hexdigest()
+
+
+def _plain(obj):
+    if isinstance(obj, dict):
+        if wrong := [key for key in obj if not isinstance(key, str)]:
+            raise TypeError(f"a recipe's keys are text, found {wrong[0]!r} ({type(wrong[0]).__name__})")
+        return {key: _plain(value) for key, value in obj.items()}
+    if isinstance(obj, (list, tuple)):
+        return [_plain(value) for value in obj]
+    if isinstance(obj, float):
+        if not math.isfinite(obj):
+            raise ValueError(f"a recipe holds finite numbers, found {obj}")
+        return int(obj) if obj.is_integer() else obj
+    if obj is None or isinstance(obj, (str, int)):
+        return obj
+    raise TypeError(f"a recipe holds text, numbers, lists and tables, found {obj!r} ({type(obj).__name__})")

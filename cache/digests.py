@@ -1,0 +1,148 @@
+"""What is known of files by path, size and modification time, so that a 9.5 GB file is read once.
+
+It is a memory and no more: lost, damaged or not writable, everything still works, only slower.
+"""
+
+import json
+import os
+import sqlite3
+import sys
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+
+from .address import hasher
+from .errors import StoreError
+from .files import make_folder
+
+CHUNK_BYTES = 1 << 22
+LOCKED_SECONDS = 30
+RACY_NS = 3_000_000_000  # a change this soon after another may leave size and mtime as they were (FAT ticks in 2 s)
+TABLE = "CREATE TABLE IF NOT EXISTS facts (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, facts TEXT)"
+
+
+class FileFacts:
+    """JSON facts about files, in one SQLite file that any number of processes may use at once.
+
+    Nothing is created before the first ``put``. Where the file cannot be used, a line on stderr says so.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self._seen = {}  # file -> its stamp when it was looked up, which is what new facts are about
+        self._warned = set()
+
+    def get(self, path):
+        """The facts remembered about a file, or None where there are none or the file has changed since."""
+        return self.get_many([path]).get(path)
+
+    def get_many(self, paths):
+        """As ``get`` for many files: a dict of those paths, as given, about which something is remembered."""
+        stamps = {path: _stamp(path) for path in paths}
+        self._seen.update((_name(path), stamp) for path, stamp in stamps.items())
+        known = self._use(lambda db: {path: _find(db, path, stamp) for path, stamp in stamps.items() if stamp}, "rw")
+        return {path: facts for path, facts in (known or {}).items() if facts is not None}
+
+    def put(self, path, facts):
+        """Add to the facts about a file as it was at the last ``get``, or as it is now if there was none.
+
+        Not remembered where the file has changed since, or had changed in the three seconds before that moment: it
+        may change again without a trace in size and mtime.
+        """
+        self.put_many({path: facts})
+
+    def put_many(self, facts):
+        """As ``put`` for many files in one transaction: a dict of path -> facts."""
+        stamps = {path: self._seen.pop(_name(path), None) or _stamp(path) for path in facts}
+        sure = [path for path, stamp in stamps.items() if stamp and stamp[2] and stamp[:2] == (_stamp(path) or ())[:2]]
+        rows = [(path, stamps[path], json.loads(json.dumps(facts[path], allow_nan=False))) for path in sure]
+        if rows:
+            self._use(lambda db: [_remember(db, *row) for row in rows], "rwc")
+
+    def file_digest(self, path):
+        """The address of a file's bytes, read only where it is not remembered. Raises OSError, or StoreError where
+        the file keeps changing."""
+        return self.file_digests([path])[path]
+
+    def file_digests(self, paths):
+        """As ``file_digest`` for many files: a dict of path -> digest. Remembered about once a second."""
+        paths = list(paths)
+        known = {path: facts["digest"] for path, facts in self.get_many(paths).items() if "digest" in facts}
+        fresh, saved = {}, time.monotonic()
+        for path in dict.fromkeys(path for path in paths if path not in known):
+            known[path] = self._read(path)
+            fresh[path] = {"digest": known[path]}
+            if time.monotonic() - saved > 1:
+                self.put_many(fresh)
+                fresh, saved = {}, time.monotonic()
+        self.put_many(fresh)
+        return {path: known[path] for path in paths}
+
+    def _read(self, path):
+        for _ in range(3):
+            before, name = _stamp(path), hasher()
+            with open(path, "rb") as file:
+                while chunk := file.read(CHUNK_BYTES):
+                    name.update(chunk)
+            if before and before[:2] == (_stamp(path) or ())[:2]:
+                self._seen[_name(path)] = before
+                return name.hexdigest()
+        raise StoreError(f"{path}: changes while it is read; wait until it is complete, then run again")
+
+    def _use(self, work, mode):
+        """The result of ``work(connection)`` in one transaction, or None where there is nothing to work with."""
+        for _ in range(2):
+            try:
+                if mode == "rw" and not (self.path.exists() and self.path.stat().st_size):
+                    return None
+                if mode == "rwc":
+                    make_folder(self.path.parent)
+                    self.path.touch()  # SQLite itself would not follow the umask
+                inode = self.path.stat().st_ino if self.path.exists() else None
+                link = f"{self.path.absolute().as_uri()}?mode={mode}"
+                with closing(sqlite3.connect(link, LOCKED_SECONDS, isolation_level=None, uri=True)) as db, db:
+                    db.execute("BEGIN" if mode == "rw" else "BEGIN IMMEDIATE")
+                    if mode == "rwc":
+                        db.execute(TABLE)
+                    return work(db)
+            except (sqlite3.OperationalError, OSError) as error:  # locked, read-only, full, or without a table yet
+                return self._warn(f"cannot be used now ({error}); files are read again")
+            except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+                self._replace(inode, error)
+        return None
+
+    def _replace(self, inode, error):
+        """Move a damaged file aside, unless another process has done so already."""
+        if self.path.exists() and self.path.stat().st_ino == inode:
+            self._warn(f"is damaged ({error}); moved to {self.path.name}.damaged and begun anew, files are read again")
+            with suppress(OSError):
+                os.replace(self.path, f"{self.path}.damaged")
+                Path(f"{self.path}-journal").unlink(missing_ok=True)
+
+    def _warn(self, text):
+        if text not in self._warned:
+            self._warned.add(text)
+            print(f"{self.path}: the memory of file digests {text}", file=sys.stderr)
+
+
+def _name(path):
+    return os.fsencode(os.path.abspath(path))
+
+
+def _stamp(path):
+    """(size in bytes, mtime in ns, whether any later change must show in these two), or None without the file."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns, abs(time.time_ns() - stat.st_mtime_ns) > RACY_NS
+
+
+def _find(db, path, stamp):
+    row = db.execute("SELECT size, mtime_ns, facts FROM facts WHERE path = ?", (_name(path),)).fetchone()
+    return json.loads(row[2]) if row and row[:2] == stamp[:2] else None
+
+
+def _remember(db, path, stamp, facts):
+    facts = {**(_find(db, path, stamp) or {}), **facts}
+    db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?)", (_name(path), *stamp[:2], json.dumps(facts)))

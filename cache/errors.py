@@ -1,0 +1,46 @@
+"""What can go wrong in the store, said in one line: what, where, and what to do next."""
+
+import errno
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up",
+        errno.EFBIG: "the file size limit (ulimit -f) is reached"}
+
+
+class StoreError(Exception):
+    """The store cannot do what was asked. The message is meant for the user, as it is."""
+
+
+class MissingEntry(StoreError, KeyError):
+    """No committed entry has this address."""
+
+    __str__ = Exception.__str__  # KeyError would print the quoted repr of the message
+
+
+class CorruptEntry(StoreError):
+    """A committed entry is damaged on disk."""
+
+
+@contextmanager
+def explained(path, needed_bytes=0, verb="write to"):
+    """Turn an OSError of the block, which writes ``needed_bytes`` under ``path``, into a StoreError of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(_explanation(error, Path(path), needed_bytes, verb)) from error
+
+
+def _explanation(error, path, needed_bytes, verb):
+    if error.errno not in FULL:
+        return f"{path}: cannot {verb} the store: {error}; check the path and its permissions"
+    return (f"{path}: {FULL[error.errno]}: {needed_bytes} bytes needed, {_free_bytes(path)} free; make room or choose "
+            "another place for the store, then run again (what was committed is kept)")
+
+
+def _free_bytes(path):
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    disk = os.statvfs(path)
+    return disk.f_bavail * disk.f_frsize

@@ -1,0 +1,52 @@
+"""Files that are either whole or absent, whatever happens to the process or the power."""
+
+import errno
+import os
+import secrets
+from pathlib import Path
+
+
+def write_atomically(path, data):
+    """Put ``data`` (bytes, or text as UTF-8) at ``path``, so that a reader sees the old file or the new one, whole.
+
+    Durable on return; the mode follows the umask. The folder of ``path`` must exist. Raises OSError, and then
+    leaves the old file untouched and no temporary one.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        write_durably(temporary, data)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_durably(path, data):
+    """Write a file (bytes, or text as UTF-8) and wait until its bytes are on disk; its name may not be yet."""
+    with open(path, "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(path):
+    """Wait until the names in a folder are on disk. File systems that cannot do this for a folder are let be."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(folder)
+
+
+def make_folder(path):
+    """Make a folder and its parents, durably; nothing happens where it exists."""
+    path = Path(path)
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)

@@ -1,0 +1,275 @@
+"""What the store promises when processes are killed, disks are full and files are damaged."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from cache import CorruptEntry, Store, StoreError, digest
+from cache.segment import SegmentWriter
+from test_cache_store import ITEMS, REPOSITORY, array_of, assert_holds, entries_of, fill, segments
+
+WRITE_FOR_EVER = """
+import numpy as np, sys
+from cache import Store, digest
+entries = Store(sys.argv[1]).entries({"kind": "latents", "dtype": "float32", "shape": [4096]})
+number = int(sys.argv[2])
+with entries.writer() as writer:
+    while True:
+        for number in range(number, number + 3):
+            writer.write(digest(str(number).encode()), np.full(4096, number, np.float32))
+        writer.commit()
+        print(number, flush=True)
+        number += 1
+"""
+WRITE_KILLED_AT_EACH_CALL = """
+import itertools, numpy as np, os, signal, sys
+from cache import Store, digest
+
+def write(num_calls):
+    entries = Store(f"{sys.argv[1]}/{num_calls}").entries({"kind": "latents", "dtype": "float32", "shape": [4096]})
+    calls = iter(range(num_calls))
+    kill = lambda: next(calls, None) is None and os.kill(os.getpid(), signal.SIGKILL)
+    sys.setprofile(lambda frame, event, arg: kill() if event == "c_call" else None)
+    with entries.writer() as writer:
+        for number in range(3):
+            writer.write(digest(bytes([number])), np.full(4096, number, np.float32))
+    sys.setprofile(None)
+
+for num_calls in itertools.chain(range(1, 60, 3), range(60, 3000, 13)):
+    pid = os.fork()
+    if pid == 0:
+        write(num_calls)
+        os._exit(0)
+    was_killed = os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    print(num_calls, int(was_killed), flush=True)
+    if not was_killed:
+        break
+"""
+WRITE_THE_SAME = """
+import numpy as np, sys
+from cache import Store, digest
+entries = Store(sys.argv[1]).entries({"kind": "latents", "dtype": "float32", "shape": [2, 3]})
+for number in range(20):
+    with entries.writer() as writer:
+        writer.write(digest(bytes([number])), np.full((2, 3), float(sys.argv[2]), np.float32))
+"""
+WRITE_TO_A_FULL_DISK = """
+import numpy as np, resource, sys
+from cache import Store, StoreError, digest
+entries = Store(sys.argv[1]).entries({"kind": "latents", "dtype": "float32", "shape": [4096]})
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+try:
+    with entries.writer() as writer:
+        for number in range(8):
+            writer.write(digest(bytes([number])), np.full(4096, number, np.float32))
+except StoreError as error:
+    print(error)
+"""
+
+
+def child(code, *arguments):
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def flip(path, offset):
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 0x10]))
+
+
+def leftovers(entries):
+    return list((entries.path / "writing").iterdir())
+
+
+def test_killed_writer_leaves_nothing_visible(tmp_path):
+    """Killed in one place after the other, between two calls into C, from opening the store to its last commit."""
+    output, errors = child(WRITE_KILLED_AT_EACH_CALL, tmp_path).communicate()
+    assert errors == ""
+    outcomes = set()
+    for num_calls, was_killed in (map(int, line.split()) for line in output.splitlines()):
+        entries = Store(tmp_path / str(num_calls)).entries({"kind": "latents", "dtype": "float32", "shape": [4096]})
+        missing = entries.missing(ITEMS[:3])
+        assert missing in ([], ITEMS[:3])
+        outcomes.add((was_killed, not missing))
+        with entries.writer() as writer:
+            for item in missing:
+                writer.write(item, np.full(4096, ITEMS.index(item), np.float32))
+        assert [(entries.read(item) == number).all() for number, item in enumerate(ITEMS[:3])] == [True] * 3
+        assert len(segments(entries)) == 1 and leftovers(entries) == []
+    assert outcomes == {(1, False), (1, True), (0, True)}
+
+
+def test_twenty_kills_lose_nothing_that_was_committed(tmp_path):
+    entries = Store(tmp_path).entries({"kind": "latents", "dtype": "float32", "shape": [4096]})
+    random.seed(0)
+    last = -1
+    for _ in range(20):
+        process = child(WRITE_FOR_EVER, tmp_path, last + 1)
+        last = int(process.stdout.readline())
+        time.sleep(random.uniform(0, 0.03))
+        process.kill()
+        for line in process.communicate()[0].splitlines():
+            last = int(line)
+        items = [digest(str(number).encode()) for number in range(last + 4)]
+        missing = entries.missing(items)
+        assert missing in ([], items[last + 1 :])  # the last commit may have come through unacknowledged
+        for number in range(last + 4 - len(missing)):
+            assert (entries.read(items[number]) == number).all()
+    assert last > 60
+    assert len(leftovers(entries)) == 1
+    with entries.writer():
+        pass
+    assert leftovers(entries) == []
+
+
+def test_a_living_writer_is_no_leftover(tmp_path):
+    slow, quick = entries_of(tmp_path), entries_of(tmp_path)
+    with slow.writer() as writer:
+        writer.write(ITEMS[0], array_of(slow, 0))
+        fill(quick, ITEMS[1:2])
+        assert len(leftovers(slow)) == 1
+    assert_holds(quick, ITEMS[1:2])
+    quick.refresh()
+    assert_holds(quick, ITEMS[:2])
+    assert leftovers(slow) == []
+
+
+def test_two_writers_of_one_item_keep_the_store_whole(tmp_path):
+    processes = [child(WRITE_THE_SAME, tmp_path, number) for number in range(3)]
+    assert [process.communicate()[1] for process in processes] == ["", "", ""]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    one, other = entries_of(tmp_path), entries_of(tmp_path)
+    assert len(segments(one)) == 60 and one.missing(ITEMS) == [] and leftovers(one) == []
+    for item in ITEMS:
+        value = one.read(item)
+        assert value[0, 0] in (0, 1, 2) and (value == value[0, 0]).all()
+        assert (other.read(item) == value).all()
+
+
+def test_the_oldest_of_two_entries_is_read_before_and_after_the_second(tmp_path):
+    entries = fill(entries_of(tmp_path))
+    with entries.writer() as writer:
+        for item in ITEMS:
+            writer.write(item, np.zeros((2, 3), np.float32))
+    assert len(segments(entries)) == 2
+    assert_holds(entries)
+    assert_holds(entries_of(tmp_path))
+
+
+ROW = 4096 * 4 + 4  # bytes of a row with its checksum
+
+
+@pytest.mark.parametrize("limit_bytes, num_kept", [(ROW // 2, 0), (ROW + 10, 0), (ROW + 500, 1), (3 * ROW + 500, 3)])
+def test_a_full_disk_is_one_line_and_leaves_whole_entries_only(tmp_path, limit_bytes, num_kept):
+    output, errors = child(WRITE_TO_A_FULL_DISK, tmp_path, limit_bytes).communicate()
+    assert errors == "" and output.count("\n") == 1
+    assert str(tmp_path) in output and "16384 bytes needed" in output and " free; make room" in output
+    entries = Store(tmp_path).entries({"kind": "latents", "dtype": "float32", "shape": [4096]})
+    assert entries.missing(ITEMS[:8]) == ITEMS[num_kept:8]
+    for number in range(num_kept):
+        assert (entries.read(ITEMS[number]) == number).all()
+    assert leftovers(entries) == []
+
+
+def test_a_commit_that_found_the_disk_full_can_be_tried_again(tmp_path, monkeypatch):
+    entries = entries_of(tmp_path)
+    finish = SegmentWriter.finish
+    with entries.writer() as writer:
+        writer.write(ITEMS[0], array_of(entries, 0))
+        monkeypatch.setattr(SegmentWriter, "finish", lambda self: open("/dev/full", "wb", 0).write(b"x"))
+        with pytest.raises(StoreError, match=r"the disk is full: \d+ bytes needed, \d+ free"):
+            writer.commit()
+        monkeypatch.setattr(SegmentWriter, "finish", finish)
+        writer.commit()
+        assert_holds(entries_of(tmp_path), ITEMS[:1])
+
+
+def test_a_store_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    entries = entries_of(tmp_path / "file" / "store")
+    with pytest.raises(StoreError, match="cannot read the store: .*Not a directory.*; check the path"):
+        entries.missing(ITEMS)
+    with pytest.raises(StoreError, match=r"cannot write to the store: .*File exists: .*/file'; check the path"):
+        fill(entries)
+
+
+def test_one_flipped_byte_is_reported_by_item(tmp_path):
+    entries = fill(entries_of(tmp_path))
+    shard = segments(entries)[0] / "c.0.0.0"
+    flip(shard, 7 * 28 + 5)  # a row is 24 bytes and 4 of checksum
+    flip(shard, 9 * 28 + 26)
+    with pytest.raises(CorruptEntry, match=f"^{shard}: item {ITEMS[7]} is damaged; run"):
+        entries.read(ITEMS[7])
+    sound = [item for number, item in enumerate(ITEMS) if number not in (7, 9)]
+    assert_holds(entries, sound)
+
+
+def test_damage_that_was_met_is_encoded_again_alone(tmp_path):
+    entries = fill(entries_of(tmp_path))
+    shard = segments(entries)[0] / "c.0.0.0"
+    flip(shard, 7 * 28)
+    flip(shard, 9 * 28)
+    with pytest.raises(CorruptEntry):
+        entries.read(ITEMS[9])
+    again = entries_of(tmp_path)
+    assert again.missing(ITEMS) == [ITEMS[7], ITEMS[9]] == entries.missing(ITEMS)
+    fill(again, again.missing(ITEMS))
+    assert_holds(entries_of(tmp_path))
+    assert entries_of(tmp_path).missing(ITEMS) == []
+
+
+def test_a_sound_copy_is_read_instead_of_a_damaged_one(tmp_path):
+    entries = fill(fill(entries_of(tmp_path)))
+    assert len(segments(entries)) == 2
+    flip(segments(entries)[0] / "c.0.0.0", 0)
+    assert_holds(entries_of(tmp_path))
+
+
+def test_a_flipped_byte_anywhere_never_gives_other_numbers(tmp_path):
+    entries = fill(entries_of(tmp_path, shape=(2,)), ITEMS[:2])
+    num_noticed = 0
+    for path in (segments(entries)[0] / name for name in ("c.0.0", "keys")):
+        for offset in range(path.stat().st_size):
+            flip(path, offset)
+            reader = entries_of(tmp_path, shape=(2,))
+            for item in ITEMS[:2]:
+                try:
+                    assert_holds(reader, [item])
+                except StoreError:
+                    num_noticed += 1
+            flip(path, offset)
+            for note in (entries.path / "damaged").glob("*"):
+                note.unlink()
+    assert num_noticed == 2 * 12 + 2 * (2 * 16 + 4) + 2 * (2 * 16 + 8 + 4)  # rows, the shard's index, keys
+    assert_holds(entries, ITEMS[:2])
+
+
+@pytest.mark.parametrize("damage", [os.remove, lambda path: os.truncate(path, path.stat().st_size - 1),
+                                    lambda path: os.truncate(path, 0), lambda path: os.truncate(path, 9999)])
+@pytest.mark.parametrize("name", ["c.0.0.0", "keys"])
+def test_deleted_shard_is_missing_not_zeros(tmp_path, damage, name):
+    entries = fill(entries_of(tmp_path), ITEMS[:10])
+    fill(entries, ITEMS[10:])
+    damage(segments(entries)[0] / name)
+    again = entries_of(tmp_path)
+    assert again.missing(ITEMS) == ITEMS[:10]
+    fill(again, again.missing(ITEMS))
+    assert_holds(entries_of(tmp_path))
+
+
+@pytest.mark.parametrize("damage", [os.remove, lambda path: os.truncate(path, 100), lambda path: os.truncate(path, 0)])
+def test_a_shard_that_goes_while_it_is_open_is_an_error_not_zeros(tmp_path, damage):
+    entries = fill(entries_of(tmp_path))
+    assert_holds(entries)
+    damage(segments(entries)[0] / "c.0.0.0")
+    with pytest.raises(CorruptEntry, match=f"c.0.0.0: item {ITEMS[19]} is damaged"):
+        entries.read(ITEMS[19])
+    assert entries.missing(ITEMS) == ITEMS
