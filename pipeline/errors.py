@@ -1,0 +1,9 @@
+"""What goes wrong for reasons outside our code."""
+
+
+class UserError(Exception):
+    """Something the user can put right: bad input, a missing file, a setting that does not fit.
+
+    The message is what the user sees, without a traceback: what was found, what was expected, where, and what to do
+    next.  Anything else that escapes a stage is a bug of ours and keeps its traceback.
+    """
