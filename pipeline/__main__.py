@@ -1,0 +1,75 @@
+"""``python -m pipeline``: the stages one by one, and the tools around them."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from cache import StoreError
+from pipeline.errors import UserError
+from pipeline.experiment import load_experiment
+from pipeline.stages import STAGES, run
+from pipeline.stopping import Stopped, end_with_parent
+
+STOPPED_EXIT = 143
+"""What a shell reports for a process ended by SIGTERM."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+        return 0
+    except (UserError, StoreError) as error:
+        return _fail(str(error))
+    except Stopped:
+        print("stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        return STOPPED_EXIT
+    except KeyboardInterrupt:
+        return STOPPED_EXIT
+    except OSError as error:
+        if error.errno is None or not error.filename:
+            raise
+        return _fail(f"{error.filename}: {error.strerror}; check the disk and the permissions, then run again")
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    stage = commands.add_parser("run", help="run one stage in this process")
+    stage.add_argument("stage", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
+    stage.add_argument("--experiment", default="", metavar="FILE", help="TOML; without it, the embedded default")
+    stage.add_argument("--parent", type=int, default=0, help=argparse.SUPPRESS)
+    stage.set_defaults(command=_run_stage)
+
+    tiny = commands.add_parser("tiny-model", help="write a tiny, untrained checkpoint in FLUX.1 format")
+    tiny.add_argument("folder", type=Path, metavar="DIR")
+    tiny.add_argument("--seed", type=int, default=0)
+    tiny.add_argument("--schnell", action="store_true", help="FLUX.1-schnell's format: without guidance embedding")
+    tiny.set_defaults(command=_write_tiny_model)
+    return parser
+
+
+def _run_stage(options) -> None:
+    if options.parent:
+        end_with_parent(options.parent)
+    run(options.stage, load_experiment(options.experiment))
+
+
+def _write_tiny_model(options) -> None:
+    from pipeline import device, tiny
+
+    device.use("CPU")
+    folder = tiny.write_tiny_model(options.folder, options.seed, guidance_embeds=not options.schnell)
+    num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{folder}: {num_bytes / 1e6:.1f} MB; use it with [model] path = {os.fspath(folder)!r}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""The device: what it is, what it computes, and all that differs between Ascend and CPU.
+
+`choose` imports no MindSpore, so that the scheduler can ask; `use` sets the process up for the device.
+"""
+
+import contextlib
+import importlib.util
+import io
+import logging
+import os
+import resource
+import warnings
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+COMPUTES = {"Ascend": ("bf16", "fp16", "fp32"), "CPU": ("fp32", "fp16")}
+"""What each device computes, by preference.  MindSpore's CPU backend has almost no bf16 kernels."""
+
+
+def choose(target: str) -> str:
+    """``"Ascend"`` or ``"CPU"`` for ``"auto"``: Ascend where a device and MindSpore's Ascend plugin are present."""
+    if target != "auto":
+        return target
+    return "Ascend" if _has_ascend_device() and _has_ascend_plugin() else "CPU"
+
+
+def _has_ascend_device() -> bool:
+    """The driver shows each NPU as /dev/davinci0, /dev/davinci1, ..."""
+    return any(path.name[len("davinci") :].isdigit() for path in Path("/dev").glob("davinci*"))
+
+
+def _has_ascend_plugin() -> bool:
+    spec = importlib.util.find_spec("mindspore")
+    return bool(spec and any(Path(spec.origin).parent.glob("lib/plugin/libmindspore_ascend*")))
+
+
+def use(device: str) -> None:
+    """Set this process up for ``device``; on CPU, install the substitutes for the kernels that MindSpore lacks there.
+
+    Raises UserError where MindSpore cannot use the device.
+    """
+    import mindspore as ms
+
+    try:
+        ms.set_device(device)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"device: MindSpore {ms.__version__} cannot use {device}: {reason}; "
+            'check the driver and CANN, or set [device] target = "CPU"'
+        ) from None
+    _import_mindone()
+    if device == "CPU":
+        from pipeline import cpu
+
+        ms.runtime.launch_blocking()
+        cpu.install()
+
+
+def _import_mindone() -> None:
+    """Import mindone without the notices that it and transformers print for models nobody here uses.
+
+    What mindone warns of while loading weights is an error here, raised by `models.load_model`.
+    """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore", FutureWarning)
+        import mindone.diffusers  # noqa: F401
+        import mindone.transformers  # noqa: F401
+    logging.getLogger("mindone").setLevel(logging.ERROR)
+
+
+def peak_memory_bytes(device: str) -> dict:
+    """Peak resident memory of this process and, where the device has memory of its own, of the device."""
+    peaks = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if device != "CPU":
+        import mindspore as ms
+
+        peaks["device"] = ms.runtime.max_memory_allocated()
+    return peaks

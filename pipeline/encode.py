@@ -1,0 +1,93 @@
+"""Encoding what the store lacks: captions with CLIP and T5, images with the VAE encoder.
+
+One item at a time: its bytes then depend on the item and the recipe only, not on what it was batched with.
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from cache import Entries, caption_item
+from pipeline import data, images, models
+from pipeline.progress import Progress
+from pipeline.recipes import Plan
+from pipeline.stopping import StopRequest
+
+
+def encode_pooled(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> int:
+    """CLIP's pooled output of every caption that lacks it.  Returns how many were encoded."""
+    return _encode_captions(plan, plan.pooled, photos, "tokenizer", "text_encoder", "CLIP", lambda outputs: outputs[1])
+
+
+def encode_txt(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> int:
+    """T5's output sequence of every caption that lacks it.  Returns how many were encoded.
+
+    As in the reference pipeline, T5 gets no attention mask: padding is attended to, in training as in sampling.
+    """
+    return _encode_captions(plan, plan.txt, photos, "tokenizer_2", "text_encoder_2", "T5", lambda outputs: outputs[0])
+
+
+def encode_latents(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> int:
+    """The VAE's posterior of every image that lacks it.  Returns how many were encoded."""
+    import mindspore as ms
+
+    policy, entries = plan.precision.vae, plan.latents
+    width, height = entries.recipe["width"], entries.recipe["height"]
+
+    def load():
+        vae = models.load_model(plan.checkpoint, "vae", policy.params, plan.experiment.model.variant)
+        dtype = models.mindspore_dtype(policy.compute)
+
+        def posterior(photo):
+            pixels = images.to_array(images.fit(data.read_photo(photo), width, height))
+            return vae.encode(ms.Tensor(pixels[None]).astype(dtype))[0]
+
+        return posterior
+
+    sources = {photo.digest: photo for photo in photos}
+    return _encode(entries, sources, load, "VAE", "image")
+
+
+def _encode_captions(plan, entries, photos, tokenizer_name, component, label, select) -> int:
+    import mindspore as ms
+
+    policy, length = getattr(plan.precision, component), entries.recipe["max_length"]
+
+    def load():
+        tokenizer = models.load_tokenizer(plan.checkpoint, tokenizer_name)
+        encoder = models.load_model(plan.checkpoint, component, policy.params, plan.experiment.model.variant)
+
+        def embed(caption):
+            tokens = tokenizer(caption, padding="max_length", max_length=length, truncation=True, return_tensors="np")
+            return select(encoder(ms.Tensor(tokens.input_ids.astype(np.int32))))
+
+        return embed
+
+    sources = {caption_item(photo.caption): photo.caption for photo in photos}
+    return _encode(entries, sources, load, label, "caption")
+
+
+def _encode(entries: Entries, sources: dict, load: Callable, label: str, unit: str) -> int:
+    """Write ``compute(source)`` for every missing item, where ``compute = load()``; load only if any is missing."""
+    missing = entries.missing(sources)
+    if not missing:
+        return 0
+    compute = load()
+    with StopRequest() as stop, Progress(label, len(missing), unit) as progress, entries.writer() as writer:
+        for item in missing:
+            writer.write(item, to_storage(compute(sources[item])[0], entries.dtype))
+            progress.advance()
+            stop.check()
+    return len(missing)
+
+
+def to_storage(tensor, dtype: str) -> np.ndarray:
+    """A device tensor as a host array of the storage ``dtype``; bfloat16 as ml_dtypes has it."""
+    import ml_dtypes
+
+    import mindspore as ms
+
+    target = np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
+    if tensor.dtype == ms.bfloat16:  # every bfloat16 is a float32, so nothing is rounded on the way
+        tensor = tensor.astype(ms.float32)
+    return tensor.asnumpy().astype(target)

@@ -1,0 +1,230 @@
+"""The experiment file: TOML with a default for every field, checked as a whole before anything runs."""
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+
+DTYPES = ("bf16", "fp16", "fp32")
+PRECISION_COMPONENTS = ("vae", "text_encoder", "text_encoder_2", "transformer", "trained")
+
+
+def setting(default, **rules):
+    """A field with rules: ``choices``, ``minimum``, ``above`` (exclusive minimum), ``below``, ``multiple_of``."""
+    return field(default=default, metadata=rules)
+
+
+@dataclass(frozen=True)
+class Paths:
+    store: str = setting("store")
+    runs: str = setting("runs")
+
+
+@dataclass(frozen=True)
+class Model:
+    """``path``: a local folder in diffusers layout or a Hub id; empty: the embedded tiny model, written on first use."""
+
+    path: str = setting("")
+    revision: str = setting("")
+    variant: str = setting("")
+
+
+@dataclass(frozen=True)
+class Data:
+    """``images``: a folder; empty: a few drawn pictures, written on first use.  ``resolution`` in pixels."""
+
+    images: str = setting("")
+    prompt: str = setting("")
+    resolution: int = setting(512, minimum=16, multiple_of=16)
+    max_sequence_length: int = setting(512, minimum=1)
+
+
+@dataclass(frozen=True)
+class PrecisionSettings:
+    """``preset``, and per component a table with ``params``, ``compute`` and ``storage``."""
+
+    preset: str = setting("auto", choices=("auto", "bf16", "fp16", "bf16-text-fp32", "fp16-text-fp32", "fp32"))
+    vae: dict = field(default_factory=dict)
+    text_encoder: dict = field(default_factory=dict)
+    text_encoder_2: dict = field(default_factory=dict)
+    transformer: dict = field(default_factory=dict)
+    trained: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """``targets``: ``"attention"``, or a list of module name endings such as ``["to_q", "to_out.0"]``."""
+
+    rank: int = setting(4, minimum=1)
+    alpha: float = setting(4.0, above=0)
+    targets: str | tuple = setting("attention")
+
+
+@dataclass(frozen=True)
+class Train:
+    steps: int = setting(500, minimum=1)
+    batch_size: int = setting(1, minimum=1)
+    learning_rate: float = setting(1e-4, above=0)
+    optimizer: str = setting("adamw", choices=("adamw", "adam_weight_decay"))
+    adam_beta1: float = setting(0.9, minimum=0, below=1)
+    adam_beta2: float = setting(0.999, minimum=0, below=1)
+    adam_epsilon: float = setting(1e-8, above=0)
+    weight_decay: float = setting(1e-4, minimum=0)
+    guidance_scale: float = setting(3.5, minimum=0)
+    posterior: str = setting("sample", choices=("sample", "mode"))
+    mode: str = setting("pynative", choices=("pynative", "jit"))
+    log_every: int = setting(1, minimum=1)
+
+
+@dataclass(frozen=True)
+class Device:
+    target: str = setting("auto", choices=("auto", "Ascend", "CPU"))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All settings of one experiment.  ``folder`` is what relative paths in it are relative to."""
+
+    name: str = setting("experiment")
+    seed: int = setting(0, minimum=0, below=2**63)
+    paths: Paths = Paths()
+    model: Model = Model()
+    data: Data = Data()
+    precision: PrecisionSettings = PrecisionSettings()
+    lora: Lora = Lora()
+    train: Train = Train()
+    device: Device = Device()
+    folder: Path = field(default=Path("."), metadata={"internal": True})
+
+    @property
+    def store(self) -> Path:
+        return self._resolve(self.paths.store)
+
+    @property
+    def runs(self) -> Path:
+        return self._resolve(self.paths.runs)
+
+    @property
+    def images(self) -> Path:
+        return self._resolve(self.data.images or "tiny/pictures")
+
+    @property
+    def model_path(self) -> Path | str:
+        """A local folder, or a Hub id as it stands where no such folder exists and it looks like one."""
+        if not self.model.path:
+            return self._resolve("tiny/model")
+        local = self._resolve(self.model.path)
+        return self.model.path if not local.exists() and _looks_like_hub_id(self.model.path) else local
+
+    def _resolve(self, path: str) -> Path:
+        return (self.folder / Path(path).expanduser()).resolve()
+
+
+def _looks_like_hub_id(text: str) -> bool:
+    owner, slash, name = text.partition("/")
+    return bool(slash and owner and name) and "/" not in name and not owner.startswith((".", "~"))
+
+
+def load_experiment(path: Path | str | None = None) -> Experiment:
+    """Read ``path``; without one, the embedded default, whose relative paths are relative to the working directory.
+
+    Raises UserError that lists every problem of the file, each with its field.
+    """
+    if not path:
+        return _build(tomllib.loads(DEFAULT.read_text()), DEFAULT, folder=Path.cwd())
+    path = Path(path).expanduser()
+    try:
+        with open(path, "rb") as file:
+            document = tomllib.load(file)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the experiment file: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    return _build(document, path, folder=path.resolve().parent)
+
+
+DEFAULT = Path(__file__).with_name("default.toml")
+
+
+def _build(document: dict, path: Path, folder: Path) -> Experiment:
+    problems: list[str] = []
+    experiment = _table(Experiment, document, "", problems)
+    if problems:
+        noun = "problem" if len(problems) == 1 else "problems"
+        raise UserError("\n  ".join([f"{path}: {len(problems)} {noun} in the experiment file", *problems]))
+    return dataclasses.replace(experiment, folder=folder)
+
+
+def _table(cls, table: dict, prefix: str, problems: list[str]):
+    fields = {f.name: f for f in dataclasses.fields(cls) if "internal" not in f.metadata}
+    values = {}
+    for key, value in table.items():
+        name = f"{prefix}{key}"
+        if key not in fields:
+            problems.append(f"{name}: unknown field; known here: {', '.join(fields)}")
+        elif dataclasses.is_dataclass(fields[key].type):
+            if isinstance(value, dict):
+                values[key] = _table(fields[key].type, value, f"{name}.", problems)
+            else:
+                problems.append(f"{name}: must be a table, [{name}]")
+        else:
+            problem, values[key] = _check(fields[key], value)
+            if problem:
+                problems.append(f"{name}: {problem}")
+    return cls(**values) if not problems else cls()
+
+
+def _check(spec: dataclasses.Field, value: Any) -> tuple[str, Any]:
+    """The problem with ``value`` ("" for none) and the value as the field keeps it."""
+    if spec.type is float and type(value) is int:
+        value = float(value) if abs(value) < 2**63 else float("inf")
+    if spec.type is dict:
+        return _precision_table_problem(value), value
+    if spec.type == str | tuple:
+        is_list = isinstance(value, list) and value and all(isinstance(item, str) and item for item in value)
+        if not (is_list or (isinstance(value, str) and value)):
+            return f"must be a name or a list of names, found {value!r}", value
+        return "", tuple(value) if is_list else value
+    if type(value) is not spec.type:
+        return f"must be {_article(spec.type)}, found {value!r}", value
+    return _rule_problem(spec, value), value
+
+
+def _rule_problem(spec: dataclasses.Field, value: Any) -> str:
+    rules = spec.metadata
+    if isinstance(value, float) and value != value or value in (float("inf"), float("-inf")):
+        return f"must be finite, found {value}"
+    if "choices" in rules and value not in rules["choices"]:
+        return f"must be one of {', '.join(rules['choices'])}, found {value!r}"
+    if "minimum" in rules and value < rules["minimum"]:
+        return f"must be at least {rules['minimum']}, found {value}"
+    if "above" in rules and value <= rules["above"]:
+        return f"must be above {rules['above']}, found {value}"
+    if "below" in rules and value >= rules["below"]:
+        return f"must be below {rules['below']}, found {value}"
+    if "multiple_of" in rules and value % rules["multiple_of"]:
+        return f"must be a multiple of {rules['multiple_of']}, found {value}"
+    if spec.name == "name" and not _is_plain_name(value):
+        return f"must be a plain name (letters, digits, '.', '_', '-', not first a '.' or '-'), found {value!r}"
+    return ""
+
+
+def _is_plain_name(name: str) -> bool:
+    return bool(name) and name[0] not in ".-" and all(c.isalnum() or c in "._-" for c in name) and len(name) <= 100
+
+
+def _precision_table_problem(table: Any) -> str:
+    if not isinstance(table, dict):
+        return 'must be a table such as { params = "fp32", compute = "fp32" }'
+    wrong = [key for key in table if key not in ("params", "compute", "storage")]
+    if wrong:
+        return f"unknown field {', '.join(wrong)}; known here: params, compute, storage"
+    wrong = [f"{key} = {value!r}" for key, value in table.items() if value not in DTYPES]
+    return f"{', '.join(wrong)}: must be one of {', '.join(DTYPES)}" if wrong else ""
+
+
+def _article(kind: type) -> str:
+    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[kind]

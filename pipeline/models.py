@@ -1,0 +1,278 @@
+"""Loading FLUX.1 by component from a folder in diffusers layout, or from the Hub; safetensors only.
+
+Every loader raises UserError for what a user can put right, and returns nothing that lacks a weight or ignored one.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+from cache import canonical, digest
+from pipeline.errors import UserError
+
+COMPONENTS = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "vae", "transformer", "scheduler")
+WEIGHTS = {"text_encoder": "model", "text_encoder_2": "model", "vae": "diffusion_pytorch_model"}
+WEIGHTS["transformer"] = "diffusion_pytorch_model"
+CONFIG_NAMES = {"scheduler": "scheduler_config.json"} | dict.fromkeys(("tokenizer", "tokenizer_2"), "tokenizer_config.json")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+CONFIG_NOTES = ("_name_or_path", "_diffusers_version", "_commit_hash", "transformers_version", "torch_dtype", "dtype")
+"""Config fields that say where a checkpoint came from and change nothing of what it computes."""
+
+TIED = {"encoder.embed_tokens.weight"}
+"""T5's input embedding is ``shared.weight``; mindone reports it as newly initialised although it is tied and right."""
+
+PYTORCH_NAMES = {"gamma": "weight", "beta": "bias", "embedding_table": "weight"}
+"""What MindSpore's layers call their parameters, and what FLUX.1's files call them."""
+
+
+def local_folder(path: Path | str, revision: str = "", variant: str = "") -> Path:
+    """The checkpoint's folder on this machine.  A Hub id is looked up among what has been downloaded.
+
+    Raises UserError where there is none, or where its download was cut short.
+    """
+    if isinstance(path, Path):
+        if (path / "model_index.json").is_file():
+            return path
+        raise UserError(f"{path}: not a FLUX.1 checkpoint in diffusers layout: no model_index.json in it; check [model] path")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(path, revision=revision or None, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        raise UserError(f"{path}: neither a local folder nor downloaded from the Hub yet; run GetModel, or check [model] path") from None
+    return _whole(folder, variant)
+
+
+def download(repository: str, revision: str = "", variant: str = "") -> Path:
+    """Fetch configs, tokenizers and safetensors of a Hub repository; what is there already is not fetched again."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=_patterns(variant)))
+    except GatedRepoError:
+        raise UserError(f"{repository}: gated; accept its licence on the Hub and log in with `hf auth login`") from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise UserError(f"{repository}: no such repository on the Hub, and no such local folder; check [model] path") from None
+    except (HfHubHTTPError, OSError) as error:
+        raise UserError(f"{repository}: download failed: {str(error).splitlines()[0]}; run again to go on") from None
+    return _whole(folder, variant)
+
+
+def _whole(folder: Path, variant: str) -> Path:
+    """The folder of a download, unless one of its parts is missing: the Hub's cache also shows unfinished ones."""
+    for component in COMPONENTS:
+        if component in WEIGHTS:
+            weight_files(folder, component, variant)
+        config(folder, component)
+    return folder
+
+
+def _patterns(variant: str) -> list[str]:
+    """Configs, tokenizers, and the wanted weights; never pickles, other frameworks' weights, or code."""
+    suffix = f".{variant}" if variant else ""
+    weights = [f"{part}/{stem}{suffix}{tail}" for part, stem in WEIGHTS.items() for tail in (".safetensors", "-*-of-*.safetensors")]
+    return ["model_index.json", *(f"{part}/*.json" for part in COMPONENTS), "tokenizer*/*.txt", "tokenizer*/*.model", *weights]
+
+
+def config(folder: Path, component: str) -> dict:
+    return _json(folder / component / CONFIG_NAMES.get(component, "config.json"))
+
+
+def _json(path: Path) -> dict:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; the checkpoint is incomplete") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: found a {type(document).__name__}, expected a JSON object; the checkpoint is damaged")
+    return document
+
+
+def weight_files(folder: Path, component: str, variant: str = "") -> list[Path]:
+    """The safetensors files of a component: one, or the shards that its index lists.
+
+    Raises UserError where a file is missing, leaves the folder, or where there are pickles only.
+    """
+    part, stem = folder / component, WEIGHTS[component]
+    suffix = f".{variant}" if variant else ""
+    single = part / f"{stem}{suffix}.safetensors"
+    indices = (part / f"{stem}.safetensors.index{suffix}.json", part / f"{stem}{suffix}.safetensors.index.json")
+    index = next((path for path in indices if path.is_file()), None)
+    # Where both are, the text encoders' loader takes the single file, the others' the shards.
+    if single.is_file() and (index is None or component.startswith("text_encoder")):
+        return [single]
+    if index is not None:
+        return _shards(part, index)
+    pickles = sorted(path.name for path in part.glob("*") if path.suffix in PICKLES)
+    if pickles:
+        raise UserError(f"{part}: only pickled weights ({', '.join(pickles)}), which can run code when loaded and are refused; convert them to safetensors")
+    available = sorted(path.name for path in part.glob("*.safetensors"))
+    hint = f"; there are {', '.join(available)}: check [model] variant" if available else ""
+    raise UserError(f"{single}: missing{hint}")
+
+
+def _shards(part: Path, index: Path) -> list[Path]:
+    weight_map = _json(index).get("weight_map")
+    if not (isinstance(weight_map, dict) and weight_map):
+        raise UserError(f"{index}: lists no shards; the checkpoint is damaged")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise UserError(f"{index}: refuses shard {name!r}: not a safetensors file in this folder")
+        if not (part / name).is_file():
+            raise UserError(f"{part / name}: missing; {index.name} lists it")
+    return [part / name for name in names]
+
+
+def component_digest(folder: Path, component: str, facts, variant: str = "") -> dict:
+    """What identifies a component: digests of its weights and of the part of its config that it computes with.
+
+    facts: cache.FileFacts, so that unchanged files are read once.
+    """
+    files = weight_files(folder, component, variant)
+    weights = [facts.file_digest(path) for path in files]
+    return {"weights": digest(canonical(weights)), "config": digest(canonical(_working_config(folder, component)))}
+
+
+def _working_config(folder: Path, component: str) -> dict:
+    return {key: value for key, value in config(folder, component).items() if key not in CONFIG_NOTES}
+
+
+def tokenizer_digest(folder: Path, component: str, facts) -> str:
+    part = folder / component
+    files = sorted(path for path in part.glob("*") if path.suffix in (".json", ".txt", ".model") and path.is_file())
+    if not files:
+        raise UserError(f"{part}: no tokenizer files; the checkpoint is incomplete")
+    return digest(canonical([[path.name, facts.file_digest(path)] for path in files]))
+
+
+def load_tokenizer(folder: Path, component: str):
+    """The fast tokenizer: the slow CLIP one gives other tokens with ftfy installed than without."""
+    from transformers import CLIPTokenizerFast, T5TokenizerFast
+
+    cls = {"tokenizer": CLIPTokenizerFast, "tokenizer_2": T5TokenizerFast}[component]
+    try:
+        return cls.from_pretrained(str(folder / component), local_files_only=True)
+    except Exception as error:  # a damaged tokenizer.json is a bare Exception
+        raise UserError(f"{folder / component}: cannot load the tokenizer: {_one_line(error)}") from error
+
+
+def load_model(folder: Path, component: str, dtype: str, variant: str = ""):
+    """The component with its weights in ``dtype`` ("fp32", ...), frozen, in inference mode.
+
+    Raises UserError that names every missing or unexpected weight.
+    """
+    for path in weight_files(folder, component, variant):
+        _check_header(path)
+    cls = _model_class(folder, component)
+    model, info = _from_pretrained(cls, folder, component, dtype, variant)
+    _check_loaded(folder / component, info)
+    if component == "text_encoder_2":
+        _use_exact_buckets(model)
+    for parameter in model.get_parameters():
+        parameter.requires_grad = False
+    return model.set_train(False)
+
+
+def _check_header(path: Path) -> None:
+    """Raise UserError where a safetensors file is not one, or not as long as its header says."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged or cut short ({_one_line(error)}); fetch it again") from None
+
+
+def _model_class(folder: Path, component: str):
+    from mindone.diffusers import AutoencoderKL, FluxTransformer2DModel
+    from mindone.transformers import CLIPTextModel, T5EncoderModel
+
+    known = {"vae": (AutoencoderKL,), "transformer": (FluxTransformer2DModel,), "text_encoder": (CLIPTextModel,)}
+    known["text_encoder_2"] = (T5EncoderModel,)
+    settings = config(folder, component)
+    found = settings.get("_class_name") or (settings.get("architectures") or ["none named"])[0]
+    for cls in known[component]:
+        if cls.__name__ == found:
+            return cls
+    expected = " or ".join(cls.__name__ for cls in known[component])
+    raise UserError(f"{folder / component}/config.json: class {found}, expected {expected}; not a FLUX.1 checkpoint")
+
+
+def mindspore_dtype(name: str):
+    import mindspore as ms
+
+    return {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}[name]
+
+
+def _from_pretrained(cls, folder: Path, component: str, dtype: str, variant: str):
+    dtype_option = "dtype" if component.startswith("text_encoder") else "mindspore_dtype"
+    options = {"use_safetensors": True, dtype_option: mindspore_dtype(dtype), "output_loading_info": True}
+    options |= {"local_files_only": True, **({"variant": variant} if variant else {})}
+    try:
+        return cls.from_pretrained(os.fspath(folder / component), **options)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / component}: cannot load {cls.__name__}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500] or type(error).__name__
+
+
+def _check_loaded(part: Path, info: dict) -> None:
+    missing = sorted(name_in_file(name) for name in set(info["missing_keys"]) - TIED)
+    unexpected = sorted(set(info["unexpected_keys"]))
+    problems = [f"missing weight {name}" for name in missing] + [f"unexpected weight {name}" for name in unexpected]
+    problems += [f"weight {str(item)}: shape differs" for item in info.get("mismatched_keys", ())]
+    if problems:
+        raise UserError("\n  ".join([f"{part}: weights do not fit the config ({len(problems)} problems)", *problems]))
+
+
+def name_in_file(parameter: str) -> str:
+    stem, dot, last = parameter.rpartition(".")
+    return stem + dot + PYTORCH_NAMES.get(last, last)
+
+
+def position_buckets(num_queries: int, num_keys: int, num_buckets: int = 32, max_distance: int = 128) -> np.ndarray:
+    """T5's bidirectional relative position buckets (arXiv:1910.10683), (num_queries, num_keys), int32.
+
+    They depend on nothing but shapes.  In float32 on a device ``log(16)`` may come out a hair low and is then cut off
+    to the bucket below; here the host computes them in float64.
+    """
+    distance = np.arange(num_keys)[None, :] - np.arange(num_queries)[:, None]
+    half = num_buckets // 2
+    exact = half // 2
+    length = np.abs(distance)
+    growth = np.log(np.maximum(length, 1) / exact) / math.log(max_distance / exact)
+    far = np.minimum(exact + np.floor(growth * (half - exact) + 1e-9).astype(np.int64), half - 1)
+    return (np.where(length < exact, length, far) + half * (distance > 0)).astype(np.int32)
+
+
+def _use_exact_buckets(t5) -> None:
+    for _, cell in t5.cells_and_names():
+        if getattr(cell, "has_relative_attention_bias", False):
+            cell.compute_bias = _host_bias.__get__(cell)
+
+
+def _host_bias(self, query_length, key_length, cache_position=None):
+    import mindspore as ms
+
+    buckets = position_buckets(query_length, key_length, self.relative_attention_num_buckets, self.relative_attention_max_distance)
+    values = self.relative_attention_bias(ms.Tensor(buckets))
+    return values.permute(2, 0, 1).expand_dims(0)
+
+
+def scheduler_sigmas(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The scheduler's own noise levels and timesteps, (num_train_timesteps,) float32 each, from high to low."""
+    from mindone.diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(config(folder, "scheduler"))
+    return scheduler.sigmas.asnumpy(), scheduler.timesteps.asnumpy()

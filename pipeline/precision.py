@@ -1,0 +1,85 @@
+"""Which dtype every component keeps, computes and stores.  All dtype decisions are made here."""
+
+from dataclasses import dataclass
+
+from pipeline.errors import UserError
+from pipeline.experiment import PRECISION_COMPONENTS, PrecisionSettings
+
+LONG_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """``params``: dtype of the parameters.  ``compute``: of the arithmetic.  ``storage``: of what the store keeps."""
+
+    params: str
+    compute: str
+    storage: str
+
+    @property
+    def storage_dtype(self) -> str:
+        """The store's name of the storage dtype, such as ``"bfloat16"``."""
+        return LONG_NAMES[self.storage]
+
+
+@dataclass(frozen=True)
+class Precision:
+    preset: str
+    vae: Policy
+    text_encoder: Policy
+    text_encoder_2: Policy
+    transformer: Policy
+    trained: Policy
+
+
+def resolve(settings: PrecisionSettings, device: str, computes: tuple[str, ...]) -> Precision:
+    """The policy of every component on ``device``, which computes the dtypes ``computes``.
+
+    ``preset = "auto"`` is bf16 where the device computes it and fp32 elsewhere.  Raises UserError that lists every
+    component whose policy the device cannot run.
+    """
+    preset = settings.preset
+    if preset == "auto":
+        preset = "bf16" if "bf16" in computes else "fp32"
+    half = preset.partition("-")[0]
+    text = "fp32" if preset.endswith("-text-fp32") else half
+    policies = {
+        "vae": _policy(half, settings.vae),
+        "text_encoder": _policy(text, settings.text_encoder),
+        "text_encoder_2": _policy(text, settings.text_encoder_2),
+        "transformer": _policy(half, settings.transformer),
+        "trained": _policy(half, settings.trained, params="fp32"),
+    }
+    problems = []
+    for name in PRECISION_COMPONENTS:
+        is_overridden = bool(getattr(settings, name))
+        problems += _problems(name, policies[name], device, computes, is_overridden)
+    if problems:
+        raise UserError("\n  ".join([f"precision: preset {preset!r} and its overrides do not fit", *problems]))
+    return Precision(preset, **policies)
+
+
+def _policy(dtype: str, table: dict, params: str = "") -> Policy:
+    """``dtype`` for all three, or what ``table`` and ``params`` say; storage follows compute."""
+    params = table.get("params", params or dtype)
+    compute = table.get("compute", dtype)
+    return Policy(params, compute, table.get("storage", compute))
+
+
+def _problems(name: str, policy: Policy, device: str, computes: tuple[str, ...], is_overridden: bool) -> list[str]:
+    found = []
+    fitting = [f"{half}{text}" for half in computes for text in ("", "-text-fp32") if half != "fp32" or not text]
+    hint = f"presets that work: {', '.join(fitting)}"
+    if is_overridden:
+        hint = f"in [precision.{name}] set one of {', '.join(computes)}"
+    for dtype in dict.fromkeys((policy.params, policy.compute)):
+        if dtype not in computes:
+            found.append(f"{name}: {device} does not compute {dtype}; {hint}")
+    if name == "trained" and policy.params != "fp32":
+        found.append("trained: parameters must be fp32: MindSpore's optimizers step in the parameters' dtype")
+    if name != "trained" and policy.params != policy.compute:
+        found.append(
+            f"{name}: parameters in {policy.params} with arithmetic in {policy.compute} is not supported; "
+            f"set params and compute of [precision.{name}] to the same dtype"
+        )
+    return found

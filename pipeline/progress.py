@@ -1,0 +1,51 @@
+"""Progress of a stage: a bar on a terminal, a line now and then in a log."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+LINE_EVERY_SECONDS = 15
+
+
+class Progress:
+    """Counts up to ``total`` things named ``unit``.  Use it in a ``with`` block."""
+
+    def __init__(self, label: str, total: int, unit: str = "item"):
+        self.label, self.total, self.unit = label, total, unit
+        self.done, self._note = 0, ""
+        self._bar = tqdm(total=total, desc=label, unit=unit, dynamic_ncols=True) if sys.stderr.isatty() else None
+
+    def __enter__(self):
+        self._began = self._said = time.monotonic()
+        return self
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self.done, self._note = self.done + count, note
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(count)
+        elif time.monotonic() - self._said >= LINE_EVERY_SECONDS:
+            self._say()
+
+    def set(self, done: int, total: int) -> None:
+        """Say both counts at once, for work that learns its total on the way."""
+        self.total = total
+        if self._bar is not None:
+            self._bar.total = total
+        self.advance(done - self.done)
+
+    def _say(self) -> None:
+        self._said = time.monotonic()
+        seconds = self._said - self._began
+        left = seconds / self.done * (self.total - self.done) if self.done else 0
+        note = f", {self._note}" if self._note else ""
+        print(f"{self.label}: {self.done}/{self.total} {self.unit}s, {left:.0f} s left{note}", file=sys.stderr, flush=True)
+
+    def __exit__(self, *error):
+        if self._bar is not None:
+            self._bar.close()
+        elif self.total:
+            seconds = time.monotonic() - self._began
+            note = f", {self._note}" if self._note else ""
+            print(f"{self.label}: {self.done}/{self.total} {self.unit}s in {seconds:.1f} s{note}", file=sys.stderr, flush=True)

@@ -1,0 +1,46 @@
+"""Ending a stage: on request at the next safe point, and always when whoever started it is gone."""
+
+import ctypes
+import os
+import signal
+
+PR_SET_PDEATHSIG = 1
+
+
+class Stopped(Exception):
+    """The stage was asked to stop and did so at a safe point; what it had finished is kept."""
+
+
+class StopRequest:
+    """A ``with`` block in which SIGTERM and SIGINT wait for the next `check`.
+
+    Outside such a block they end the process at once, as they do by default: there is nothing to keep while a model is
+    loaded or compiled.
+    """
+
+    def __enter__(self):
+        self.requested = False
+        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _note(self, number, frame):
+        self.requested = True
+
+    def check(self) -> None:
+        """Raise Stopped if a signal has come.  Call it where everything finished is safe."""
+        if self.requested:
+            raise Stopped
+
+    def __exit__(self, *error):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def end_with_parent(parent: int) -> None:
+    """Have the kernel send this process SIGTERM when ``parent``, its parent's process id, ends, however it ends.
+
+    prctl(2), PR_SET_PDEATHSIG; Linux only.  Without it a stage lives on when its scheduler is killed.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it ended before the request was in place
+        os.kill(os.getpid(), signal.SIGTERM)

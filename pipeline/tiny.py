@@ -1,0 +1,257 @@
+"""A complete, tiny, untrained checkpoint in FLUX.1 format: same files, same classes, same loading code, a few MB.
+
+It proves plumbing, not pictures: its weights are random, though scaled so that signals neither vanish nor explode.
+"""
+
+import io
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from cache import digest, write_atomically
+from pipeline.errors import UserError
+from pipeline.models import name_in_file
+
+CLIP_LENGTH = 77
+PIECES = 256
+"""Most pieces of the T5 vocabulary, without its 100 sentinel tokens; CLIP has 512 bytes and up to as many merges."""
+
+
+def write_tiny_model(folder: Path, seed: int = 0, guidance_embeds: bool = True) -> Path:
+    """Write the checkpoint to ``folder``, which must not exist or be empty.  Same seed, same bytes.
+
+    guidance_embeds: True for FLUX.1-dev's format, False for FLUX.1-schnell's.  Needs `device.use` before.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: exists and is not empty; choose another folder, or delete it first")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        part = Path(temporary) / "model"
+        part.mkdir()
+        vocabularies = _write_tokenizers(part)
+        _write_models(part, seed, guidance_embeds, *vocabularies)
+        _write_scheduler(part, dynamic=guidance_embeds)
+        _write_index(part)
+        _follow_umask(part)
+        if folder.exists():
+            folder.rmdir()
+        os.rename(part, folder)
+    return folder
+
+
+def _write_index(folder: Path) -> None:
+    classes = {
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "FluxTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    _write_json(folder / "model_index.json", {"_class_name": "FluxPipeline", "_diffusers_version": "0.35.2", **classes})
+
+
+def _write_json(path: Path, document: dict) -> None:
+    write_atomically(path, json.dumps(document, indent=2, sort_keys=True) + "\n")
+
+
+def _write_scheduler(folder: Path, dynamic: bool) -> None:
+    (folder / "scheduler").mkdir()
+    settings = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
+    settings |= {"use_dynamic_shifting": dynamic, "shift": 3.0 if dynamic else 1.0, "base_shift": 0.5, "max_shift": 1.15}
+    settings |= {"base_image_seq_len": 256, "max_image_seq_len": 4096}
+    _write_json(folder / "scheduler" / "scheduler_config.json", settings)
+
+
+# --- tokenizers ---------------------------------------------------------------------------------------------------
+
+
+def corpus() -> list[str]:
+    """A few thousand captions over a small vocabulary, in a fixed order."""
+    colours = "red green blue yellow purple orange black white grey brown pink".split()
+    things = "circle square triangle cat dog bird flower tree house car boat cup chair face hand ball".split()
+    places = "on a table, in the grass, on a street, in a room, by the sea, in the snow, against the sky".split(", ")
+    styles = "a photo of, a painting of, a drawing of, a close up of, a portrait of, an old picture of".split(", ")
+    lines = [f"{style} a {c} {thing} {place}" for style in styles for c in colours for thing in things for place in places]
+    return lines + [f"a {a} {thing} on a {b} background" for a in colours for b in colours for thing in things[:6]]
+
+
+def _write_tokenizers(folder: Path) -> tuple[int, int, int]:
+    """Train both tokenizers on `corpus`.  Returns CLIP's vocabulary size and end token, and T5's vocabulary size."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    return (*_write_clip_tokenizer(folder / "tokenizer"), _write_t5_tokenizer(folder / "tokenizer_2"))
+
+
+def _write_clip_tokenizer(folder: Path) -> tuple[int, int]:
+    """CLIP's byte-level BPE: words end in ``</w>``; the end token, also the padding, has the highest id."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import CLIPTokenizerFast
+
+    trainer_tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    trainer_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    trainer = trainers.BpeTrainer(vocab_size=400, end_of_word_suffix="</w>", show_progress=False)
+    trainer_tokenizer.train_from_iterator(corpus(), trainer)
+    merges = [tuple(pair) for pair in json.loads(trainer_tokenizer.to_str())["model"]["merges"]]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = letters + [letter + "</w>" for letter in letters] + ["".join(pair) for pair in merges]
+    tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir()
+    write_atomically(folder / "vocab.json", json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False))
+    write_atomically(folder / "merges.txt", "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    tokenizer = CLIPTokenizerFast(
+        vocab_file=str(folder / "vocab.json"), merges_file=str(folder / "merges.txt"), model_max_length=CLIP_LENGTH
+    )
+    tokenizer.save_pretrained(str(folder))
+    return len(tokens), len(tokens) - 1
+
+
+def _write_t5_tokenizer(folder: Path) -> int:
+    """T5's Unigram model over ``▁``-marked words, with ``</s>`` at the end and the 100 sentinels it is known for."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import T5TokenizerFast
+
+    tokenizer = Tokenizer(models.Unigram(_unigram_pieces(), unk_id=2))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    fast = T5TokenizerFast(tokenizer_object=tokenizer, model_max_length=512)
+    fast.save_pretrained(str(folder))
+    return len(fast)
+
+
+def _unigram_pieces() -> list[tuple[str, float]]:
+    """Pieces and log-probabilities, trained on one thread by sentencepiece: the same each time."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus()),
+        model_writer=model,
+        vocab_size=PIECES,
+        hard_vocab_limit=False,
+        required_chars="".join(chr(code) for code in range(33, 127)),
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    return [(trained.id_to_piece(i), trained.get_score(i)) for i in range(trained.get_piece_size())]
+
+
+# --- models -------------------------------------------------------------------------------------------------------
+
+
+def _write_models(folder: Path, seed: int, guidance_embeds: bool, clip_size: int, clip_end: int, t5_size: int) -> None:
+    for component, model in _models(guidance_embeds, clip_size, clip_end, t5_size):
+        _randomize(model, component, seed)
+        model.save_pretrained(str(folder / component), safe_serialization=True)
+        _use_pytorch_names(next((folder / component).glob("*.safetensors")))
+
+
+def _use_pytorch_names(path: Path) -> None:
+    """Rename MindSpore's own parameter names, which mindone saves, to those that FLUX.1's files have."""
+    from safetensors.numpy import load_file, save_file
+
+    tensors = {name_in_file(name): tensor for name, tensor in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _models(guidance_embeds: bool, clip_size: int, clip_end: int, t5_size: int):
+    from mindone.diffusers import AutoencoderKL, FluxTransformer2DModel
+    from mindone.transformers import CLIPTextModel, T5EncoderModel
+    from transformers import CLIPTextConfig, T5Config
+
+    yield "text_encoder", CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=clip_size,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=CLIP_LENGTH,
+            bos_token_id=clip_end - 1,
+            eos_token_id=clip_end,
+            pad_token_id=clip_end,
+        )
+    )
+    yield "text_encoder_2", T5EncoderModel(
+        T5Config(
+            vocab_size=t5_size, d_model=96, d_kv=24, d_ff=192, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
+        )
+    )
+    yield "vae", AutoencoderKL(
+        block_out_channels=(16, 32, 32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=16,
+        norm_num_groups=8,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    yield "transformer", FluxTransformer2DModel(
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=32,
+        num_attention_heads=4,
+        joint_attention_dim=96,
+        pooled_projection_dim=64,
+        guidance_embeds=guidance_embeds,
+        axes_dims_rope=(4, 14, 14),
+    )
+
+
+def _randomize(model, component: str, seed: int) -> None:
+    """Set every parameter from a generator of its own, keyed by seed and name."""
+    import mindspore as ms
+
+    for parameter in model.get_parameters():
+        key = int(digest(f"{component}/{parameter.name}/{seed}".encode()), 16)
+        value = _random_weight(parameter.name, parameter.shape, np.random.Generator(np.random.Philox(key=key)))
+        parameter.set_data(ms.Tensor(value.astype(np.float32)))
+    if component == "vae":
+        _tame_posterior(model)
+
+
+def _random_weight(name: str, shape: tuple, generator: np.random.Generator) -> np.ndarray:
+    """Norm weights 1, biases 0, all else normal with the variance that keeps a signal's size through the layer."""
+    if len(shape) == 1:
+        is_scale = name.endswith(("weight", "gamma"))
+        return np.full(shape, 1.0 if is_scale else 0.0)
+    fan_in = int(np.prod(shape[1:]))
+    is_table = "embed" in name and ("token" in name or "position" in name) or "shared" in name
+    return generator.standard_normal(shape) * (1.0 if is_table else fan_in**-0.5)
+
+
+def _tame_posterior(vae) -> None:
+    """Give the latents of a photo a variance near that of FLUX.1's, and a small posterior deviation."""
+    import mindspore as ms
+
+    channels = vae.config.latent_channels
+    weight, bias = vae.encoder.conv_out.weight, vae.encoder.conv_out.bias
+    gain = np.ones((2 * channels, 1, 1, 1), np.float32)
+    gain[:channels], gain[channels:] = 3.0, 0.1
+    weight.set_data(ms.Tensor(weight.asnumpy() * gain))
+    bias.set_data(ms.Tensor(np.repeat([0.1159, -6.0], channels).astype(np.float32)))
+
+
+def _follow_umask(folder: Path) -> None:
+    """Safetensors come out readable by their owner only; give files and folders the modes that the umask asks for."""
+    mask = os.umask(0)
+    os.umask(mask)
+    folder.chmod(0o777 & ~mask)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

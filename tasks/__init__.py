@@ -1,0 +1,134 @@
+"""What runs after what.  ``luigi --module tasks TrainLoRA --local-scheduler [--experiment FILE]``
+
+Each task starts its stage as a process of its own, and is complete when the stage's output is there.
+"""
+
+import logging
+import os
+import sys
+
+import luigi
+
+from cache import StoreError
+from pipeline import stages
+from pipeline.errors import UserError
+from pipeline.experiment import load_experiment
+from pipeline.recipes import device_and_precision
+from tasks.process import StageFailed, run_stage
+
+
+class ExperimentParameter(luigi.Parameter):
+    """The path of an experiment file; what is wrong with it is said before anything is scheduled."""
+
+    def parse(self, text: str) -> str:
+        try:
+            device_and_precision(load_experiment(text))
+        except UserError as error:
+            sys.exit(f"error: {error}")
+        return self.normalize(text)
+
+    def normalize(self, text: str) -> str:
+        return os.path.abspath(os.path.expanduser(text)) if text else ""
+
+
+class StageTask(luigi.Task):
+    """A task whose work is the stage of the same name."""
+
+    experiment = ExperimentParameter(default="", description="TOML file; without it, the embedded default")
+    resources = {"device": 1}
+
+    def complete(self):
+        return stages.is_done(self.task_family, load_experiment(self.experiment))
+
+    def run(self):
+        run_stage(self.task_family, self.experiment)
+        if not self.complete():
+            raise StageFailed(f"{self.task_family} ended without an error, but its output is missing or incomplete")
+
+
+class GetModel(StageTask):
+    """The checkpoint on this machine: a local folder as it is, a download from the Hub, or the embedded tiny model."""
+
+
+class CheckData(StageTask):
+    """Every photo decodes and has a caption; what is wrong is reported all at once."""
+
+
+class EncodeStage(StageTask):
+    def requires(self):
+        return GetModel(self.experiment), CheckData(self.experiment)
+
+
+class EncodeCLIP(EncodeStage):
+    """CLIP's pooled output of every caption."""
+
+    priority = 2
+
+
+class EncodeT5(EncodeStage):
+    """T5's output sequence of every caption."""
+
+    priority = 1
+
+
+class EncodePrompts(luigi.WrapperTask):
+    """Captions through both text encoders, one after the other."""
+
+    experiment = ExperimentParameter(default="", description="TOML file; without it, the embedded default")
+
+    def requires(self):
+        return EncodeCLIP(self.experiment), EncodeT5(self.experiment)
+
+
+class EncodeImages(EncodeStage):
+    """The VAE's posterior of every image."""
+
+
+class TrainLoRA(StageTask):
+    """A LoRA trained on the cached tensors."""
+
+    def requires(self):
+        return EncodePrompts(self.experiment), EncodeImages(self.experiment)
+
+
+class MeasureLoss(StageTask):
+    """The loss on the experiment's own photos before and after training, over fixed pairs of noise and level."""
+
+    def requires(self):
+        return TrainLoRA(self.experiment)
+
+
+# --- Luigi's defaults, where the user's configuration says nothing ------------------------------------------------
+
+DEFAULTS = {
+    ("core", "log_level"): "INFO",
+    ("core", "no_configure_logging"): "false",
+    ("retcode", "already_running"): "10",
+    ("retcode", "missing_data"): "20",
+    ("retcode", "not_run"): "25",
+    ("retcode", "task_failed"): "30",
+    ("retcode", "scheduling_error"): "35",
+    ("retcode", "unhandled_exception"): "40",
+}
+
+
+def _set_defaults() -> None:
+    """A script must see failure: Luigi's own exit codes are all 0."""
+    config = luigi.configuration.get_config()
+    for (section, option), value in DEFAULTS.items():
+        if not config.has_option(section, option):
+            config.set(section, option, value)
+
+
+class _WithoutTraceback(logging.Filter):
+    """What a stage has said itself needs no traceback of ours."""
+
+    def filter(self, record):
+        if record.exc_info and isinstance(record.exc_info[1], (StageFailed, UserError, StoreError)):
+            record.msg, record.args = "%s", (record.exc_info[1],)
+            record.exc_info = record.exc_text = None
+        return True
+
+
+_set_defaults()
+logging.getLogger("luigi-interface").addFilter(_WithoutTraceback())

@@ -1,0 +1,76 @@
+"""Running a stage as a child process, whose life is tied to the scheduler's."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pipeline
+from pipeline.stopping import end_with_parent
+
+GRACE_SECONDS = 120
+"""How long a stage that was asked to stop may take to finish its step and keep it, before it is killed."""
+
+
+class StageFailed(Exception):
+    """A stage's process ended with an error, which it has said itself, or without its output."""
+
+
+def run_stage(stage: str, experiment: str) -> None:
+    """Run the stage and wait.  Raises StageFailed where it does not end well.
+
+    The stage ends with this process: signals sent here are passed on and waited for, and if this process is killed,
+    the kernel tells the stage.
+    """
+    if multiprocessing.parent_process() is not None:  # one of several Luigi workers: end with Luigi too
+        end_with_parent(os.getppid())
+    child = subprocess.Popen(_command(stage, experiment), env=_environment(), stdin=subprocess.DEVNULL, process_group=0)
+    try:
+        with _interrupted_by_sigterm():
+            code = child.wait()
+    except BaseException:
+        _stop(child)
+        raise
+    if code:
+        reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        raise StageFailed(f"{stage} failed ({reason}); what it said stands above; the same luigi command tries it again")
+
+
+def _command(stage: str, experiment: str) -> list[str]:
+    # -P: a folder named like one of our packages in the working directory is not taken for it
+    command = [sys.executable, "-P", "-m", "pipeline", "run", stage, "--parent", str(os.getpid())]
+    return command + (["--experiment", experiment] if experiment else [])
+
+
+def _environment() -> dict[str, str]:
+    """The stage imports the packages that this process imported, installed or not."""
+    here = str(Path(pipeline.__file__).resolve().parent.parent)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")]))}
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM does here what Ctrl-C does: Luigi would otherwise end on the spot and leave the stage to the kernel."""
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _stop(child: subprocess.Popen) -> None:
+    """Ask the stage to stop and wait; a second interruption, or the end of the grace period, kills it."""
+    child.send_signal(signal.SIGTERM)
+    try:
+        child.wait(GRACE_SECONDS)
+    except BaseException:
+        child.kill()
+        child.wait()

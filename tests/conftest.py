@@ -1,0 +1,17 @@
+import pytest
+
+
+@pytest.fixture(scope="session")
+def cpu():
+    """MindSpore and mindone in this process, set up for CPU once: the import takes eight seconds."""
+    from pipeline import device
+
+    device.use("CPU")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(cpu, tmp_path_factory):
+    """A tiny FLUX.1-dev-format checkpoint, shared by all tests: copy it before changing a byte."""
+    from pipeline import tiny
+
+    return tiny.write_tiny_model(tmp_path_factory.mktemp("checkpoint") / "tiny")

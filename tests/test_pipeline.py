@@ -1,0 +1,307 @@
+"""The stages on a tiny checkpoint: what is encoded, when it is encoded again, and what training makes of it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from lab import Lab
+
+from cache import caption_item
+from pipeline import data, images, lora, loop, models, stages, train
+from pipeline.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("cpu")
+
+
+@pytest.fixture(scope="module")
+def encoded(cpu, tiny_model, tmp_path_factory) -> Lab:
+    lab = Lab(tmp_path_factory.mktemp("encoded") / "lab", tiny_model)
+    assert lab.encode() == {"EncodeCLIP": 3, "EncodeT5": 3, "EncodeImages": 3}
+    return lab
+
+
+@pytest.fixture(scope="module")
+def trained(encoded, tmp_path_factory) -> Lab:
+    return encoded.copy(tmp_path_factory.mktemp("trained") / "lab").run("TrainLoRA")
+
+
+@pytest.fixture
+def lab(encoded, tmp_path) -> Lab:
+    return encoded.copy(tmp_path / "lab")
+
+
+# --- what the store holds -----------------------------------------------------------------------------------------
+
+
+def test_cached_latents_are_what_the_vae_computes_bit_for_bit(encoded):
+    import mindspore as ms
+    from mindone.diffusers import AutoencoderKL
+
+    plan = encoded.plan
+    vae = AutoencoderKL.from_pretrained(str(encoded.model), subfolder="vae")
+    for photo in plan.photos():
+        pixels = images.to_array(images.fit(images.read_image(photo.path), 32, 32))
+        expected = vae.encode(ms.Tensor(pixels[None]))[0].asnumpy()[0]
+        np.testing.assert_array_equal(plan.latents.read(photo.digest), expected)
+
+
+def test_cached_prompts_are_what_the_text_encoders_compute_bit_for_bit(encoded):
+    import mindspore as ms
+
+    plan = encoded.plan
+    for kind, tokenizer, encoder, length, output in (
+        ("pooled", "tokenizer", "text_encoder", 77, 1),
+        ("txt", "tokenizer_2", "text_encoder_2", 16, 0),
+    ):
+        tokens, model = models.load_tokenizer(encoded.model, tokenizer), models.load_model(encoded.model, encoder, "fp32")
+        for photo in plan.photos():
+            ids = tokens(photo.caption, padding="max_length", max_length=length, truncation=True).input_ids
+            expected = model(ms.Tensor([ids], ms.int32))[output].asnumpy()[0]
+            np.testing.assert_array_equal(getattr(plan, kind).read(caption_item(photo.caption)), expected)
+
+
+def test_half_precision_entries_are_kept_in_half(lab):
+    lab.set("precision", preset="fp16")
+    assert lab.encode() == {"EncodeCLIP": 3, "EncodeT5": 3, "EncodeImages": 3}
+    photo = lab.plan.photos()[0]
+    assert lab.plan.latents.read(photo.digest).dtype == np.float16
+    assert lab.plan.txt.read(caption_item(photo.caption)).dtype == np.float16
+
+
+# --- what is encoded again ----------------------------------------------------------------------------------------
+
+
+def test_rerun_encodes_nothing(lab):
+    assert lab.encode() == {}
+
+
+def test_another_learning_rate_trains_again_and_encodes_nothing(trained, tmp_path):
+    lab = trained.copy(tmp_path / "lab")
+    assert lab.done("TrainLoRA")
+    lab.set("train", learning_rate=2e-3)
+    assert lab.encode() == {}
+    assert not lab.done("TrainLoRA")
+
+
+def test_one_more_photo_encodes_one_latent(lab):
+    extra = {"file_name": "extra.png", "text": lab.captions()[0]["text"]}
+    shapes_file = lab.pictures / "extra.png"
+    images.read_image(lab.pictures / "00000.png").rotate(90).save(shapes_file)
+    lab.write_captions([*lab.captions(), extra])
+    lab.settle()
+    assert lab.encode() == {"EncodeImages": 1}
+
+
+def test_one_edited_caption_encodes_it_with_clip_and_with_t5(lab):
+    rows = lab.captions()
+    rows[1]["text"] += ", slightly blurred"
+    lab.write_captions(rows)
+    assert lab.encode() == {"EncodeCLIP": 1, "EncodeT5": 1}
+
+
+def test_two_photos_with_one_caption_share_its_entry(lab):
+    rows = lab.captions()
+    rows[1]["text"] = rows[2]["text"] = "the very same words"
+    lab.write_captions(rows)
+    assert lab.encode() == {"EncodeCLIP": 1, "EncodeT5": 1}
+
+
+def test_a_renamed_photo_is_not_encoded_again(lab):
+    rows = lab.captions()
+    shutil.move(lab.pictures / rows[0]["file_name"], lab.pictures / "renamed.png")
+    rows[0]["file_name"] = "renamed.png"
+    lab.write_captions(rows)
+    assert lab.encode() == {}
+
+
+@pytest.mark.parametrize(
+    "component, stage", [("text_encoder", "EncodeCLIP"), ("text_encoder_2", "EncodeT5"), ("vae", "EncodeImages")]
+)
+def test_one_byte_of_an_encoder_encodes_all_of_its_entries_and_no_others(encoded, tmp_path, component, stage):
+    lab = encoded.copy(tmp_path / "lab", own_model=True)
+    assert lab.encode() == {}
+    weights = models.weight_files(lab.model, component)[0]
+    content = bytearray(weights.read_bytes())
+    content[-4] ^= 1  # the lowest bit of the last float32
+    weights.write_bytes(content)
+    assert lab.encode() == {stage: 3}
+
+
+def test_a_damaged_entry_is_encoded_again_alone(lab):
+    (segment,) = lab.plan.latents.segments_path.iterdir()
+    (shard,) = segment.glob("c.*")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 255
+    shard.write_bytes(content)
+    for photo in lab.plan.photos():
+        try:
+            lab.plan.latents.read(photo.digest)
+        except Exception as error:
+            assert "latents" in str(error)
+    assert lab.encode() == {"EncodeImages": 1}
+
+
+# --- training -----------------------------------------------------------------------------------------------------
+
+
+def test_training_again_gives_the_same_bytes(trained, lab):
+    lab.run("TrainLoRA")
+    name = lora.WEIGHTS_NAME
+    assert (lab.run_folder / name).read_bytes() == (trained.run_folder / name).read_bytes()
+
+
+def losses_of(lab: Lab) -> list[float]:
+    return [json.loads(line)["loss"] for line in (lab.run_folder / loop.METRICS_NAME).read_text().splitlines()]
+
+
+def test_compiled_training_has_the_losses_of_pynative(trained, lab):
+    lab.set("train", mode="jit").run("TrainLoRA")
+    np.testing.assert_allclose(losses_of(lab), losses_of(trained), rtol=1e-5)
+
+
+def test_metrics_have_one_line_per_step(trained):
+    lines = [json.loads(line) for line in (trained.run_folder / loop.METRICS_NAME).read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(line["lr"] == 1e-3 and np.isfinite(line["loss"]) and line["step_seconds"] > 0 for line in lines)
+
+
+def test_the_saved_lora_has_diffusers_keys_and_names_its_origin(trained):
+    from safetensors import safe_open
+
+    with safe_open(trained.run_folder / lora.WEIGHTS_NAME, "np") as file:
+        keys, metadata = set(file.keys()), file.metadata()
+        shape, dtype = file.get_slice(sorted(keys)[0]).get_shape(), file.get_slice(sorted(keys)[0]).get_dtype()
+    assert "transformer.transformer_blocks.0.attn.to_out.0.lora_B.weight" in keys
+    assert "transformer.single_transformer_blocks.1.attn.to_v.lora_A.weight" in keys
+    assert len(keys) == 2 * (2 * 4 + 2 * 3)
+    assert shape == [4, 128] and dtype == "F32"
+    assert json.loads(metadata["lora_adapter_metadata"])["transformer.lora_alpha"] == 4
+    assert metadata["run_id"] == trained.plan.run_id(trained.plan.photos())
+    assert metadata["step"] == "3" and metadata["precision"] == "fp32"
+
+
+def test_mindone_loads_the_saved_lora_and_predicts_what_training_ended_with(trained):
+    from mindone.diffusers import FluxTransformer2DModel
+
+    plan, photos = trained.plan, trained.plan.photos()
+    batch = train.Batches(plan, photos).evaluation(0, 2)
+    ours = models.load_model(plan.checkpoint, "transformer", "fp32")
+    parameters = lora.inject(ours, plan.experiment.lora, plan.precision.trained, seed=7)
+    arguments = train.tensors_of(plan, ours)(batch)
+    base = train._item_losses(ours, arguments)
+    lora.load(parameters, trained.run_folder / lora.WEIGHTS_NAME)
+    theirs = FluxTransformer2DModel.from_pretrained(str(plan.checkpoint), subfolder="transformer")
+    theirs.load_lora_adapter(str(trained.run_folder), weight_name=lora.WEIGHTS_NAME, prefix="transformer")
+    found = train._item_losses(theirs.set_train(False), arguments)
+    np.testing.assert_allclose(found, train._item_losses(ours, arguments), rtol=1e-5)
+    assert np.abs(found - base).max() > 1e-4
+
+
+def test_flux_schnell_format_trains_without_guidance(cpu, encoded, tiny_model, tmp_path):
+    from pipeline import tiny
+
+    lab = encoded.copy(tmp_path / "lab")
+    tiny.write_tiny_model(tmp_path / "schnell", guidance_embeds=False)
+    lab.model = tmp_path / "schnell"
+    lab.set("model", path=str(lab.model)).settle()
+    assert lab.encode() == {}  # same seed, same encoders
+    assert lab.run("TrainLoRA").done("TrainLoRA")
+
+
+def test_half_precision_training_keeps_the_trained_parameters_in_fp32(lab):
+    from safetensors.numpy import load_file
+
+    lab.set("precision", preset="fp16").encode()
+    lab.run("TrainLoRA")
+    weights = load_file(lab.run_folder / lora.WEIGHTS_NAME)
+    assert {value.dtype for value in weights.values()} == {np.dtype(np.float32)}
+    assert any(np.abs(value).max() > 0 for key, value in weights.items() if "lora_B" in key)
+
+
+def test_the_loss_falls_by_more_than_three_standard_errors(lab):
+    lab.set("train", steps=40, learning_rate=3e-3, mode="jit").run("TrainLoRA", "MeasureLoss")
+    result = json.loads((lab.run_folder / stages.LOSS_NAME).read_text())
+    assert result["pairs"] == 64
+    assert result["gain"] > 3 * result["standard_error"] > 0
+    assert result["gain"] == pytest.approx(result["before"] - result["after"])
+
+
+def test_a_changed_frozen_weight_is_named(encoded):
+    transformer = models.load_model(encoded.model, "transformer", "fp32")
+    before = train.frozen_digests(transformer)
+    lora.inject(transformer, encoded.experiment.lora, encoded.plan.precision.trained, seed=0)
+    train.check_frozen(transformer, before)
+    name = "transformer_blocks.1.attn.to_q.weight"
+    parameter = next(p for p in transformer.get_parameters() if p.name.replace(".base_layer.", ".") == name)
+    lora.set_values(parameter, parameter.asnumpy() + np.float32(1e-6) * (np.arange(parameter.size) == 5).reshape(parameter.shape))
+    with pytest.raises(UserError, match=name.replace(".", r"\.")):
+        train.check_frozen(transformer, before)
+
+
+@pytest.mark.parametrize("targets, message", [(["to_q", "nothing"], "nothing"), ("everything", "no preset")])
+def test_lora_targets_must_match_something(encoded, targets, message):
+    settings = type(encoded.experiment.lora)(targets=tuple(targets) if isinstance(targets, list) else targets)
+    transformer = models.load_model(encoded.model, "transformer", "fp32")
+    with pytest.raises(UserError, match=message):
+        lora.inject(transformer, settings, encoded.plan.precision.trained, seed=0)
+
+
+def test_lora_parameters_are_counted_as_its_shapes_say(encoded):
+    """Per target: rank * (inputs + outputs); both kinds of blocks have width 128 here."""
+    transformer = models.load_model(encoded.model, "transformer", "fp32")
+    settings = type(encoded.experiment.lora)(rank=3)
+    trained = lora.inject(transformer, settings, encoded.plan.precision.trained, seed=0)
+    assert sum(parameter.size for parameter in trained) == 3 * (128 + 128) * (2 * 4 + 2 * 3)
+
+
+def test_two_processes_do_not_train_one_run(lab):
+    lab.run_folder.mkdir(parents=True, exist_ok=True)
+    with loop.locked(lab.run_folder), pytest.raises(UserError, match="another process"):
+        lab.run("TrainLoRA")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_no_lora(lab):
+    lab.set("train", learning_rate=1e30, steps=5)
+    with pytest.raises(UserError, match="the loss is"):
+        lab.run("TrainLoRA")
+    assert not lab.done("TrainLoRA") and not (lab.run_folder / lora.WEIGHTS_NAME).exists()
+
+
+def _adamw(optimizer, steps=3, gradient=0.5, lr=1e-2):
+    """The value after some steps from 1 with a constant gradient, by ``loop.make_step``'s optimizer."""
+    import mindspore as ms
+
+    from pipeline.experiment import Train
+
+    parameter = ms.Parameter(ms.Tensor(np.ones(2, np.float32)), name="p")
+    step = loop._optimizer([parameter], Train(optimizer=optimizer, learning_rate=lr, weight_decay=0.0))
+    for _ in range(steps):
+        step((ms.Tensor(np.full(2, gradient, np.float32)),))
+    return parameter.asnumpy()[0]
+
+
+def test_adamw_corrects_its_bias_and_adam_weight_decay_does_not():
+    """With a constant gradient the corrected step is lr exactly (arXiv:1412.6980); without, it is
+    lr * m / sqrt(v) with m, v as they start out: sums of (1 - b1) b1^i and (1 - b2) b2^i."""
+    assert _adamw("adamw") == pytest.approx(1 - 3 * 1e-2, abs=1e-6)
+    raw = sum((1 - 0.9**t) / np.sqrt(1 - 0.999**t) for t in (1, 2, 3))
+    assert _adamw("adam_weight_decay") == pytest.approx(1 - 1e-2 * raw, abs=1e-5)
+
+
+def test_bad_photos_are_reported_before_anything_is_encoded(encoded, tmp_path):
+    lab = encoded.copy(tmp_path / "lab")
+    shutil.rmtree(lab.folder / "store")
+    (lab.pictures / "00001.png").write_bytes(b"")
+    (lab.pictures / "00002.png").write_bytes(b"not an image")
+    with pytest.raises(UserError) as error:
+        lab.run("EncodeCLIP")
+    assert "00001.png" in str(error.value) and "00002.png" in str(error.value)
+    assert not list((lab.folder / "store").rglob("zarr.json"))
+
+
+def test_a_photo_that_changes_after_the_check_is_not_stored_under_its_old_address(lab):
+    photo = lab.plan.photos()[0]
+    images.read_image(lab.pictures / "00001.png").save(photo.path)
+    with pytest.raises(UserError, match="changed since"):
+        data.read_photo(photo)
