@@ -48,7 +48,7 @@ demo: $(STAMP) ## train a LoRA on five photos with a tiny FLUX.1, on CPU
 	@PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/python examples/demo.py
 
 lint: $(STAMP) ## check the style
-	@.venv/bin/python -m ruff check .
+	@.venv/bin/python -m ruff check . && .venv/bin/python -m ruff format --check .
 
 clean: ## remove .venv and what Python, pytest and ruff left (demo, stores and runs stay)
 	@rm -rf .venv build *.egg-info .pytest_cache .ruff_cache

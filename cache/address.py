@@ -44,8 +44,9 @@ def item_key(item: str) -> bytes:
     except (TypeError, ValueError):
         key = b""
     if len(key) != DIGEST_BYTES or key.hex() != item:
-        raise StoreError(f"item {item!r} is not {2 * DIGEST_BYTES} hexadecimal digits; take what digest() or "
-                         "caption_item() gives")
+        raise StoreError(
+            f"item {item!r} is not {2 * DIGEST_BYTES} hexadecimal digits; take what digest() or caption_item() gives"
+        )
     return key
 
 

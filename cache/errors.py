@@ -5,8 +5,11 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
-FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up",
-        errno.EFBIG: "the file size limit (ulimit -f) is reached"}
+FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file size limit (ulimit -f) is reached",
+}
 
 
 class StoreError(Exception):
@@ -35,8 +38,10 @@ def explained(path, needed_bytes=0, verb="write to"):
 def _explanation(error, path, needed_bytes, verb):
     if error.errno not in FULL:
         return f"{path}: cannot {verb} the store: {error}; check the path and its permissions"
-    return (f"{path}: {FULL[error.errno]}: {needed_bytes} bytes needed, {_free_bytes(path)} free; make room or choose "
-            "another place for the store, then run again (what was committed is kept)")
+    return (
+        f"{path}: {FULL[error.errno]}: {needed_bytes} bytes needed, {_free_bytes(path)} free; make room or choose "
+        "another place for the store, then run again (what was committed is kept)"
+    )
 
 
 def _free_bytes(path):

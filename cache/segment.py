@@ -73,14 +73,22 @@ class SegmentWriter:
 
     def _metadata(self):
         little, crc = {"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}
-        sharding = {"chunk_shape": [1, *self.shape], "codecs": [little, crc], "index_codecs": [little, crc],
-                    "index_location": "end"}
+        sharding = {
+            "chunk_shape": [1, *self.shape],
+            "codecs": [little, crc],
+            "index_codecs": [little, crc],
+            "index_location": "end",
+        }
         shape, stored = [len(self.rows), *self.shape], STORED[self.dtype]
         return {
-            "zarr_format": 3, "node_type": "array", "shape": shape, "data_type": stored.name,
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": shape,
+            "data_type": stored.name,
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shape}},
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-            "fill_value": 0, "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+            "fill_value": 0,
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
             "attributes": self.attributes,
         }
 
@@ -117,8 +125,10 @@ class Segment:
                 raise StoreError(f"{self.path}: cannot read item {item}: {error.strerror}") from error
             num_bytes = 0
         if num_bytes != array.nbytes + CRC_BYTES or _checksum(array) != checksum:
-            raise CorruptEntry(f"{self.path}: item {item} is damaged; run the stage that encodes it again, which "
-                               "encodes what is damaged and nothing else")
+            raise CorruptEntry(
+                f"{self.path}: item {item} is damaged; run the stage that encodes it again, which "
+                "encodes what is damaged and nothing else"
+            )
         return array.view(REAL[self.dtype])
 
     def damaged_rows(self):

@@ -126,13 +126,24 @@ class Entries:
 
 def _check_recipe(store_path, recipe):
     shape = recipe.get("shape")
-    problems = [text for text, is_wrong in [
-        (f"kind = {recipe.get('kind')!r}, expected lower-case letters, digits and _",
-         not KIND.fullmatch(str(recipe.get("kind")))),
-        (f"dtype = {recipe.get('dtype')!r}, expected one of {', '.join(STORED)}", recipe.get("dtype") not in STORED),
-        (f"shape = {shape!r}, expected a list of positive integers",
-         not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape)),
-    ] if is_wrong]
+    problems = [
+        text
+        for text, is_wrong in [
+            (
+                f"kind = {recipe.get('kind')!r}, expected lower-case letters, digits and _",
+                not KIND.fullmatch(str(recipe.get("kind"))),
+            ),
+            (
+                f"dtype = {recipe.get('dtype')!r}, expected one of {', '.join(STORED)}",
+                recipe.get("dtype") not in STORED,
+            ),
+            (
+                f"shape = {shape!r}, expected a list of positive integers",
+                not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape),
+            ),
+        ]
+        if is_wrong
+    ]
     if problems:
         raise StoreError(f"{store_path}: cannot use this recipe: {'; '.join(problems)}")
 

@@ -78,8 +78,11 @@ class Writer:
 
     def _is_full(self):
         max_items, max_bytes, max_seconds = self._limits
-        return (len(self._segment.rows) >= max_items or self._segment.num_bytes >= max_bytes
-                or time.monotonic() - self._began >= max_seconds)
+        return (
+            len(self._segment.rows) >= max_items
+            or self._segment.num_bytes >= max_bytes
+            or time.monotonic() - self._began >= max_seconds
+        )
 
     def _begin(self):
         entries = self._entries
@@ -105,15 +108,18 @@ def _checked(entries, item, array):
     where, array = f"{entries.path.name}: item {item}", np.asarray(array)
     item_key(item)
     if array.dtype not in (REAL[entries.dtype], STORED[entries.dtype]):
-        raise StoreError(f"{where}: the array is {array.dtype}, the recipe says {entries.dtype}; convert it, or change "
-                         "the recipe")
+        raise StoreError(
+            f"{where}: the array is {array.dtype}, the recipe says {entries.dtype}; convert it, or change the recipe"
+        )
     if array.shape != entries.shape:
         raise StoreError(f"{where}: the array's shape is {array.shape}, the recipe says {entries.shape}")
     bits = np.ascontiguousarray(array).reshape(array.shape).view(STORED[entries.dtype])
     num_bad = np.count_nonzero(_is_bad(bits))
     if num_bad:
-        raise StoreError(f"{where}: {num_bad} of {array.size} numbers are NaN or infinite, nothing was stored; compute "
-                         "it in a wider dtype (fp32), and look at this one input")
+        raise StoreError(
+            f"{where}: {num_bad} of {array.size} numbers are NaN or infinite, nothing was stored; compute "
+            "it in a wider dtype (fp32), and look at this one input"
+        )
     return bits
 
 

@@ -38,7 +38,7 @@ def main() -> int:
 
 
 def write_photos(folder: Path) -> None:
-    """Crop the cat that scikit-image ships (photo by Stefan van der Walt, CC0).  The list of captions is written last."""
+    """Crop the cat that scikit-image ships (photo: Stefan van der Walt, CC0).  The list of captions is written last."""
     if (folder / "metadata.jsonl").exists():
         return
     from PIL import Image
@@ -75,13 +75,13 @@ def report() -> bool:
     say("What each stage cost, in its own process, start included:")
     for record in records(folder):
         peak = record["peak_memory_bytes"]["process"] / 2**20
-        print(f"  {record['stage']:<14} {record['seconds']:6.1f} s  {peak:6.0f} MB at most  {work_of(record)}")
+        print(f"  {record['stage']:<12} {record['seconds']:6.1f} s  {peak:6.0f} MB at most  {work_of(record)}")
     learned = report_loss(json.loads((folder / "loss.json").read_text()))
     place = folder.relative_to(ROOT)
-    say("What it made:")
-    print(f"  {place}/pytorch_lora_weights.safetensors   the LoRA, in the format diffusers and others load")
-    print(f"  {place}/metrics.jsonl                      loss and step time of every step")
-    print("  demo/store/                                the encoded captions and images, for every later experiment")
+    say(f"What it made, in {place}/:")
+    print("  pytorch_lora_weights.safetensors   the LoRA, in the format that diffusers and others load")
+    print("  metrics.jsonl                      loss and step time of every step")
+    print("and in demo/store/ the encoded captions and images, for every later experiment")
     say("What to type next:")
     print("  source .venv/bin/activate")
     print("  # change learning_rate in examples/cat.toml; this trains again and encodes nothing:")
@@ -91,10 +91,9 @@ def report() -> bool:
 
 
 def work_of(record: dict) -> str:
-    outcome = record["outcome"]
-    return f"{outcome['encoded']} encoded" if "encoded" in outcome else f"{outcome.get('steps', outcome.get('pairs'))} " + (
-        "steps" if "steps" in outcome else "pairs of noise and noise level, before and after"
-    )
+    """What a stage says it did, in a few words."""
+    units = {"encoded": "encoded", "steps": "steps", "pairs": "pairs of noise and noise level, before and after"}
+    return ", ".join(f"{record['outcome'][key]} {unit}" for key, unit in units.items() if key in record["outcome"])
 
 
 def report_loss(loss: dict) -> bool:

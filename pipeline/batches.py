@@ -15,8 +15,9 @@ from pipeline.recipes import Plan
 class Batch:
     """One step's input, float32.
 
-    x, target: (batch, tokens, channels), the noised latents and the velocity to predict.  txt: (batch, length, d_model).
-    pooled: (batch, hidden_size).  timestep: (batch,), in [0, 1] as the model takes it.  img_ids, txt_ids: positions.
+    x, target: (batch, tokens, channels), the noised latents and the velocity to predict.
+    txt: (batch, length, d_model).  pooled: (batch, hidden_size).  timestep: (batch,), in [0, 1] as the model takes it.
+    img_ids, txt_ids: (tokens, 3), positions.
     """
 
     x: np.ndarray

@@ -15,7 +15,8 @@ with p > 0 in training (DropoutExt) has no substitute: it would draw from device
 
 import math
 import sys
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
@@ -129,14 +130,14 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
 
 
 def attention(query, key, value, attn_mask=None, dropout_p=0.0, scale=None):
-    """Scaled dot-product attention (arXiv:1706.03762), in the dtype of ``query``.
+    """Scaled dot-product attention (arXiv:1706.03762), in the dtype of ``query``, to which all else is cast.
 
     query, key, value: (batch, tokens, heads, head_dim).  attn_mask: None, boolean (True attends), or additive;
     broadcastable to (batch, heads, tokens, tokens).  Returns (batch, tokens, heads, head_dim).
     """
     query = query.permute(0, 2, 1, 3)
-    key = key.permute(0, 2, 1, 3)
-    value = value.permute(0, 2, 1, 3)
+    key = key.astype(query.dtype).permute(0, 2, 1, 3)
+    value = value.astype(query.dtype).permute(0, 2, 1, 3)
     if scale is None:
         scale = 1.0 / math.sqrt(query.shape[-1])
     weights = _batch_matmul_transposed(query * scale, key)
@@ -144,7 +145,7 @@ def attention(query, key, value, attn_mask=None, dropout_p=0.0, scale=None):
         if attn_mask.dtype == ms.bool_:
             weights = ops.masked_fill(weights, ops.logical_not(attn_mask), float("-inf"))
         else:
-            weights = weights + attn_mask
+            weights = weights + attn_mask.astype(weights.dtype)
     weights = ops.softmax(weights, -1)
     return _batch_matmul(weights, value).permute(0, 2, 1, 3)
 
@@ -237,8 +238,20 @@ def _conv2d_construct(self, input):
     return conv2d(input, _as_it_is(self.weight), bias, self.stride, self.padding, self.dilation, self.groups)
 
 
+def _rms_norm_construct(self, hidden_states):
+    """Root mean square normalisation (arXiv:1910.07467); x * x instead of a power, whose gradient is a float64 one."""
+    wide = hidden_states.astype(ms.float32)
+    normal = wide * ops.rsqrt((wide * wide).mean(-1, True) + self.eps)
+    if self.weight is None:
+        return normal.astype(hidden_states.dtype)
+    if self.weight.dtype == ms.float16:
+        normal = normal.astype(ms.float16)
+    normal = normal * self.weight
+    return normal if self.bias is None else normal + self.bias
+
+
 def _modulated(norm, x, scale, shift):
-    """``norm(x) * (1 + scale) + shift`` with (batch, channels) ``scale`` and ``shift`` for (batch, tokens, channels)."""
+    """``norm(x) * (1 + scale) + shift``; x: (batch, tokens, channels), ``scale`` and ``shift``: (batch, channels)."""
     return norm(x) * (1 + scale.expand_dims(1)) + shift.expand_dims(1)
 
 
@@ -327,6 +340,7 @@ def substitutes() -> tuple[Substitute, ...]:
         Substitute(attention_dispatch, "dispatch_attention_fn", dispatch_attention_fn, "FlashAttentionScore"),
         Substitute(embeddings, "apply_rotary_emb", apply_rotary_emb, "pointer[input_tensor] is null"),
         Substitute(embeddings, "get_1d_rotary_pos_embed", get_1d_rotary_pos_embed, "RepeatInterleaveInt"),
+        Substitute(normalization.RMSNorm, "construct", _rms_norm_construct, faster),
         Substitute(ada_zero, "construct", _ada_zero_construct, "Chunk", compiled=True),
         Substitute(ada_zero_single, "construct", _ada_zero_single_construct, "Chunk", compiled=True),
         Substitute(flux_attention, "__call__", _flux_attention_call, "SplitWithSize", compiled=True),

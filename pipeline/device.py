@@ -58,6 +58,20 @@ def use(device: str) -> None:
         cpu.install()
 
 
+def wait_asleep(tensors) -> None:
+    """Wait on CPU until a compiled graph has computed ``tensors``; elsewhere, and in PyNative, do nothing.
+
+    Reading a result, or running another operation, while a compiled graph still runs makes MindSpore's main thread spin
+    (AsyncRQueue::Wait) on a core that the graph's kernels need: on two cores a step then takes up to five times as
+    long.  Asking for a shape waits without spinning.  Include the results that are computed last.
+    """
+    import mindspore as ms
+
+    if ms.get_context("device_target") == "CPU":
+        for tensor in tensors:
+            tensor.shape  # noqa: B018
+
+
 def _import_mindone() -> None:
     """Import mindone without the notices that it and transformers print for models nobody here uses.
 

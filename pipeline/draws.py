@@ -33,8 +33,8 @@ def normal(seed: int, purpose: Purpose, index: int, shape: tuple) -> np.ndarray:
 
 def batch_indices(seed: int, step: int, batch_size: int, num_items: int) -> list[int]:
     """Which items step ``step`` (from 0) trains on: every epoch is a new permutation, batches run on across epochs."""
-    first = step * batch_size
-    return [_order(seed, place // num_items, num_items)[place % num_items] for place in range(first, first + batch_size)]
+    places = range(step * batch_size, (step + 1) * batch_size)
+    return [_order(seed, place // num_items, num_items)[place % num_items] for place in places]
 
 
 def _order(seed: int, epoch: int, num_items: int) -> list[int]:

@@ -83,9 +83,8 @@ def _encode(entries: Entries, sources: dict, load: Callable, label: str, unit: s
 
 def to_storage(tensor, dtype: str) -> np.ndarray:
     """A device tensor as a host array of the storage ``dtype``; bfloat16 as ml_dtypes has it."""
-    import ml_dtypes
-
     import mindspore as ms
+    import ml_dtypes
 
     target = np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
     if tensor.dtype == ms.bfloat16:  # every bfloat16 is a float32, so nothing is rounded on the way

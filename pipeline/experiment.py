@@ -1,6 +1,7 @@
 """The experiment file: TOML with a default for every field, checked as a whole before anything runs."""
 
 import dataclasses
+import os
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ class Paths:
 
 @dataclass(frozen=True)
 class Model:
-    """``path``: a local folder in diffusers layout or a Hub id; empty: the embedded tiny model, written on first use."""
+    """``path``: a local folder in diffusers layout or a Hub id; empty: the embedded model, written on first use."""
 
     path: str = setting("")
     revision: str = setting("")
@@ -120,7 +121,7 @@ class Experiment:
         return self.model.path if not local.exists() and _looks_like_hub_id(self.model.path) else local
 
     def _resolve(self, path: str) -> Path:
-        return (self.folder / Path(path).expanduser()).resolve()
+        return (self.folder / os.path.expanduser(path)).resolve()
 
 
 def _looks_like_hub_id(text: str) -> bool:
@@ -174,7 +175,7 @@ def _table(cls, table: dict, prefix: str, problems: list[str]):
             problem, values[key] = _check(fields[key], value)
             if problem:
                 problems.append(f"{name}: {problem}")
-    return cls(**values) if not problems else cls()
+    return cls(**values)
 
 
 def _check(spec: dataclasses.Field, value: Any) -> tuple[str, Any]:
@@ -195,6 +196,8 @@ def _check(spec: dataclasses.Field, value: Any) -> tuple[str, Any]:
 
 def _rule_problem(spec: dataclasses.Field, value: Any) -> str:
     rules = spec.metadata
+    if isinstance(value, str) and "\0" in value:
+        return f"must not hold a null character, found {value!r}"
     if isinstance(value, float) and value != value or value in (float("inf"), float("-inf")):
         return f"must be finite, found {value}"
     if "choices" in rules and value not in rules["choices"]:

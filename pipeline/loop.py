@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline import device
 from pipeline.errors import UserError
 from pipeline.experiment import Train
 from pipeline.progress import Progress
@@ -30,6 +31,7 @@ class Step:
     def __call__(self, *tensors):
         """Returns the loss as a tensor, which the device may still be computing."""
         loss, gradients = self.gradient(*tensors)
+        device.wait_asleep(gradients)
         self.optimizer(gradients)
         return loss
 
@@ -84,7 +86,7 @@ def run(step: Step, tensors: Callable[[int], tuple], settings: Train, folder: Pa
 def _finite(loss, number: int) -> float:
     value = float(loss.asnumpy())
     if not np.isfinite(value):
-        raise UserError(f"step {number + 1}: the loss is {value}; lower train.learning_rate, or use a wider precision preset")
+        raise UserError(f"step {number + 1}: the loss is {value}; lower train.learning_rate, or use a wider precision")
     return value
 
 
@@ -95,5 +97,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder}: another process is training this run; wait for it, or change the experiment") from None
+            raise UserError(
+                f"{folder}: another process trains this run; wait for it, or change the experiment"
+            ) from None
         yield

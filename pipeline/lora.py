@@ -41,9 +41,13 @@ def inject(transformer, settings: Lora, policy: Policy, seed: int) -> list:
 def _targets(transformer, settings: Lora) -> list[str]:
     wanted = TARGETS.get(settings.targets, settings.targets)
     if isinstance(wanted, str):
-        raise UserError(f"lora.targets: no preset {wanted!r}; known: {', '.join(TARGETS)}; or give a list of module names")
+        raise UserError(
+            f"lora.targets: no preset {wanted!r}; known: {', '.join(TARGETS)}; or give a list of module names"
+        )
     names = [name for name, _ in transformer.cells_and_names()]
-    unmatched = [target for target in wanted if not any(name == target or name.endswith(f".{target}") for name in names)]
+    unmatched = [
+        target for target in wanted if not any(name == target or name.endswith(f".{target}") for name in names)
+    ]
     if unmatched:
         raise UserError(f"lora.targets: no module of the transformer is named {', '.join(unmatched)}")
     return list(wanted)

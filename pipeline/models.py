@@ -16,7 +16,8 @@ from pipeline.errors import UserError
 COMPONENTS = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "vae", "transformer", "scheduler")
 WEIGHTS = {"text_encoder": "model", "text_encoder_2": "model", "vae": "diffusion_pytorch_model"}
 WEIGHTS["transformer"] = "diffusion_pytorch_model"
-CONFIG_NAMES = {"scheduler": "scheduler_config.json"} | dict.fromkeys(("tokenizer", "tokenizer_2"), "tokenizer_config.json")
+CONFIG_NAMES = dict.fromkeys(("tokenizer", "tokenizer_2"), "tokenizer_config.json")
+CONFIG_NAMES["scheduler"] = "scheduler_config.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 CONFIG_NOTES = ("_name_or_path", "_diffusers_version", "_commit_hash", "transformers_version", "torch_dtype", "dtype")
 """Config fields that say where a checkpoint came from and change nothing of what it computes."""
@@ -36,14 +37,18 @@ def local_folder(path: Path | str, revision: str = "", variant: str = "") -> Pat
     if isinstance(path, Path):
         if (path / "model_index.json").is_file():
             return path
-        raise UserError(f"{path}: not a FLUX.1 checkpoint in diffusers layout: no model_index.json in it; check [model] path")
+        raise UserError(
+            f"{path}: not a FLUX.1 checkpoint in diffusers layout: no model_index.json in it; check [model] path"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(path, revision=revision or None, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
-        raise UserError(f"{path}: neither a local folder nor downloaded from the Hub yet; run GetModel, or check [model] path") from None
+        raise UserError(
+            f"{path}: neither a local folder nor downloaded from the Hub yet; run GetModel, or check [model] path"
+        ) from None
     return _whole(folder, variant)
 
 
@@ -57,9 +62,11 @@ def download(repository: str, revision: str = "", variant: str = "") -> Path:
     except GatedRepoError:
         raise UserError(f"{repository}: gated; accept its licence on the Hub and log in with `hf auth login`") from None
     except (RepositoryNotFoundError, HFValidationError):
-        raise UserError(f"{repository}: no such repository on the Hub, and no such local folder; check [model] path") from None
+        raise UserError(
+            f"{repository}: no such repository on the Hub, and no such local folder; check [model] path"
+        ) from None
     except (HfHubHTTPError, OSError) as error:
-        raise UserError(f"{repository}: download failed: {str(error).splitlines()[0]}; run again to go on") from None
+        raise UserError(f"{repository}: download failed: {_one_line(error)}; run again to go on") from None
     return _whole(folder, variant)
 
 
@@ -75,8 +82,10 @@ def _whole(folder: Path, variant: str) -> Path:
 def _patterns(variant: str) -> list[str]:
     """Configs, tokenizers, and the wanted weights; never pickles, other frameworks' weights, or code."""
     suffix = f".{variant}" if variant else ""
-    weights = [f"{part}/{stem}{suffix}{tail}" for part, stem in WEIGHTS.items() for tail in (".safetensors", "-*-of-*.safetensors")]
-    return ["model_index.json", *(f"{part}/*.json" for part in COMPONENTS), "tokenizer*/*.txt", "tokenizer*/*.model", *weights]
+    tails = (f"{suffix}.safetensors", f"{suffix}-*-of-*.safetensors")
+    weights = [f"{part}/{stem}{tail}" for part, stem in WEIGHTS.items() for tail in tails]
+    configs = ["model_index.json", *(f"{part}/*.json" for part in COMPONENTS)]
+    return [*configs, "tokenizer*/*.txt", "tokenizer*/*.model", *weights]
 
 
 def config(folder: Path, component: str) -> dict:
@@ -112,7 +121,10 @@ def weight_files(folder: Path, component: str, variant: str = "") -> list[Path]:
         return _shards(part, index)
     pickles = sorted(path.name for path in part.glob("*") if path.suffix in PICKLES)
     if pickles:
-        raise UserError(f"{part}: only pickled weights ({', '.join(pickles)}), which can run code when loaded and are refused; convert them to safetensors")
+        raise UserError(
+            f"{part}: only pickled weights ({', '.join(pickles)}), which can run code when loaded and are refused; "
+            "convert them to safetensors"
+        )
     available = sorted(path.name for path in part.glob("*.safetensors"))
     hint = f"; there are {', '.join(available)}: check [model] variant" if available else ""
     raise UserError(f"{single}: missing{hint}")
@@ -265,7 +277,8 @@ def _use_exact_buckets(t5) -> None:
 def _host_bias(self, query_length, key_length, cache_position=None):
     import mindspore as ms
 
-    buckets = position_buckets(query_length, key_length, self.relative_attention_num_buckets, self.relative_attention_max_distance)
+    limits = self.relative_attention_num_buckets, self.relative_attention_max_distance
+    buckets = position_buckets(query_length, key_length, *limits)
     values = self.relative_attention_bias(ms.Tensor(buckets))
     return values.permute(2, 0, 1).expand_dims(0)
 

@@ -40,7 +40,9 @@ class Progress:
         seconds = self._said - self._began
         left = seconds / self.done * (self.total - self.done) if self.done else 0
         note = f", {self._note}" if self._note else ""
-        print(f"{self.label}: {self.done}/{self.total} {self.unit}s, {left:.0f} s left{note}", file=sys.stderr, flush=True)
+        print(
+            f"{self.label}: {self.done}/{self.total} {self.unit}s, {left:.0f} s left{note}", file=sys.stderr, flush=True
+        )
 
     def __exit__(self, *error):
         if self._bar is not None:
@@ -48,4 +50,8 @@ class Progress:
         elif self.total:
             seconds = time.monotonic() - self._began
             note = f", {self._note}" if self._note else ""
-            print(f"{self.label}: {self.done}/{self.total} {self.unit}s in {seconds:.1f} s{note}", file=sys.stderr, flush=True)
+            print(
+                f"{self.label}: {self.done}/{self.total} {self.unit}s in {seconds:.1f} s{note}",
+                file=sys.stderr,
+                flush=True,
+            )

@@ -71,7 +71,13 @@ class Plan:
     def _entries(self, kind: str, component: str, **decisive) -> Entries:
         policy = getattr(self.precision, component)
         encoder = models.component_digest(self.checkpoint, component, self.store.facts, self.experiment.model.variant)
-        recipe = {"schema": SCHEMA, "kind": kind, "encoder": encoder, "params": policy.params, "compute": policy.compute}
+        recipe = {
+            "schema": SCHEMA,
+            "kind": kind,
+            "encoder": encoder,
+            "params": policy.params,
+            "compute": policy.compute,
+        }
         return self.store.entries(recipe | decisive | {"dtype": policy.storage_dtype})
 
     def photos(self, progress=None) -> list[data.IndexedPhoto]:

@@ -16,6 +16,7 @@ from cache.files import make_folder
 from pipeline import data, device, models
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
+from pipeline.photos import list_photos
 from pipeline.progress import Progress
 from pipeline.recipes import Plan, resolve
 
@@ -66,7 +67,7 @@ def _get_model(experiment: Experiment) -> None:
 
 
 def _data_is_checked(experiment: Experiment) -> bool:
-    photos, problems = data.list_photos(experiment.images, experiment.data.prompt)
+    photos, problems = list_photos(experiment.images, experiment.data.prompt)
     return not problems and data.inspected(photos, _facts(experiment))
 
 

@@ -4,9 +4,11 @@ It proves plumbing, not pictures: its weights are random, though scaled so that 
 """
 
 import io
+import itertools
 import json
 import os
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +65,8 @@ def _write_json(path: Path, document: dict) -> None:
 def _write_scheduler(folder: Path, dynamic: bool) -> None:
     (folder / "scheduler").mkdir()
     settings = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
-    settings |= {"use_dynamic_shifting": dynamic, "shift": 3.0 if dynamic else 1.0, "base_shift": 0.5, "max_shift": 1.15}
+    settings |= {"use_dynamic_shifting": dynamic, "shift": 3.0 if dynamic else 1.0}
+    settings |= {"base_shift": 0.5, "max_shift": 1.15}
     settings |= {"base_image_seq_len": 256, "max_image_seq_len": 4096}
     _write_json(folder / "scheduler" / "scheduler_config.json", settings)
 
@@ -77,7 +80,8 @@ def corpus() -> list[str]:
     things = "circle square triangle cat dog bird flower tree house car boat cup chair face hand ball".split()
     places = "on a table, in the grass, on a street, in a room, by the sea, in the snow, against the sky".split(", ")
     styles = "a photo of, a painting of, a drawing of, a close up of, a portrait of, an old picture of".split(", ")
-    lines = [f"{style} a {c} {thing} {place}" for style in styles for c in colours for thing in things for place in places]
+    choices = itertools.product(styles, colours, things, places)
+    lines = [f"{style} a {colour} {thing} {place}" for style, colour, thing, place in choices]
     return lines + [f"a {a} {thing} on a {b} background" for a in colours for b in colours for thing in things[:6]]
 
 
@@ -89,25 +93,49 @@ def _write_tokenizers(folder: Path) -> tuple[int, int, int]:
 
 def _write_clip_tokenizer(folder: Path) -> tuple[int, int]:
     """CLIP's byte-level BPE: words end in ``</w>``; the end token, also the padding, has the highest id."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizerFast
 
-    trainer_tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    trainer_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    trainer = trainers.BpeTrainer(vocab_size=400, end_of_word_suffix="</w>", show_progress=False)
-    trainer_tokenizer.train_from_iterator(corpus(), trainer)
-    merges = [tuple(pair) for pair in json.loads(trainer_tokenizer.to_str())["model"]["merges"]]
+    merges = _merges(Counter(word for line in corpus() for word in line.split()))
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = letters + [letter + "</w>" for letter in letters] + ["".join(pair) for pair in merges]
     tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
     folder.mkdir()
-    write_atomically(folder / "vocab.json", json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False))
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    write_atomically(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False))
     write_atomically(folder / "merges.txt", "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
     tokenizer = CLIPTokenizerFast(
         vocab_file=str(folder / "vocab.json"), merges_file=str(folder / "merges.txt"), model_max_length=CLIP_LENGTH
     )
     tokenizer.save_pretrained(str(folder))
     return len(tokens), len(tokens) - 1
+
+
+def _merges(words: Counter) -> list[tuple[str, str]]:
+    """Byte pair encoding (arXiv:1508.07909) of ASCII words: join the most frequent pair until every word is one piece.
+
+    The trainer in tokenizers breaks ties by the order of a hash map, another one each time; here spelling does.
+    """
+    merges, pieces = [], {word: [*word[:-1], f"{word[-1]}</w>"] for word in words}
+    while True:
+        counts = Counter()
+        for word, parts in pieces.items():
+            for pair in itertools.pairwise(parts):
+                counts[pair] += words[word]
+        if not counts:
+            return merges
+        merges.append(max(counts, key=lambda pair: (counts[pair], pair)))
+        pieces = {word: _joined(parts, merges[-1]) for word, parts in pieces.items()}
+
+
+def _joined(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    joined = []
+    for part in parts:
+        if joined and (joined[-1], part) == pair:
+            joined[-1] += part
+        else:
+            joined.append(part)
+    return joined
 
 
 def _write_t5_tokenizer(folder: Path) -> int:
@@ -154,7 +182,7 @@ def _unigram_pieces() -> list[tuple[str, float]]:
 
 def _write_models(folder: Path, seed: int, guidance_embeds: bool, clip_size: int, clip_end: int, t5_size: int) -> None:
     for component, model in _models(guidance_embeds, clip_size, clip_end, t5_size):
-        _randomize(model, component, seed)
+        randomize(model, component, seed)
         model.save_pretrained(str(folder / component), safe_serialization=True)
         _use_pytorch_names(next((folder / component).glob("*.safetensors")))
 
@@ -172,49 +200,67 @@ def _models(guidance_embeds: bool, clip_size: int, clip_end: int, t5_size: int):
     from mindone.transformers import CLIPTextModel, T5EncoderModel
     from transformers import CLIPTextConfig, T5Config
 
-    yield "text_encoder", CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=clip_size,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
+    yield (
+        "text_encoder",
+        CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=clip_size,
+                hidden_size=64,
+                intermediate_size=128,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=CLIP_LENGTH,
+                bos_token_id=clip_end - 1,
+                eos_token_id=clip_end,
+                pad_token_id=clip_end,
+            )
+        ),
+    )
+    yield (
+        "text_encoder_2",
+        T5EncoderModel(
+            T5Config(
+                vocab_size=t5_size,
+                d_model=96,
+                d_kv=24,
+                d_ff=192,
+                num_layers=2,
+                num_heads=4,
+                feed_forward_proj="gated-gelu",
+            )
+        ),
+    )
+    yield (
+        "vae",
+        AutoencoderKL(
+            block_out_channels=(16, 32, 32, 32),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=1,
+            latent_channels=16,
+            norm_num_groups=8,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
+    )
+    yield (
+        "transformer",
+        FluxTransformer2DModel(
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=32,
             num_attention_heads=4,
-            max_position_embeddings=CLIP_LENGTH,
-            bos_token_id=clip_end - 1,
-            eos_token_id=clip_end,
-            pad_token_id=clip_end,
-        )
-    )
-    yield "text_encoder_2", T5EncoderModel(
-        T5Config(
-            vocab_size=t5_size, d_model=96, d_kv=24, d_ff=192, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
-        )
-    )
-    yield "vae", AutoencoderKL(
-        block_out_channels=(16, 32, 32, 32),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        latent_channels=16,
-        norm_num_groups=8,
-        scaling_factor=0.3611,
-        shift_factor=0.1159,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
-    yield "transformer", FluxTransformer2DModel(
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=32,
-        num_attention_heads=4,
-        joint_attention_dim=96,
-        pooled_projection_dim=64,
-        guidance_embeds=guidance_embeds,
-        axes_dims_rope=(4, 14, 14),
+            joint_attention_dim=96,
+            pooled_projection_dim=64,
+            guidance_embeds=guidance_embeds,
+            axes_dims_rope=(4, 14, 14),
+        ),
     )
 
 
-def _randomize(model, component: str, seed: int) -> None:
+def randomize(model, component: str, seed: int) -> None:
     """Set every parameter from a generator of its own, keyed by seed and name."""
     import mindspore as ms
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cache import write_atomically
-from pipeline import data, lora, loop, models
+from pipeline import data, loop, lora, models
 from pipeline.batches import Batch, Batches
 from pipeline.errors import UserError
 from pipeline.recipes import Plan
@@ -26,7 +26,9 @@ def train_lora(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) ->
     """
     settings, policy = plan.experiment.train, plan.precision
     with loop.locked(folder):
-        transformer = models.load_model(plan.checkpoint, "transformer", policy.transformer.params, plan.experiment.model.variant)
+        transformer = models.load_model(
+            plan.checkpoint, "transformer", policy.transformer.params, plan.experiment.model.variant
+        )
         before = frozen_digests(transformer)
         trained = lora.inject(transformer, plan.experiment.lora, policy.trained, plan.experiment.seed)
         print(describe(transformer, trained), flush=True)
@@ -53,7 +55,9 @@ def measure_lora(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) 
     batches, to_tensors = Batches(plan, photos), tensors_of(plan, transformer)
 
     def losses():
-        return np.concatenate([_item_losses(transformer, to_tensors(batches.evaluation(i, 8))) for i in range(NUM_EVALUATED // 8)])
+        return np.concatenate(
+            [_item_losses(transformer, to_tensors(batches.evaluation(i, 8))) for i in range(NUM_EVALUATED // 8)]
+        )
 
     before = losses()  # B is still zero: this is the base model
     lora.load(trained, folder / lora.WEIGHTS_NAME)

@@ -34,10 +34,13 @@ def run_stage(stage: str, experiment: str) -> None:
             code = child.wait()
     except BaseException:
         _stop(child)
+        sys.excepthook = _without_traceback_of_interruption
         raise
     if code:
         reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        raise StageFailed(f"{stage} failed ({reason}); what it said stands above; the same luigi command tries it again")
+        raise StageFailed(
+            f"{stage} failed ({reason}); what it said stands above; the same luigi command tries it again"
+        )
 
 
 def _command(stage: str, experiment: str) -> list[str]:
@@ -64,6 +67,13 @@ def _interrupted_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _without_traceback_of_interruption(kind, error, traceback) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted, and the running stage with it; the same command goes on from there", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _stop(child: subprocess.Popen) -> None:

@@ -8,10 +8,10 @@ import time
 
 import numpy as np
 import pytest
+from test_cache_store import ITEMS, REPOSITORY, array_of, assert_holds, entries_of, fill, segments
 
 from cache import CorruptEntry, Store, StoreError, digest
 from cache.segment import SegmentWriter
-from test_cache_store import ITEMS, REPOSITORY, array_of, assert_holds, entries_of, fill, segments
 
 WRITE_FOR_EVER = """
 import numpy as np, sys
@@ -252,8 +252,15 @@ def test_a_flipped_byte_anywhere_never_gives_other_numbers(tmp_path):
     assert_holds(entries, ITEMS[:2])
 
 
-@pytest.mark.parametrize("damage", [os.remove, lambda path: os.truncate(path, path.stat().st_size - 1),
-                                    lambda path: os.truncate(path, 0), lambda path: os.truncate(path, 9999)])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        os.remove,
+        lambda path: os.truncate(path, path.stat().st_size - 1),
+        lambda path: os.truncate(path, 0),
+        lambda path: os.truncate(path, 9999),
+    ],
+)
 @pytest.mark.parametrize("name", ["c.0.0.0", "keys"])
 def test_deleted_shard_is_missing_not_zeros(tmp_path, damage, name):
     entries = fill(entries_of(tmp_path), ITEMS[:10])

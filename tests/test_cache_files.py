@@ -49,8 +49,16 @@ def test_equal_recipes_have_one_spelling():
     assert recipe_id({"a": 1}) != recipe_id({"a": "1"}) != recipe_id({"a": True})
 
 
-@pytest.mark.parametrize("obj, error", [({1: "a"}, TypeError), ({"a": {2, 3}}, TypeError), ([b"a"], TypeError),
-                                        ([float("nan")], ValueError), ({"a": float("inf")}, ValueError)])
+@pytest.mark.parametrize(
+    "obj, error",
+    [
+        ({1: "a"}, TypeError),
+        ({"a": {2, 3}}, TypeError),
+        ([b"a"], TypeError),
+        ([float("nan")], ValueError),
+        ({"a": float("inf")}, ValueError),
+    ],
+)
 def test_what_has_no_one_spelling_is_refused(obj, error):
     with pytest.raises(error, match="a recipe"):
         canonical(obj)
@@ -160,7 +168,8 @@ def test_many_files_are_looked_up_at_once(facts, tmp_path):
     paths = [old_file(tmp_path / f"{number}.jpg", bytes([number % 256])) for number in range(1500)]
     facts.put_many({path: {"width": number} for number, path in enumerate(paths[:1000])})
     assert facts.get_many([*paths, tmp_path / "none"]) == {
-        path: {"width": number} for number, path in enumerate(paths[:1000])}
+        path: {"width": number} for number, path in enumerate(paths[:1000])
+    }
     digests = facts.file_digests(paths)
     assert list(digests) == paths and digests[paths[1300]] == digest(bytes([1300 % 256]))
     assert facts.get(paths[999]) == {"width": 999, "digest": digest(bytes([999 % 256]))}
@@ -176,9 +185,17 @@ def test_a_file_that_is_not_there_is_an_error_only_for_its_digest(facts, tmp_pat
 
 def test_several_processes_put_at_once_and_lose_nothing(facts, tmp_path):
     path = old_file(tmp_path / "photo")
-    processes = [subprocess.Popen([sys.executable, "-c", PUT_MANY, facts.path, path, str(number)], cwd=REPOSITORY,
-                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-                 for number in range(3)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PUT_MANY, facts.path, path, str(number)],
+            cwd=REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(3)
+    ]
     for process in processes:
         process.stdout.readline()
     for process in processes:

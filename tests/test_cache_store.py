@@ -167,13 +167,16 @@ def test_nan_and_infinity_are_refused_by_item(tmp_path, dtype, bad):
     assert entries_of(tmp_path, dtype).missing(ITEMS[:2]) == ITEMS[1:2]
 
 
-@pytest.mark.parametrize("array, words", [
-    (np.zeros((3, 2), np.float32), r"shape is \(3, 2\), the recipe says \(2, 3\)"),
-    (np.zeros((1, 2, 3), np.float32), r"shape is \(1, 2, 3\)"),
-    (np.zeros((2, 3), np.float64), "array is float64, the recipe says float32"),
-    (np.zeros((2, 3), np.uint16), "array is uint16, the recipe says float32"),
-    (np.zeros((2, 3), ">f4"), "array is >f4, the recipe says float32"),
-])
+@pytest.mark.parametrize(
+    "array, words",
+    [
+        (np.zeros((3, 2), np.float32), r"shape is \(3, 2\), the recipe says \(2, 3\)"),
+        (np.zeros((1, 2, 3), np.float32), r"shape is \(1, 2, 3\)"),
+        (np.zeros((2, 3), np.float64), "array is float64, the recipe says float32"),
+        (np.zeros((2, 3), np.uint16), "array is uint16, the recipe says float32"),
+        (np.zeros((2, 3), ">f4"), "array is >f4, the recipe says float32"),
+    ],
+)
 def test_another_shape_or_dtype_is_refused_by_item(tmp_path, array, words):
     with pytest.raises(StoreError, match=f"{ITEMS[0]}.*{words}"), entries_of(tmp_path).writer() as writer:
         writer.write(ITEMS[0], array)
@@ -216,8 +219,14 @@ def test_the_recipe_stands_beside_its_entries_and_is_mended(tmp_path):
 
 def test_a_foreign_file_is_ignored(tmp_path):
     entries = fill(entries_of(tmp_path))
-    for folder in (tmp_path, tmp_path / "entries", entries.path, entries.segments_path, entries.path / "writing",
-                   segments(entries)[0]):
+    for folder in (
+        tmp_path,
+        tmp_path / "entries",
+        entries.path,
+        entries.segments_path,
+        entries.path / "writing",
+        segments(entries)[0],
+    ):
         (folder / ".DS_Store").write_text("foreign")
         (folder / "18ea2de0d99322ea-e4d4e526").mkdir()
         (folder / "18ea2de0d99322ea-00000000").write_text("foreign")

@@ -177,7 +177,7 @@ def test_lora_gradient_is_the_slope_of_the_loss(fp32_gradients):
         assert (values[0] - values[1]) / (2 * step) == pytest.approx(length, rel=1e-2), parameter.name
 
 
-def test_frozen_weights_get_no_gradient(fp32_gradients):
+def test_only_lora_weights_are_trainable(fp32_gradients):
     transformer, _, _, trained, *_ = fp32_gradients
     assert {name for name, p in transformer.parameters_and_names() if p.requires_grad} == {p.name for p in trained}
     assert all("lora_" in parameter.name for parameter in trained)

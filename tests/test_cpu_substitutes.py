@@ -3,6 +3,7 @@
 Run as a program, this file prints, for every substitute, what its original does on this machine's CPU.
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -10,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -150,8 +151,8 @@ COS, SIN = np.cos(ANGLES), np.sin(ANGLES)
 def functions():
     import mindspore as ms
     import mindspore.mint.nn.functional as F
-    from mindspore import mint
     from mindone.diffusers.models import attention_dispatch, embeddings
+    from mindspore import mint
 
     ids, cos, sin = ms.Tensor(IDS), ms.Tensor(COS), ms.Tensor(SIN)
     boolean_mask, added_mask = ms.Tensor(BOOLEAN_MASK), ms.Tensor(ADDED_MASK)
@@ -207,7 +208,7 @@ def functions():
 
     def masked_attention(query, key, value):
         boolean = attention_dispatch.dispatch_attention_fn(query, key, value, attn_mask=boolean_mask)
-        added = attention_dispatch.dispatch_attention_fn(query, key, value, attn_mask=added_mask.astype(query.dtype))
+        added = attention_dispatch.dispatch_attention_fn(query, key, value, attn_mask=added_mask)
         return boolean, added
 
     def rotary(x):
@@ -227,10 +228,10 @@ def np_rotary_angles(position):
 
 
 def cells():
-    from mindspore import mint, nn
-    from mindone.diffusers.models.normalization import AdaLayerNormZero, AdaLayerNormZeroSingle
-    from mindone.diffusers.models.transformers.transformer_flux import FluxAttention
     import mindspore as ms
+    from mindone.diffusers.models.normalization import AdaLayerNormZero, AdaLayerNormZeroSingle, RMSNorm
+    from mindone.diffusers.models.transformers.transformer_flux import FluxAttention
+    from mindspore import mint, nn
 
     cos, sin = ms.Tensor(COS), ms.Tensor(SIN)
 
@@ -266,6 +267,7 @@ def cells():
         "Conv2d": lambda: mint.nn.Conv2d(4, 6, 3, stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2),
         "Embedding": lambda: mint.nn.Embedding(5, 4),
         "GELU": lambda: mint.nn.GELU(approximate="tanh"),
+        "RMSNorm": lambda: RMSNorm(6, eps=0.25),
         "AdaLayerNormZero": ZeroNorm,
         "AdaLayerNormZeroSingle": lambda: AdaLayerNormZeroSingle(6),
         "FLUX double attention": DoubleAttention,
@@ -312,7 +314,14 @@ CASES = (
         (2, 3, 4),
     ),
     function("gelu", "functional.gelu", lambda x: (np_gelu(x), np_gelu_tanh(x), np_gelu_tanh(4 * x)), (2, 3, 7)),
-    function("linear", "functional.linear", lambda x, w, b: (np_linear(x, w, b), np_linear(x, w)), (2, 3, 6), (4, 6), (4,)),
+    function(
+        "linear",
+        "functional.linear",
+        lambda x, w, b: (np_linear(x, w, b), np_linear(x, w)),
+        (2, 3, 6),
+        (4, 6),
+        (4,),
+    ),
     function(
         "layer_norm",
         "functional.layer_norm",
@@ -323,7 +332,14 @@ CASES = (
     ),
     function("layer_norm_of_small_values", "functional.layer_norm", np_layer_norm, (2, 3, 6), scale=0.004),
     function("embedding", "functional.embedding", lambda weight: weight[IDS], (5, 4)),
-    function("conv2d", "functional.conv2d", lambda x, w, b: np_conv2d(x, w, b, **CONV), (2, 4, 5, 5), (6, 2, 3, 3), (6,)),
+    function(
+        "conv2d",
+        "functional.conv2d",
+        lambda x, w, b: np_conv2d(x, w, b, **CONV),
+        (2, 4, 5, 5),
+        (6, 2, 3, 3),
+        (6,),
+    ),
     function(
         "attention",
         "attention_dispatch.dispatch_attention_fn",
@@ -354,6 +370,7 @@ CASES = (
     cell("Conv2d", "Conv2d.construct", lambda x, weight, bias: np_conv2d(x, weight, bias, **CONV), (2, 4, 5, 5)),
     cell("GELU", "functional.gelu", np_gelu_tanh, (2, 3, 7)),
     cell("AdaLayerNormZero", "AdaLayerNormZero.construct", np_ada_norm(6), (2, 3, 6), (2, 6)),
+    cell("RMSNorm", "RMSNorm.construct", lambda x, weight: np_rms_norm(x, weight, 0.25), (2, 3, 6)),
     cell("AdaLayerNormZeroSingle", "AdaLayerNormZeroSingle.construct", np_ada_norm(3), (2, 3, 6), (2, 6)),
     cell("FLUX double attention", "FluxAttnProcessor.__call__", np_flux_attention, (2, 3, 8), (2, 2, 8)),
     cell("FLUX single attention", "FluxAttnProcessor.__call__", np_flux_attention, (2, 5, 8)),
@@ -416,7 +433,7 @@ def _as_tuple(value):
     return value if isinstance(value, (tuple, list)) else (value,)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def expected(case, dtype):
     """Results in float64, and their central differences along every input and parameter."""
     _, _, values = parameters(case, dtype)
@@ -481,7 +498,7 @@ def test_every_substitute_is_reached_by_a_case_that_compares_it_with_numpy(cpu):
     assert set(codes) == {case.covers for case in CASES}
     for case in CASES:
         called = set()
-        sys.setprofile(lambda frame, event, argument: called.add(frame.f_code) if event == "call" else None)
+        sys.setprofile(lambda frame, event, _, called=called: called.add(frame.f_code) if event == "call" else None)
         try:
             outputs_and_gradients(case, "float32", "pynative")
         finally:
@@ -496,7 +513,7 @@ def test_to_float_computes_in_half_and_keeps_the_gradients_of_fp32_parameters_in
 
     case = next(case for case in CASES if case.name == name)
     for compute in (ms.float16, ms.float32):
-        half = Case(name, case.covers, lambda: case.build().to_float(compute), case.reference, case.inputs)
+        half = dataclasses.replace(case, build=lambda compute=compute: case.build().to_float(compute))
         outputs, gradients = outputs_and_gradients(half, "float32", mode)
         assert [output.dtype for output in outputs] == [compute]
         assert {gradient.dtype for gradient in gradients} == {ms.float32}
@@ -505,10 +522,11 @@ def test_to_float_computes_in_half_and_keeps_the_gradients_of_fp32_parameters_in
 
 
 @pytest.mark.parametrize("mode", ["pynative", "jit"])
-def test_linear_refuses_parameters_of_another_dtype_than_its_input(cpu, mode):
+def test_linear_refuses_parameters_of_another_dtype_than_its_input(cpu, mode, tmp_path, monkeypatch):
     import mindspore as ms
     from mindspore import mint
 
+    monkeypatch.chdir(tmp_path)  # the compiler leaves a report of its failure where it runs
     cell = mint.nn.Linear(6, 4)
 
     def call(x):
@@ -516,6 +534,23 @@ def test_linear_refuses_parameters_of_another_dtype_than_its_input(cpu, mode):
 
     with pytest.raises(TypeError):
         (ms.jit(call) if mode == "jit" else call)(ms.Tensor(np.ones((2, 6)), ms.float16))
+
+
+@pytest.mark.parametrize("mode", ["pynative", "jit"])
+def test_attention_casts_keys_and_values_to_the_dtype_of_the_query(cpu, mode):
+    import mindspore as ms
+    from mindone.diffusers.models import attention_dispatch
+
+    case = next(case for case in CASES if case.name == "attention")
+    query, key, value = case.arrays("float16")
+
+    def attention(query, key, value):
+        return attention_dispatch.dispatch_attention_fn(query, key, value)
+
+    call = ms.jit(attention) if mode == "jit" else attention
+    result = call(ms.Tensor(query, ms.float32), ms.Tensor(key, ms.float16), ms.Tensor(value, ms.float16))
+    assert result.dtype == ms.float32
+    assert_close(result, np_attention(query, key, value), TOLERANCE["float32"])
 
 
 def test_arange_has_the_values_and_the_dtype_of_mints_documentation(cpu):
@@ -560,8 +595,8 @@ def test_gelu_and_its_gradient_are_finite_over_all_of_fp16(cpu, mode):
 def test_forms_that_a_substitute_does_not_compute_are_refused(cpu):
     import mindspore as ms
     import mindspore.mint.nn.functional as F
-    from mindspore import mint
     from mindone.diffusers.models import attention_dispatch, embeddings
+    from mindspore import mint
 
     x, ids = ms.Tensor(np.ones((2, 3, 2, 4)), ms.float32), ms.Tensor([[0, 1]])
     weight, angles = ms.Tensor(np.ones((3, 4)), ms.float32), ms.Tensor(np.ones(3), ms.float32)
@@ -623,10 +658,12 @@ def _put(substitute, original):
 
 
 @pytest.fixture(scope="module")
-def errors_of_originals():
+def errors_of_originals(tmp_path_factory):
     root = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    child = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300)
+    folder = tmp_path_factory.mktemp("originals")  # the compiler leaves reports of its failures where it runs
+    command, options = [sys.executable, __file__], {"capture_output": True, "text": True, "timeout": 300}
+    child = subprocess.run(command, env=environment, cwd=folder, **options)
     assert child.returncode == 0, child.stderr[-2000:]
     return json.loads(child.stdout.splitlines()[-1])
 

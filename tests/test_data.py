@@ -9,8 +9,9 @@ from PIL import Image
 
 from cache import FileFacts, digest
 from pipeline import data
-from pipeline.data import Problem, index_photos, inspect, inspected, list_photos, read_photo
+from pipeline.data import index_photos, inspect, inspected, read_photo
 from pipeline.errors import UserError
+from pipeline.photos import Problem, list_photos
 
 
 @pytest.fixture

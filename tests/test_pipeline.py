@@ -8,7 +8,7 @@ import pytest
 from lab import Lab
 
 from cache import caption_item
-from pipeline import data, images, lora, loop, models, stages, train
+from pipeline import data, images, loop, lora, models, stages, train
 from pipeline.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("cpu")
@@ -54,7 +54,10 @@ def test_cached_prompts_are_what_the_text_encoders_compute_bit_for_bit(encoded):
         ("pooled", "tokenizer", "text_encoder", 77, 1),
         ("txt", "tokenizer_2", "text_encoder_2", 16, 0),
     ):
-        tokens, model = models.load_tokenizer(encoded.model, tokenizer), models.load_model(encoded.model, encoder, "fp32")
+        tokens, model = (
+            models.load_tokenizer(encoded.model, tokenizer),
+            models.load_model(encoded.model, encoder, "fp32"),
+        )
         for photo in plan.photos():
             ids = tokens(photo.caption, padding="max_length", max_length=length, truncation=True).input_ids
             expected = model(ms.Tensor([ids], ms.int32))[output].asnumpy()[0]
@@ -234,7 +237,9 @@ def test_a_changed_frozen_weight_is_named(encoded):
     train.check_frozen(transformer, before)
     name = "transformer_blocks.1.attn.to_q.weight"
     parameter = next(p for p in transformer.get_parameters() if p.name.replace(".base_layer.", ".") == name)
-    lora.set_values(parameter, parameter.asnumpy() + np.float32(1e-6) * (np.arange(parameter.size) == 5).reshape(parameter.shape))
+    lora.set_values(
+        parameter, parameter.asnumpy() + np.float32(1e-6) * (np.arange(parameter.size) == 5).reshape(parameter.shape)
+    )
     with pytest.raises(UserError, match=name.replace(".", r"\.")):
         train.check_frozen(transformer, before)
 

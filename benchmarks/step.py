@@ -1,0 +1,130 @@
+"""``python -m benchmarks.step``: what a LoRA step costs, in PyNative and compiled, and where the time goes.
+
+Both modes run in one process on the same model, batch and weights, in turns, so that a busy machine slows both; read
+the ratios rather than the milliseconds.
+"""
+
+import argparse
+import json
+import time
+
+import numpy as np
+
+BLOCKS = 3
+"""How often each part has its turn."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds per turn; medians are printed")
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--image-tokens", type=int, default=64, help="64 is a picture of 128 x 128 pixels")
+    parser.add_argument("--text-tokens", type=int, default=32)
+    parser.add_argument("--width", type=int, default=128, help="of the transformer, a multiple of 32")
+    parser.add_argument("--blocks", type=int, default=2, help="double blocks, and as many single ones")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    from pipeline import device
+
+    device.use("CPU")
+    result = measure(options)
+    print(json.dumps(result, indent=2) if options.json else table(result))
+
+
+def measure(options) -> dict:
+    """Median seconds of each part of a step in both modes, and the seconds of the first call, which compiles."""
+    parts, compiling = {}, {}
+    for mode in ("pynative", "jit"):
+        step, arguments, loss = prepare(options, mode)
+        began = time.perf_counter()
+        step(*arguments).asnumpy()
+        compiling[mode] = time.perf_counter() - began
+        parts |= {(mode, name): part for name, part in parts_of(step, arguments, loss).items()}
+    times = {key: [] for key in parts}
+    for _ in range(BLOCKS):
+        for key, part in parts.items():
+            part()
+            for _ in range(options.rounds):
+                began = time.perf_counter()
+                part()
+                times[key].append(time.perf_counter() - began)
+    medians = {f"{mode} {part}": float(np.median(values)) for (mode, part), values in times.items()}
+    return {"seconds": medians, "first_call_seconds": compiling, "options": vars(options)}
+
+
+def parts_of(step, arguments: tuple, loss) -> dict:
+    """What is timed; each waits for all of its results, which a compiled graph may still be computing."""
+    from pipeline import device
+
+    def gradient():
+        value, gradients = step.gradient(*arguments)
+        device.wait_asleep(gradients)
+        return value.asnumpy()
+
+    _, gradients = step.gradient(*arguments)
+    return {
+        "step": lambda: step(*arguments).asnumpy(),
+        "forward": lambda: loss(*arguments).asnumpy(),
+        "forward and backward": gradient,
+        "optimizer": lambda: step.optimizer(gradients),
+    }
+
+
+def prepare(options, mode: str):
+    """The step of one mode, the arguments of its batch, and the loss alone in that mode."""
+    import mindspore as ms
+    from mindone.diffusers import FluxTransformer2DModel
+
+    from pipeline import loop, lora, tiny, train
+    from pipeline.experiment import Lora, Train
+    from pipeline.precision import Policy
+
+    transformer = FluxTransformer2DModel(
+        num_layers=options.blocks,
+        num_single_layers=options.blocks,
+        attention_head_dim=32,
+        num_attention_heads=options.width // 32,
+        joint_attention_dim=96,
+        pooled_projection_dim=64,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 14, 14),
+    )
+    tiny.randomize(transformer, "transformer", seed=0)
+    for parameter in transformer.get_parameters():
+        parameter.requires_grad = False
+    trained = lora.inject(transformer.set_train(False), Lora(), Policy("fp32", "fp32", "fp32"), seed=0)
+    loss = train.flow_loss(transformer)
+    step = loop.make_step(loss, trained, Train(mode=mode))
+    return step, random_batch(options), ms.jit(loss) if mode == "jit" else loss
+
+
+def random_batch(options) -> tuple:
+    import mindspore as ms
+
+    generator = np.random.default_rng(0)
+    batch, image, text = options.batch_size, options.image_tokens, options.text_tokens
+    normal = (
+        generator.standard_normal(shape)
+        for shape in ((batch, image, 64), (batch, image, 64), (batch, text, 96), (batch, 64))
+    )
+    sigma, guidance = generator.random(batch), np.full(batch, 3.5)
+    ids = np.stack([np.zeros(image), np.arange(image) // 8, np.arange(image) % 8], axis=-1)
+    arrays = (*normal, sigma, ids, np.zeros((text, 3)), guidance)
+    return tuple(ms.Tensor(np.asarray(array, np.float32)) for array in arrays)
+
+
+def table(result: dict) -> str:
+    seconds, first = result["seconds"], result["first_call_seconds"]
+    lines = [f"{'milliseconds, medians':<24}{'PyNative':>10}{'compiled':>10}{'ratio':>8}"]
+    for part in ("step", "forward", "forward and backward", "optimizer"):
+        slow, fast = seconds[f"pynative {part}"] * 1e3, seconds[f"jit {part}"] * 1e3
+        lines.append(f"{part:<24}{slow:>10.1f}{fast:>10.1f}{slow / fast:>8.1f}")
+    repaid = (first["jit"] - first["pynative"]) / (seconds["pynative step"] - seconds["jit step"])
+    lines.append(
+        f"first call: PyNative {first['pynative']:.1f} s, compiled {first['jit']:.1f} s: repaid by {repaid:.0f} steps"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import device
+from pipeline.experiment import Device
+
+ROOT = Path(__file__).parents[1]
+
+
+def python(code, **options):
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, **options)
+
+
+def test_choosing_a_device_imports_no_mindspore():
+    code = """if True:
+        import sys
+        from pipeline import device
+        print(device.choose("auto"), [name for name in sys.modules if name.startswith("mind")])
+    """
+    assert python(code).stdout == f"{device.choose('auto')} []\n"
+
+
+@pytest.mark.skipif(any(Path("/dev").glob("davinci[0-9]*")), reason="there is an NPU here")
+def test_auto_is_cpu_where_there_is_no_npu():
+    assert device.choose("auto") == "CPU"
+
+
+@pytest.mark.parametrize(
+    "has_device, has_plugin, chosen",
+    [(True, True, "Ascend"), (True, False, "CPU"), (False, True, "CPU"), (False, False, "CPU")],
+)
+def test_auto_takes_ascend_where_both_the_npu_and_its_plugin_are_there(monkeypatch, has_device, has_plugin, chosen):
+    monkeypatch.setattr(device, "_has_ascend_device", lambda: has_device)
+    monkeypatch.setattr(device, "_has_ascend_plugin", lambda: has_plugin)
+    assert device.choose("auto") == chosen
+
+
+@pytest.mark.parametrize("target", ["Ascend", "CPU"])
+def test_a_named_device_is_taken_at_its_word(target):
+    assert device.choose(target) == target
+
+
+def test_every_device_that_an_experiment_may_name_says_what_it_computes():
+    choices = Device.__dataclass_fields__["target"].metadata["choices"]
+    assert set(choices) == {"auto", *device.COMPUTES}
+    assert all("fp32" in dtypes for dtypes in device.COMPUTES.values())
+
+
+@pytest.mark.skipif(any(Path("/dev").glob("davinci[0-9]*")), reason="there is an NPU here")
+def test_ascend_without_an_npu_is_one_line_that_says_what_to_do():
+    code = """if True:
+        from pipeline import device, errors
+        try:
+            device.use("Ascend")
+        except errors.UserError as error:
+            print(error)
+    """
+    ran = python(code)
+    assert ran.returncode == 0, ran.stderr
+    (line,) = [line for line in ran.stdout.splitlines() if not line.startswith("[WARNING]")]
+    assert line.startswith("device: MindSpore ") and "cannot use Ascend" in line
+    assert line.endswith('check the driver and CANN, or set [device] target = "CPU"')
+
+
+def test_the_process_knows_its_peak_memory(cpu):
+    assert 100e6 < device.peak_memory_bytes("CPU")["process"] < 1e12

@@ -1,0 +1,206 @@
+import dataclasses
+import inspect
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pipeline import experiment
+from pipeline.errors import UserError
+from pipeline.experiment import DEFAULT, Experiment, load_experiment
+
+
+def written(folder, text):
+    path = folder / "my.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def loaded(folder, text):
+    return load_experiment(written(folder, text))
+
+
+def problems(folder, text):
+    """The lines of the refusal below its heading, without their indent."""
+    with pytest.raises(UserError) as refusal:
+        loaded(folder, text)
+    heading, *lines = str(refusal.value).split("\n")
+    noun = "problem" if len(lines) == 1 else "problems"
+    assert heading == f"{folder / 'my.toml'}: {len(lines)} {noun} in the experiment file"
+    return [line.strip() for line in lines]
+
+
+def test_every_problem_of_a_file_is_reported_at_once_with_its_field(tmp_path):
+    found = problems(
+        tmp_path,
+        """
+        name = "a/b"
+        seed = -1
+        sead = 3
+        device = "CPU"
+        [data]
+        resolution = 500
+        imges = "photos"
+        [train]
+        steps = true
+        learning_rate = nan
+        optimizer = "sgd"
+        [precision.vae]
+        params = "fp8"
+        """,
+    )
+    fields = [line.partition(": ")[0] for line in found]
+    assert sorted(fields) == sorted(
+        "name seed sead device data.resolution data.imges train.steps train.learning_rate train.optimizer "
+        "precision.vae".split()
+    )
+
+
+@pytest.mark.parametrize(
+    "text, field, said",
+    [
+        ("sead = 3", "sead", "unknown field; known here: name, seed, paths"),
+        ("folder = 'x'", "folder", "unknown field"),
+        ("[train]\nlr = 1", "train.lr", "unknown field; known here: steps, batch_size"),
+        ("[precision.vae]\ndtype = 'fp32'", "precision.vae", "unknown field dtype; known here: params"),
+        ("[precision.vae]\nparams = ['fp32']", "precision.vae", "params = ['fp32']: must be one of bf16, fp16, fp32"),
+        ("[precision]\nvae = 'fp32'", "precision.vae", "must be a table"),
+        ("train = 3", "train", "must be a table, [train]"),
+        ("[[train]]\nsteps = 1", "train", "must be a table, [train]"),
+        ("[train]\nsteps = true", "train.steps", "must be a whole number, found True"),
+        ("[train]\nsteps = 1.0", "train.steps", "must be a whole number, found 1.0"),
+        ("[train]\nsteps = '5'", "train.steps", "must be a whole number, found '5'"),
+        ("[train]\nsteps = 0", "train.steps", "must be at least 1, found 0"),
+        ("[lora]\nalpha = true", "lora.alpha", "must be a number, found True"),
+        ("[lora]\nalpha = 0", "lora.alpha", "must be above 0, found 0.0"),
+        ("[lora]\ntargets = []", "lora.targets", "must be a name or a list of names, found []"),
+        ("[lora]\ntargets = ['to_q', 3]", "lora.targets", "must be a name or a list of names"),
+        ("[train]\nadam_beta2 = 1", "train.adam_beta2", "must be below 1, found 1.0"),
+        ("[train]\nadam_beta2 = -0.1", "train.adam_beta2", "must be at least 0, found -0.1"),
+        ("[train]\nlearning_rate = nan", "train.learning_rate", "must be finite, found nan"),
+        ("[train]\nlearning_rate = inf", "train.learning_rate", "must be finite, found inf"),
+        ("[train]\nguidance_scale = -inf", "train.guidance_scale", "must be finite, found -inf"),
+        ("[train]\nweight_decay = 1e999", "train.weight_decay", "must be finite, found inf"),
+        (f"[train]\nlearning_rate = {'9' * 400}", "train.learning_rate", "must be finite"),
+        ("[train]\noptimizer = 'sgd'", "train.optimizer", "must be one of adamw, adam_weight_decay, found 'sgd'"),
+        ("[data]\nresolution = 24", "data.resolution", "must be a multiple of 16, found 24"),
+        ("[device]\ntarget = 'cpu'", "device.target", "must be one of auto, Ascend, CPU, found 'cpu'"),
+        ("[model]\npath = 3", "model.path", "must be a text, found 3"),
+        ('[paths]\nstore = "a\\u0000b"', "paths.store", "must not hold a null character"),
+        ("seed = 18446744073709551616", "seed", "must be below 9223372036854775808"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_expected(tmp_path, text, field, said):
+    (line,) = problems(tmp_path, text)
+    assert line.startswith(f"{field}: {said}")
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../a", ".hidden", "-rf", "a b", "a\\b", "a" * 101])
+def test_a_name_that_is_no_plain_folder_name_is_refused(tmp_path, name):
+    (line,) = problems(tmp_path, f"name = '{name}'")
+    assert line.startswith("name: must be a plain name")
+
+
+@pytest.mark.parametrize("name", ["cat", "Käse_2.v1-b", "a" * 100])
+def test_plain_names_are_taken(tmp_path, name):
+    assert loaded(tmp_path, f'name = "{name}"').name == name
+
+
+@pytest.mark.parametrize("text", [b"seed = ", b"seed = 1\nseed = 2", b"\xff\xfe", b"name = 'K\xe4se'"])
+def test_invalid_toml_is_one_line_that_names_the_file(tmp_path, text):
+    path = tmp_path / "my.toml"
+    path.write_bytes(text)
+    with pytest.raises(UserError) as refusal:
+        load_experiment(path)
+    assert str(refusal.value).startswith(f"{path}: not valid TOML: ")
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name, reason", [("none.toml", "No such file or directory"), ("", "Is a directory")])
+def test_a_file_that_cannot_be_read_is_one_line_that_names_it(tmp_path, name, reason):
+    with pytest.raises(UserError) as refusal:
+        load_experiment(tmp_path / name)
+    assert str(refusal.value) == f"{tmp_path / name}: cannot read the experiment file: {reason}"
+
+
+def test_values_arrive_where_they_belong(tmp_path):
+    text = """
+    name = "cat"
+    seed = 7
+    [data]
+    prompt = "ein Käse"
+    [precision]
+    preset = "fp16"
+    vae = { params = "fp32", compute = "fp32" }
+    [lora]
+    targets = ["to_q", "to_out.0"]
+    [train]
+    learning_rate = 1
+    posterior = "mode"
+    """
+    found = loaded(tmp_path, text)
+    assert (found.name, found.seed, found.data.prompt) == ("cat", 7, "ein Käse")
+    assert (found.precision.preset, found.precision.vae) == ("fp16", {"params": "fp32", "compute": "fp32"})
+    assert found.lora.targets == ("to_q", "to_out.0")
+    assert found.train.posterior == "mode"
+    assert type(found.train.learning_rate) is float and found.train.learning_rate == 1.0
+
+
+def test_an_empty_file_has_a_default_for_every_field(tmp_path):
+    assert loaded(tmp_path, "") == Experiment(folder=tmp_path)
+
+
+def test_every_default_is_a_value_that_a_file_may_say():
+    for cls in (cls for _, cls in inspect.getmembers(experiment, dataclasses.is_dataclass)):
+        for field in dataclasses.fields(cls):
+            if "internal" not in field.metadata and not dataclasses.is_dataclass(field.type):
+                default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+                assert experiment._check(field, default)[0] == "", f"{cls.__name__}.{field.name}"
+
+
+def test_relative_paths_are_relative_to_the_experiment_file(tmp_path, monkeypatch):
+    (tmp_path / "project").mkdir()
+    text = "[paths]\nstore = 'a/store'\nruns = '../runs'\n[data]\nimages = './photos'\n[model]\npath = 'flux'"
+    written(tmp_path / "project", text)
+    monkeypatch.chdir(tmp_path)
+    found = load_experiment("project/my.toml")
+    assert found.store == tmp_path / "project/a/store"
+    assert found.runs == tmp_path / "runs"
+    assert found.images == tmp_path / "project/photos"
+    assert found.model_path == tmp_path / "project/flux"
+
+
+def test_absolute_paths_and_home_are_taken_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    found = loaded(tmp_path, f"[paths]\nstore = '~/store'\n[data]\nimages = '{tmp_path}/elsewhere'")
+    assert (found.store, found.images) == (tmp_path / "home/store", tmp_path / "elsewhere")
+
+
+def test_the_home_of_nobody_is_a_folder_that_does_not_exist(tmp_path):
+    assert not loaded(tmp_path, "[data]\nimages = '~nobody-of-that-name/photos'").images.exists()
+
+
+@pytest.mark.parametrize("path", ["black-forest-labs/FLUX.1-dev", "owner/name"])
+def test_what_looks_like_a_hub_id_is_one_unless_there_is_such_a_folder(tmp_path, path):
+    assert loaded(tmp_path, f"[model]\npath = '{path}'").model_path == path
+    (tmp_path / path).mkdir(parents=True)
+    assert loaded(tmp_path, f"[model]\npath = '{path}'").model_path == tmp_path / path
+
+
+@pytest.mark.parametrize("path", ["./flux", "../flux", "flux", "models/flux/dev", "~/flux", "/models/flux", "owner/"])
+def test_what_cannot_be_a_hub_id_is_a_local_folder(tmp_path, path):
+    assert isinstance(loaded(tmp_path, f"[model]\npath = '{path}'").model_path, Path)
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_without_a_file_the_embedded_default_lives_in_the_working_directory(tmp_path, monkeypatch, nothing):
+    monkeypatch.chdir(tmp_path)
+    found = load_experiment(nothing)
+    assert found.name == tomllib.loads(DEFAULT.read_text())["name"] == "tiny"
+    assert found.model_path == tmp_path / "tiny/model"
+    assert found.images == tmp_path / "tiny/pictures"
+    assert (found.store, found.runs) == (tmp_path / "store", tmp_path / "runs")
+
+
+def test_the_embedded_default_says_nothing_that_an_experiment_file_may_not(tmp_path):
+    assert loaded(tmp_path, DEFAULT.read_text()) == dataclasses.replace(load_experiment(), folder=tmp_path)

@@ -1,0 +1,208 @@
+"""Luigi and the stages' processes, for real: what runs, what is left alone, and that nothing outlives Luigi."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import luigi
+import pytest
+from lab import Lab
+
+import tasks
+from tasks.process import StageFailed, run_stage
+
+ROOT = Path(__file__).resolve().parent.parent
+TASK_FAILED = 30
+
+
+def command(task: str, lab: Lab) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "luigi",
+        "--module",
+        "tasks",
+        task,
+        "--local-scheduler",
+        "--experiment",
+        str(lab.path),
+    ]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def run_luigi(task: str, lab: Lab, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(command(task, lab), env=environment(), capture_output=True, text=True, timeout=300, **options)
+
+
+def ran(output: str) -> list[str]:
+    """The stages that Luigi started, in order."""
+    return [name for name in re.findall(r"running +(\w+)\(", output) if name != "EncodePrompts"]
+
+
+@pytest.fixture(scope="module")
+def encoded(cpu, tiny_model, tmp_path_factory) -> Lab:
+    lab = Lab(tmp_path_factory.mktemp("tasks") / "lab", tiny_model)
+    lab.encode()
+    return lab
+
+
+@pytest.fixture
+def lab(encoded, tmp_path) -> Lab:
+    return encoded.copy(tmp_path / "lab")
+
+
+def test_from_photos_to_a_lora_and_luigi_never_imports_mindspore(tiny_model, tmp_path):
+    """The whole chain through the real command line, started in another folder than the packages'."""
+    lab = Lab(tmp_path / "lab", tiny_model)
+    script = (
+        "import sys, atexit\n"
+        "heavy = ('mindspore', 'mindone', 'transformers')\n"
+        "loaded = lambda: sorted(m for m in sys.modules if m.split('.')[0] in heavy)\n"
+        "atexit.register(lambda: print('IMPORTED', loaded()))\n"
+        "from luigi.cmdline import luigi_run\n"
+        f"luigi_run({command('TrainLoRA', lab)[3:]!r})\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert "IMPORTED []" in result.stdout
+    assert ran(result.stderr) == ["CheckData", "EncodeCLIP", "EncodeT5", "EncodeImages", "TrainLoRA"]
+    assert lab.done("TrainLoRA")
+    again = run_luigi("TrainLoRA", lab)
+    assert again.returncode == 0 and ran(again.stderr) == []
+
+
+def test_another_learning_rate_runs_the_training_alone(lab):
+    lab.set("train", learning_rate=5e-4)
+    result = run_luigi("TrainLoRA", lab)
+    assert result.returncode == 0 and ran(result.stderr) == ["TrainLoRA"]
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def stages_under(pid: int) -> list[int]:
+    """The stage processes below ``pid``, at any depth: with several workers, Luigi forks one for each task."""
+    below = [each for child in children(pid) for each in (child, *stages_under(child))]
+    return [each for each in below if b"pipeline" in Path(f"/proc/{each}/cmdline").read_bytes().split(b"\0")]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition, seconds: float = 90):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+    return value
+
+
+def start_training(lab: Lab, *options: str) -> tuple[subprocess.Popen, int]:
+    """Luigi in the middle of a training: some steps done, many to go.  Returns Luigi and the stage's process id."""
+    lab.set("train", steps=100_000)
+    arguments = [*command("TrainLoRA", lab), *options]
+    process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    (stage,) = wait_until(lambda: stages_under(process.pid))
+    metrics = lab.run_folder / "metrics.jsonl"
+    wait_until(lambda: process.poll() is not None or metrics.exists() and len(metrics.read_text().splitlines()) > 2)
+    assert process.poll() is None, process.stderr.read().decode()
+    return process, stage
+
+
+@pytest.mark.parametrize("number, workers", [("SIGINT", 1), ("SIGTERM", 1), ("SIGKILL", 1), ("SIGKILL", 2)])
+def test_no_stage_outlives_luigi(lab, number, workers):
+    process, stage = start_training(lab, "--workers", str(workers))
+    process.send_signal(signal.Signals[number])
+    output = process.communicate(timeout=60)[1].decode()
+    assert process.returncode != 0
+    assert workers > 1 or "Traceback" not in output
+    wait_until(lambda: not is_alive(stage), 20)
+
+
+def test_a_killed_training_fails_and_is_run_alone_the_next_time(lab):
+    process, stage = start_training(lab)
+    os.kill(stage, signal.SIGKILL)
+    output = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == TASK_FAILED
+    assert "TrainLoRA failed (killed by SIGKILL)" in output and "Traceback" not in output
+    assert not lab.done("TrainLoRA")
+    lab.set("train", steps=2)
+    result = run_luigi("TrainLoRA", lab)
+    assert result.returncode == 0 and ran(result.stderr) == ["TrainLoRA"]
+
+
+def test_a_stage_killed_while_it_encodes_keeps_what_was_committed(encoded, tmp_path):
+    """SIGTERM: the batch is finished and committed, and the next run goes on from there."""
+    lab = Lab(tmp_path / "lab", encoded.model, num_pictures=150)
+    lab.run("CheckData")
+    arguments = [sys.executable, "-m", "pipeline", "run", "EncodeImages", "--experiment", str(lab.path)]
+    process = subprocess.Popen(arguments, env=environment(), stderr=subprocess.PIPE)
+    wait_until(lambda: process.poll() is not None or list(lab.folder.glob("store/entries/latents-*/writing/*/*")))
+    time.sleep(0.5)
+    process.terminate()
+    output = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 143 and "what was finished is kept" in output
+    photos = lab.plan.photos()
+    missing = lab.plan.latents.missing(photo.digest for photo in photos)
+    assert 0 < len(missing) < len({photo.digest for photo in photos})
+    assert lab.encode()["EncodeImages"] == len(missing)
+
+
+def test_bad_photos_stop_luigi_before_anything_is_encoded(encoded, tmp_path):
+    lab = Lab(tmp_path / "lab", encoded.model)
+    (lab.pictures / "00000.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (lab.pictures / "00002.png").write_bytes(b"")
+    result = run_luigi("TrainLoRA", lab)
+    assert result.returncode == TASK_FAILED and ran(result.stderr) == ["CheckData"]
+    assert "00000.png: " in result.stderr and "00002.png: empty file" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_bad_experiment_file_is_refused_before_anything_is_scheduled(lab):
+    lab.set("train", steps=0, learning_rate="fast").set("precision", preset="fp64")
+    result = run_luigi("TrainLoRA", lab)
+    assert result.returncode == 1 and ran(result.stderr) == []
+    assert "3 problems" in result.stderr and "train.steps" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_precision_that_the_device_lacks_is_refused_before_anything_is_scheduled(lab):
+    lab.set("precision", preset="bf16")
+    result = run_luigi("TrainLoRA", lab)
+    assert result.returncode == 1 and ran(result.stderr) == []
+    assert "CPU does not compute bf16" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_stage_without_output_is_a_failure(lab):
+    class Forgetful(tasks.CheckData):
+        task_family = "CheckData"
+
+        def complete(self):
+            return False
+
+    with pytest.raises(StageFailed, match="output is missing"):
+        Forgetful(str(lab.path)).run()
+    assert not luigi.build([Forgetful(str(lab.path))], local_scheduler=True)
+
+
+def test_a_folder_of_the_same_name_in_the_working_directory_is_not_run(lab, tmp_path, monkeypatch):
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "__init__.py").write_text("raise SystemExit('the wrong package')")
+    monkeypatch.chdir(tmp_path)
+    run_stage("CheckData", str(lab.path))
