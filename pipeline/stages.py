@@ -8,10 +8,11 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
-from cache import StoreError, caption_item, write_atomically
+from cache import Store, StoreError, caption_item, write_atomically
 from cache.files import make_folder
 from pipeline import data, device, models
 from pipeline.errors import UserError
@@ -24,18 +25,41 @@ RESULT_NAMES = ("result.json", "pytorch_lora_weights.safetensors")
 LOSS_NAME = "loss.json"
 
 
+class Survey:
+    """An experiment's photos and plan, looked at once: to list a million photos takes a minute or two.
+
+    What the store and the run folder hold is looked up anew each time it is asked for.
+    """
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+
+    @cached_property
+    def photos(self) -> list[data.IndexedPhoto] | None:
+        """The indexed photos, or None while any of them is faulty or has not been checked as it now is."""
+        photos, problems = list_photos(self.experiment.images, self.experiment.data.prompt)
+        facts = Store(self.experiment.store).facts
+        if problems or not data.inspected(photos, facts):
+            return None
+        return data.inspect(photos, facts)[0]
+
+    @cached_property
+    def plan(self) -> Plan:
+        return resolve(self.experiment)
+
+
 @dataclass(frozen=True)
 class Stage:
-    """``done(experiment)`` and ``work(experiment)``; what the work returns goes into the run's record."""
+    """``done`` says whether the stage's output is there; ``work`` makes it."""
 
-    done: Callable[[Experiment], bool]
-    work: Callable[[Experiment], dict | None]
+    done: Callable[[Survey], bool]
+    work: Callable[[Experiment], None]
 
 
-def is_done(name: str, experiment: Experiment) -> bool:
-    """Whether the stage's output is there, complete, for the experiment and its files as they are now."""
+def is_done(name: str, survey: Survey) -> bool:
+    """Whether the stage's output is there, complete, for the experiment and its files as surveyed."""
     try:
-        return STAGES[name].done(experiment)
+        return STAGES[name].done(survey)
     except (UserError, StoreError):  # whatever it is, the stage's own process meets it too, and says it
         return False
 
@@ -48,9 +72,8 @@ def run(name: str, experiment: Experiment) -> None:
 # --- before the first encoder -------------------------------------------------------------------------------------
 
 
-def _model_is_here(experiment: Experiment) -> bool:
-    models.local_folder(experiment.model_path, experiment.model.revision, experiment.model.variant)
-    return True
+def _model_is_here(survey: Survey) -> bool:
+    return bool(survey.plan.checkpoint)
 
 
 def _get_model(experiment: Experiment) -> None:
@@ -61,14 +84,9 @@ def _get_model(experiment: Experiment) -> None:
         device.use("CPU")
         print(f"embedded model: writing {tiny.write_tiny_model(experiment.model_path)}", flush=True)
     elif isinstance(experiment.model_path, Path):
-        _model_is_here(experiment)  # raises: a local folder cannot be made
+        models.local_folder(experiment.model_path)  # raises: a local folder cannot be made
     else:
         models.download(experiment.model_path, experiment.model.revision, experiment.model.variant)
-
-
-def _data_is_checked(experiment: Experiment) -> bool:
-    photos, problems = list_photos(experiment.images, experiment.data.prompt)
-    return not problems and data.inspected(photos, _facts(experiment))
 
 
 def _check_data(experiment: Experiment) -> None:
@@ -78,14 +96,10 @@ def _check_data(experiment: Experiment) -> None:
 
         print(f"embedded pictures: drawing {shapes.draw_shapes(experiment.images)}", flush=True)
     with Progress("check photos", 0, "photo") as progress:
-        photos = data.index_photos(experiment.images, experiment.data.prompt, _facts(experiment), progress.set)
+        photos = data.index_photos(
+            experiment.images, experiment.data.prompt, Store(experiment.store).facts, progress.set
+        )
     print(f"{experiment.images}: {len(photos)} captioned photos, all sound", flush=True)
-
-
-def _facts(experiment: Experiment):
-    from cache import Store
-
-    return Store(experiment.store).facts
 
 
 # --- stages of a plan ---------------------------------------------------------------------------------------------
@@ -94,11 +108,8 @@ def _facts(experiment: Experiment):
 def _planned(name: str, done: Callable, work: Callable) -> Stage:
     """A stage whose ``done(plan, photos)`` and ``work(plan, photos, folder)`` need a resolved experiment."""
 
-    def is_done(experiment):
-        if not _data_is_checked(experiment):
-            return False
-        plan = resolve(experiment)
-        return done(plan, plan.photos())
+    def is_done(survey):
+        return survey.photos is not None and done(survey.plan, survey.photos)
 
     def do(experiment):
         began = time.time()
@@ -150,7 +161,7 @@ def _files_exist(*names: str) -> Callable:
 
 STAGES = {
     "GetModel": Stage(_model_is_here, _get_model),
-    "CheckData": Stage(_data_is_checked, _check_data),
+    "CheckData": Stage(lambda survey: survey.photos is not None, _check_data),
     "EncodeCLIP": _planned("EncodeCLIP", _captions_are_in("pooled"), _encoding("pooled")),
     "EncodeT5": _planned("EncodeT5", _captions_are_in("txt"), _encoding("txt")),
     "EncodeImages": _planned("EncodeImages", _images_are_in("latents"), _encoding("latents")),

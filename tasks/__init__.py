@@ -3,18 +3,19 @@
 Each task starts its stage as a process of its own, and is complete when the stage's output is there.
 """
 
-import logging
 import os
 import sys
 
 import luigi
 
-from cache import StoreError
-from pipeline import stages
 from pipeline.errors import UserError
 from pipeline.experiment import load_experiment
 from pipeline.recipes import device_and_precision
+from pipeline.stages import Survey, is_done
+from tasks import manners
 from tasks.process import StageFailed, run_stage
+
+manners.apply()
 
 
 class ExperimentParameter(luigi.Parameter):
@@ -38,12 +39,29 @@ class StageTask(luigi.Task):
     resources = {"device": 1}
 
     def complete(self):
-        return stages.is_done(self.task_family, load_experiment(self.experiment))
+        return is_done(self.task_family, survey(self.experiment))
 
     def run(self):
         run_stage(self.task_family, self.experiment)
+        _surveys.clear()
         if not self.complete():
             raise StageFailed(f"{self.task_family} ended without an error, but its output is missing or incomplete")
+
+
+_surveys: dict[str, Survey] = {}
+
+
+def survey(path: str) -> Survey:
+    """The survey of an experiment, kept once its photos are found sound, until a stage has run."""
+    if path not in _surveys:
+        new = Survey(load_experiment(path))
+        try:
+            if new.photos is None:
+                return new
+        except UserError:
+            return new
+        _surveys[path] = new
+    return _surveys[path]
 
 
 class GetModel(StageTask):
@@ -96,39 +114,3 @@ class MeasureLoss(StageTask):
 
     def requires(self):
         return TrainLoRA(self.experiment)
-
-
-# --- Luigi's defaults, where the user's configuration says nothing ------------------------------------------------
-
-DEFAULTS = {
-    ("core", "log_level"): "INFO",
-    ("core", "no_configure_logging"): "false",
-    ("retcode", "already_running"): "10",
-    ("retcode", "missing_data"): "20",
-    ("retcode", "not_run"): "25",
-    ("retcode", "task_failed"): "30",
-    ("retcode", "scheduling_error"): "35",
-    ("retcode", "unhandled_exception"): "40",
-}
-
-
-def _set_defaults() -> None:
-    """A script must see failure: Luigi's own exit codes are all 0."""
-    config = luigi.configuration.get_config()
-    for (section, option), value in DEFAULTS.items():
-        if not config.has_option(section, option):
-            config.set(section, option, value)
-
-
-class _WithoutTraceback(logging.Filter):
-    """What a stage has said itself needs no traceback of ours."""
-
-    def filter(self, record):
-        if record.exc_info and isinstance(record.exc_info[1], (StageFailed, UserError, StoreError)):
-            record.msg, record.args = "%s", (record.exc_info[1],)
-            record.exc_info = record.exc_text = None
-        return True
-
-
-_set_defaults()
-logging.getLogger("luigi-interface").addFilter(_WithoutTraceback())

@@ -91,13 +91,13 @@ class Lab:
         self.run("CheckData")
         written = {}
         for name in ENCODERS:
-            if not stages.is_done(name, self.experiment):
+            if not stages.is_done(name, stages.Survey(self.experiment)):
                 self.run(name)
                 written[name] = self.record(name)["outcome"]["encoded"]
         return written
 
     def done(self, name: str) -> bool:
-        return stages.is_done(name, self.experiment)
+        return stages.is_done(name, stages.Survey(self.experiment))
 
     def record(self, name: str) -> dict:
         return json.loads((self.run_folder / "records" / f"{name}.json").read_text())
