@@ -66,14 +66,14 @@ def say(text: str) -> None:
 
 def report() -> bool:
     """Say what was made, what it cost and what to type next.  Returns whether the model learned."""
+    from pipeline import records
     from pipeline.experiment import load_experiment
     from pipeline.recipes import resolve
-    from pipeline.stages import records
 
     plan = resolve(load_experiment(EXPERIMENT))
     folder = plan.run_folder(plan.photos())
-    say("What each stage cost, in its own process, start included:")
-    for record in records(folder):
+    say("What each stage cost, in a process of its own:")
+    for record in records.read(plan.pooled.path, plan.txt.path, plan.latents.path, folder):
         peak = record["peak_memory_bytes"]["process"] / 2**20
         print(f"  {record['stage']:<12} {record['seconds']:6.1f} s  {peak:6.0f} MB at most  {work_of(record)}")
     learned = report_loss(json.loads((folder / "loss.json").read_text()))

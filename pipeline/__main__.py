@@ -1,7 +1,9 @@
-"""``python -m pipeline``: the stages one by one, and the tools around them."""
+"""The stages one by one, and the tools around them."""
 
 import argparse
+import errno
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -25,9 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Stopped:
         print("stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
         return STOPPED_EXIT
-    except KeyboardInterrupt:
-        return STOPPED_EXIT
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return _fail(f"{error.filename or 'the disk'}: {error.strerror}; make room, then run again")
         if error.errno is None or not error.filename:
             raise
         return _fail(f"{error.filename}: {error.strerror}; check the disk and the permissions, then run again")
@@ -57,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run_stage(options) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own way of it, in the middle of an import, is a fatal error
     if options.parent:
         end_with_parent(options.parent)
     run(options.stage, load_experiment(options.experiment))

@@ -70,6 +70,11 @@ def inspect(
     return [_indexed(photo, known[photo.path]) for photo in photos if photo.path in known], problems
 
 
+def by_content(photos: list[IndexedPhoto]) -> list[IndexedPhoto]:
+    """Order photos by what is in them, so that renaming or moving a file changes nothing of a training."""
+    return sorted(photos, key=lambda photo: (photo.digest, photo.caption))
+
+
 def inspected(photos: list[Photo], facts: FileFacts) -> bool:
     """Say whether ``inspect`` would have nothing to decode."""
     return len(_remembered(photos, facts)) == len(photos)

@@ -4,6 +4,7 @@ Philox (doi:10.1145/2063384.2063405) keyed by seed and purpose, its counter set 
 interrupted and resumed draws what the unbroken run draws, on every device.
 """
 
+import functools
 from enum import IntEnum
 
 import numpy as np
@@ -37,5 +38,6 @@ def batch_indices(seed: int, step: int, batch_size: int, num_items: int) -> list
     return [_order(seed, place // num_items, num_items)[place % num_items] for place in places]
 
 
+@functools.lru_cache(maxsize=2)  # the epoch at hand, and the next one where a batch runs across
 def _order(seed: int, epoch: int, num_items: int) -> list[int]:
     return generator(seed, Purpose.ORDER, epoch).permutation(num_items).tolist()

@@ -14,21 +14,21 @@ from pipeline.recipes import Plan
 from pipeline.stopping import StopRequest
 
 
-def encode_pooled(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> int:
-    """CLIP's pooled output of every caption that lacks it.  Returns how many were encoded."""
+def encode_pooled(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> dict:
+    """CLIP's pooled output of every caption that lacks it.  Returns what the stage's record says of it."""
     return _encode_captions(plan, plan.pooled, photos, "tokenizer", "text_encoder", "CLIP", lambda outputs: outputs[1])
 
 
-def encode_txt(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> int:
-    """T5's output sequence of every caption that lacks it.  Returns how many were encoded.
+def encode_txt(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> dict:
+    """T5's output sequence of every caption that lacks it.  Returns what the stage's record says of it.
 
     As in the reference pipeline, T5 gets no attention mask: padding is attended to, in training as in sampling.
     """
     return _encode_captions(plan, plan.txt, photos, "tokenizer_2", "text_encoder_2", "T5", lambda outputs: outputs[0])
 
 
-def encode_latents(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> int:
-    """The VAE's posterior of every image that lacks it.  Returns how many were encoded."""
+def encode_latents(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> dict:
+    """The VAE's posterior of every image that lacks it.  Returns what the stage's record says of it."""
     import mindspore as ms
 
     policy, entries = plan.precision.vae, plan.latents
@@ -42,13 +42,13 @@ def encode_latents(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> int:
             pixels = images.to_array(images.fit(data.read_photo(photo), width, height))
             return vae.encode(ms.Tensor(pixels[None]).astype(dtype))[0]
 
-        return posterior
+        return vae, posterior
 
     sources = {photo.digest: photo for photo in photos}
     return _encode(entries, sources, load, "VAE", "image")
 
 
-def _encode_captions(plan, entries, photos, tokenizer_name, component, label, select) -> int:
+def _encode_captions(plan, entries, photos, tokenizer_name, component, label, select) -> dict:
     import mindspore as ms
 
     policy, length = getattr(plan.precision, component), entries.recipe["max_length"]
@@ -61,24 +61,29 @@ def _encode_captions(plan, entries, photos, tokenizer_name, component, label, se
             tokens = tokenizer(caption, padding="max_length", max_length=length, truncation=True, return_tensors="np")
             return select(encoder(ms.Tensor(tokens.input_ids.astype(np.int32))))
 
-        return embed
+        return encoder, embed
 
     sources = {caption_item(photo.caption): photo.caption for photo in photos}
     return _encode(entries, sources, load, label, "caption")
 
 
-def _encode(entries: Entries, sources: dict, load: Callable, label: str, unit: str) -> int:
-    """Write ``compute(source)`` for every missing item, where ``compute = load()``; load only if any is missing."""
+def _encode(entries: Entries, sources: dict, load: Callable, label: str, unit: str) -> dict:
+    """Write ``compute(source)`` for every missing item, where ``model, compute = load()``; load only if any is missing.
+
+    Returns the recipe's id, how many were encoded, and the dtypes that were found, not assumed.
+    """
     missing = entries.missing(sources)
+    outcome = {"recipe": entries.id, "encoded": len(missing)}
     if not missing:
-        return 0
-    compute = load()
+        return outcome
+    model, compute = load()
     with StopRequest() as stop, Progress(label, len(missing), unit) as progress, entries.writer() as writer:
         for item in missing:
-            writer.write(item, to_storage(compute(sources[item])[0], entries.dtype))
+            output = compute(sources[item])[0]
+            writer.write(item, to_storage(output, entries.dtype))
             progress.advance()
             stop.check()
-    return len(missing)
+    return outcome | {"parameters_by_dtype": models.parameters_by_dtype(model), "output_dtype": str(output.dtype)}
 
 
 def to_storage(tensor, dtype: str) -> np.ndarray:

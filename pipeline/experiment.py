@@ -61,7 +61,7 @@ class Lora:
 
     rank: int = setting(4, minimum=1)
     alpha: float = setting(4.0, above=0)
-    targets: str | tuple = setting("attention")
+    targets: str | tuple = setting("attention", choices=("attention",))
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _check(spec: dataclasses.Field, value: Any) -> tuple[str, Any]:
         is_list = isinstance(value, list) and value and all(isinstance(item, str) and item for item in value)
         if not (is_list or (isinstance(value, str) and value)):
             return f"must be a name or a list of names, found {value!r}", value
-        return "", tuple(value) if is_list else value
+        return ("", tuple(value)) if is_list else (_rule_problem(spec, value), value)
     if type(value) is not spec.type:
         return f"must be {_article(spec.type)}, found {value!r}", value
     return _rule_problem(spec, value), value

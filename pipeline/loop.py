@@ -63,30 +63,30 @@ def _optimizer(trained: list, settings: Train) -> Callable:
 def run(step: Step, tensors: Callable[[int], tuple], settings: Train, folder: Path) -> dict:
     """Train for ``settings.steps`` steps; write loss, learning rate and step time to metrics.jsonl in ``folder``.
 
-    tensors: gives the arguments of the step by its number, from 0.  Returns the last loss and the median step time in
-    seconds.  Raises UserError where the loss is not finite.
+    tensors: gives the arguments of the step by its number, from 0.  The device is waited for every ``log_every`` steps;
+    a line's step_seconds is the mean since the line before.  Returns the last loss and the median step time in seconds.
+    Raises UserError where the loss is not finite.
     """
-    seconds = []
+    seconds, last, began = [], 0, time.perf_counter()
     with open(folder / METRICS_NAME, "w") as metrics, Progress("train", settings.steps, "step") as progress:
-        for number in range(settings.steps):
-            began = time.perf_counter()
-            loss = step(*tensors(number))
-            note = ""
-            if (number + 1) % settings.log_every == 0 or number + 1 == settings.steps:
+        for number in range(1, settings.steps + 1):
+            loss = step(*tensors(number - 1))
+            if number % settings.log_every == 0 or number == settings.steps:
                 value = _finite(loss, number)
-                seconds.append(time.perf_counter() - began)
-                line = {"step": number + 1, "loss": value, "lr": settings.learning_rate, "step_seconds": seconds[-1]}
+                now = time.perf_counter()
+                seconds.append((now - began) / (number - last))
+                line = {"step": number, "loss": value, "lr": settings.learning_rate, "step_seconds": seconds[-1]}
                 metrics.write(json.dumps(line) + "\n")
                 metrics.flush()
-                note = f"loss {value:.4f}"
-            progress.advance(note=note)
+                progress.advance(number - last, f"loss {value:.4f}")
+                last, began = number, now
     return {"loss": value, "step_seconds": float(np.median(seconds))}
 
 
 def _finite(loss, number: int) -> float:
     value = float(loss.asnumpy())
     if not np.isfinite(value):
-        raise UserError(f"step {number + 1}: the loss is {value}; lower train.learning_rate, or use a wider precision")
+        raise UserError(f"step {number}: the loss is {value}; lower train.learning_rate, or use a wider precision")
     return value
 
 
@@ -100,4 +100,6 @@ def locked(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"{folder}: another process trains this run; wait for it, or change the experiment"
             ) from None
+        except OSError:
+            pass  # a file system without locks
         yield

@@ -14,6 +14,9 @@ from pipeline.precision import Policy
 TARGETS = {"attention": ("to_q", "to_k", "to_v", "to_out.0")}
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 ADAPTER = "default"
+ADAPTER_SETTINGS = ("r", "lora_alpha", "lora_dropout", "bias", "target_modules", "init_lora_weights", "use_dora")
+ADAPTER_SETTINGS += ("use_rslora", "rank_pattern", "alpha_pattern", "peft_type")
+"""What the saved file says of the adapter: readers pass all of it to their LoraConfig, and every PEFT knows these."""
 
 
 def inject(transformer, settings: Lora, policy: Policy, seed: int) -> list:
@@ -44,13 +47,22 @@ def _targets(transformer, settings: Lora) -> list[str]:
         raise UserError(
             f"lora.targets: no preset {wanted!r}; known: {', '.join(TARGETS)}; or give a list of module names"
         )
-    names = [name for name, _ in transformer.cells_and_names()]
-    unmatched = [
-        target for target in wanted if not any(name == target or name.endswith(f".{target}") for name in names)
-    ]
-    if unmatched:
-        raise UserError(f"lora.targets: no module of the transformer is named {', '.join(unmatched)}")
+    for target in wanted:
+        _check_target(transformer, target)
     return list(wanted)
+
+
+def _check_target(transformer, target: str) -> None:
+    """Raise UserError unless the modules named ``target`` exist and all are linear layers."""
+    from mindspore import mint
+
+    cells = [cell for name, cell in transformer.cells_and_names() if name == target or name.endswith(f".{target}")]
+    if not cells:
+        raise UserError(f"lora.targets: no module of the transformer is named {target}")
+    wrong = {type(cell).__name__ for cell in cells if not isinstance(cell, mint.nn.Linear)}
+    if wrong:
+        found = " and ".join(sorted(wrong))
+        raise UserError(f"lora.targets: {target} is a {found}, expected linear layers such as to_q or to_out.0")
 
 
 def _use_precision(transformer, policy: Policy) -> None:
@@ -92,7 +104,8 @@ def save(folder: Path, transformer, trained: list, metadata: dict[str, str]) -> 
     """
     from safetensors.numpy import save as to_bytes
 
-    adapter = {f"transformer.{key}": value for key, value in transformer.peft_config[ADAPTER].to_dict().items()}
+    config = transformer.peft_config[ADAPTER].to_dict()
+    adapter = {f"transformer.{key}": config[key] for key in ADAPTER_SETTINGS}
     notes = {"format": "pt", "lora_adapter_metadata": json.dumps(adapter, indent=2, sort_keys=True, default=sorted)}
     path = folder / WEIGHTS_NAME
     write_atomically(path, _ordered(to_bytes(values(trained), notes | metadata)))

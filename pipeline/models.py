@@ -22,6 +22,14 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 CONFIG_NOTES = ("_name_or_path", "_diffusers_version", "_commit_hash", "transformers_version", "torch_dtype", "dtype")
 """Config fields that say where a checkpoint came from and change nothing of what it computes."""
 
+EXPECTED = {
+    "text_encoder": ("CLIPTextModel", ("hidden_size", "max_position_embeddings")),
+    "text_encoder_2": ("T5EncoderModel", ("d_model",)),
+    "vae": ("AutoencoderKL", ("block_out_channels", "latent_channels", "scaling_factor", "shift_factor")),
+    "transformer": ("FluxTransformer2DModel", ()),
+}
+"""The class of each model, and what its config must say for us to plan with it."""
+
 TIED = {"encoder.embed_tokens.weight"}
 """T5's input embedding is ``shared.weight``; mindone reports it as newly initialised although it is tied and right."""
 
@@ -36,9 +44,9 @@ def local_folder(path: Path | str, revision: str = "", variant: str = "") -> Pat
     """
     if isinstance(path, Path):
         if (path / "model_index.json").is_file():
-            return path
+            return _whole(path, variant)
         raise UserError(
-            f"{path}: not a FLUX.1 checkpoint in diffusers layout: no model_index.json in it; check [model] path"
+            f"{path}: {_what_is_there(path)}; check [model] path: a folder in diffusers layout, or a Hub id"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -52,6 +60,14 @@ def local_folder(path: Path | str, revision: str = "", variant: str = "") -> Pat
     return _whole(folder, variant)
 
 
+def _what_is_there(path: Path) -> str:
+    if not path.exists():
+        return "no such folder"
+    if path.is_file():
+        return "a single file, which is not read; convert it to diffusers layout"
+    return "not a FLUX.1 checkpoint in diffusers layout: no model_index.json in it"
+
+
 def download(repository: str, revision: str = "", variant: str = "") -> Path:
     """Fetch configs, tokenizers and safetensors of a Hub repository; what is there already is not fetched again."""
     from huggingface_hub import snapshot_download
@@ -63,20 +79,34 @@ def download(repository: str, revision: str = "", variant: str = "") -> Path:
         raise UserError(f"{repository}: gated; accept its licence on the Hub and log in with `hf auth login`") from None
     except (RepositoryNotFoundError, HFValidationError):
         raise UserError(
-            f"{repository}: no such repository on the Hub, and no such local folder; check [model] path"
+            f"{repository}: no such repository on the Hub, and no such folder beside the experiment file; "
+            "check [model] path"
         ) from None
     except (HfHubHTTPError, OSError) as error:
-        raise UserError(f"{repository}: download failed: {_one_line(error)}; run again to go on") from None
+        raise UserError(
+            f"{repository}: no such folder beside the experiment file, and its download from the Hub failed: "
+            f"{_one_line(error)}; check [model] path, or run again to go on"
+        ) from None
     return _whole(folder, variant)
 
 
 def _whole(folder: Path, variant: str) -> Path:
-    """The folder of a download, unless one of its parts is missing: the Hub's cache also shows unfinished ones."""
+    """The folder, unless one of its parts is missing or of another kind: the Hub's cache also shows unfinished ones."""
     for component in COMPONENTS:
+        settings = config(folder, component)
         if component in WEIGHTS:
+            _check_config(folder / component / "config.json", settings, *EXPECTED[component])
             weight_files(folder, component, variant)
-        config(folder, component)
     return folder
+
+
+def _check_config(path: Path, settings: dict, expected: str, required: tuple) -> None:
+    found = settings.get("_class_name") or (settings.get("architectures") or ["none named"])[0]
+    if found != expected:
+        raise UserError(f"{path}: class {found}, expected {expected}; not a FLUX.1 checkpoint")
+    missing = [key for key in required if not isinstance(settings.get(key), int | float | list)]
+    if missing:
+        raise UserError(f"{path}: no usable {', '.join(missing)}; the checkpoint is damaged")
 
 
 def _patterns(variant: str) -> list[str]:
@@ -150,11 +180,28 @@ def component_digest(folder: Path, component: str, facts, variant: str = "") -> 
     """
     files = weight_files(folder, component, variant)
     weights = [facts.file_digest(path) for path in files]
-    return {"weights": digest(canonical(weights)), "config": digest(canonical(_working_config(folder, component)))}
+    return {"weights": digest(canonical(weights)), "config": digest(canonical(working_config(folder, component)))}
 
 
-def _working_config(folder: Path, component: str) -> dict:
-    return {key: value for key, value in config(folder, component).items() if key not in CONFIG_NOTES}
+def unread_bytes(folder: Path, facts, variant: str = "") -> int:
+    """How many bytes of weights must still be read before every component's digest is known."""
+    files = [path for component in WEIGHTS for path in weight_files(folder, component, variant)]
+    known = facts.get_many(files)
+    return sum(path.stat().st_size for path in files if "digest" not in known.get(path, {}))
+
+
+def read_weights(folder: Path, facts, variant: str = "") -> None:
+    """Learn the digest of every component's weights: once for each file, at the speed of the disk."""
+    for component in WEIGHTS:
+        for path in weight_files(folder, component, variant):
+            print(f"reading {path} for its digest ({path.stat().st_size / 1e9:.1f} GB)", flush=True)
+            facts.file_digest(path)
+
+
+def working_config(folder: Path, component: str) -> dict:
+    """What the component computes with: not where it came from, nor what is only applied to its output later."""
+    ignored = (*CONFIG_NOTES, "scaling_factor", "shift_factor") if component == "vae" else CONFIG_NOTES
+    return {key: value for key, value in config(folder, component).items() if key not in ignored}
 
 
 def tokenizer_digest(folder: Path, component: str, facts) -> str:
@@ -183,7 +230,8 @@ def load_model(folder: Path, component: str, dtype: str, variant: str = ""):
     """
     for path in weight_files(folder, component, variant):
         _check_header(path)
-    cls = _model_class(folder, component)
+    _check_config(folder / component / "config.json", config(folder, component), *EXPECTED[component])
+    cls = _model_class(component)
     model, info = _from_pretrained(cls, folder, component, dtype, variant)
     _check_loaded(folder / component, info)
     if component == "text_encoder_2":
@@ -204,19 +252,20 @@ def _check_header(path: Path) -> None:
         raise UserError(f"{path}: damaged or cut short ({_one_line(error)}); fetch it again") from None
 
 
-def _model_class(folder: Path, component: str):
+def _model_class(component: str):
     from mindone.diffusers import AutoencoderKL, FluxTransformer2DModel
     from mindone.transformers import CLIPTextModel, T5EncoderModel
 
-    known = {"vae": (AutoencoderKL,), "transformer": (FluxTransformer2DModel,), "text_encoder": (CLIPTextModel,)}
-    known["text_encoder_2"] = (T5EncoderModel,)
-    settings = config(folder, component)
-    found = settings.get("_class_name") or (settings.get("architectures") or ["none named"])[0]
-    for cls in known[component]:
-        if cls.__name__ == found:
-            return cls
-    expected = " or ".join(cls.__name__ for cls in known[component])
-    raise UserError(f"{folder / component}/config.json: class {found}, expected {expected}; not a FLUX.1 checkpoint")
+    known = {cls.__name__: cls for cls in (AutoencoderKL, FluxTransformer2DModel, CLIPTextModel, T5EncoderModel)}
+    return known[EXPECTED[component][0]]
+
+
+def parameters_by_dtype(model) -> dict[str, int]:
+    """How many numbers a loaded model keeps in each dtype, such as {"Float16": 4, ...}: measured, not assumed."""
+    counts: dict[str, int] = {}
+    for parameter in model.get_parameters():
+        counts[str(parameter.dtype)] = counts.get(str(parameter.dtype), 0) + parameter.size
+    return counts
 
 
 def mindspore_dtype(name: str):

@@ -1,7 +1,7 @@
 """What an experiment needs from the store, and under which address.  Imports no MindSpore: the scheduler asks here.
 
 A recipe holds all that decides an entry's bytes besides its item, and nothing else: no path, no file name, no setting
-of the training.
+of the training.  Devices are interchangeable on purpose: what was encoded on one serves another of the same precision.
 """
 
 from collections.abc import Iterable
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cache import Entries, Store, canonical, caption_item, digest
 from pipeline import data, device, models, precision
+from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.images import PREPROCESSING
 
@@ -80,9 +81,14 @@ class Plan:
         }
         return self.store.entries(recipe | decisive | {"dtype": policy.storage_dtype})
 
+    @cached_property
+    def transformer_digest(self) -> dict:
+        return models.component_digest(self.checkpoint, "transformer", self.store.facts, self.experiment.model.variant)
+
     def photos(self, progress=None) -> list[data.IndexedPhoto]:
-        """The indexed photos; the first time, each is decoded and checked."""
-        return data.index_photos(self.experiment.images, self.experiment.data.prompt, self.store.facts, progress)
+        """The indexed photos in training's order; the first time, each is decoded and checked."""
+        found = data.index_photos(self.experiment.images, self.experiment.data.prompt, self.store.facts, progress)
+        return data.by_content(found)
 
     def run_id(self, photos: Iterable[data.IndexedPhoto]) -> str:
         """Identifies a training run by all that decides its weights: no path, no logging."""
@@ -93,12 +99,12 @@ class Plan:
             "device": self.device,
             "entries": [self.pooled.id, self.txt.id, self.latents.id],
             "pairs": [[photo.digest, caption_item(photo.caption)] for photo in photos],
-            "transformer": models.component_digest(
-                self.checkpoint, "transformer", self.store.facts, self.experiment.model.variant
-            ),
+            "transformer": self.transformer_digest,
             "vae": {key: models.config(self.checkpoint, "vae").get(key) for key in ("scaling_factor", "shift_factor")},
-            "scheduler": models.config(self.checkpoint, "scheduler"),
-            "precision": [vars(self.precision.transformer), vars(self.precision.trained)],
+            "scheduler": models.working_config(self.checkpoint, "scheduler"),
+            "precision": [
+                [policy.params, policy.compute] for policy in (self.precision.transformer, self.precision.trained)
+            ],
             "lora": vars(self.experiment.lora),
             "train": train,
         }
@@ -112,6 +118,8 @@ def resolve(experiment: Experiment) -> Plan:
     """Raises UserError where the device cannot run the precision policy or there is no checkpoint yet."""
     target, policies = device_and_precision(experiment)
     model = experiment.model
+    if not model.path and not experiment.model_path.exists():
+        raise UserError(f"{experiment.model_path}: the embedded model is not written yet; run GetModel first")
     checkpoint = models.local_folder(experiment.model_path, model.revision, model.variant)
     return Plan(experiment, target, policies, checkpoint, Store(experiment.store))
 

@@ -4,25 +4,22 @@
 """
 
 import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib.metadata import version
-from pathlib import Path
 
 from cache import Store, StoreError, caption_item, write_atomically
 from cache.files import make_folder
-from pipeline import data, device, models
+from pipeline import data, device, encode, lora, models, records, train
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.photos import list_photos
 from pipeline.progress import Progress
 from pipeline.recipes import Plan, resolve
 
-RESULT_NAMES = ("result.json", "pytorch_lora_weights.safetensors")
-LOSS_NAME = "loss.json"
+QUICK_BYTES = 1 << 30
+"""Weights that are read in passing; more than that is read by GetModel, which says so."""
 
 
 class Survey:
@@ -41,7 +38,7 @@ class Survey:
         facts = Store(self.experiment.store).facts
         if problems or not data.inspected(photos, facts):
             return None
-        return data.inspect(photos, facts)[0]
+        return data.by_content(data.inspect(photos, facts)[0])
 
     @cached_property
     def plan(self) -> Plan:
@@ -60,7 +57,7 @@ def is_done(name: str, survey: Survey) -> bool:
     """Whether the stage's output is there, complete, for the experiment and its files as surveyed."""
     try:
         return STAGES[name].done(survey)
-    except (UserError, StoreError):  # whatever it is, the stage's own process meets it too, and says it
+    except (UserError, StoreError, OSError):  # whatever it is, the stage's own process meets it too, and says it
         return False
 
 
@@ -73,20 +70,24 @@ def run(name: str, experiment: Experiment) -> None:
 
 
 def _model_is_here(survey: Survey) -> bool:
-    return bool(survey.plan.checkpoint)
+    plan = survey.plan
+    return models.unread_bytes(plan.checkpoint, plan.store.facts, plan.experiment.model.variant) < QUICK_BYTES
 
 
 def _get_model(experiment: Experiment) -> None:
-    """Write the embedded model, or download the Hub's."""
-    if not experiment.model.path:
+    """Write the embedded model or download the Hub's, and read all weights once for their digests."""
+    if not experiment.model.path and not experiment.model_path.exists():
         from pipeline import tiny
 
         device.use("CPU")
         print(f"embedded model: writing {tiny.write_tiny_model(experiment.model_path)}", flush=True)
-    elif isinstance(experiment.model_path, Path):
-        models.local_folder(experiment.model_path)  # raises: a local folder cannot be made
-    else:
+    elif isinstance(experiment.model_path, str):
         models.download(experiment.model_path, experiment.model.revision, experiment.model.variant)
+    plan, variant = resolve(experiment), experiment.model.variant
+    facts = plan.store.facts
+    if models.unread_bytes(plan.checkpoint, facts, variant) >= QUICK_BYTES:
+        models.read_weights(plan.checkpoint, facts, variant)
+        _check_memory(facts, models.unread_bytes(plan.checkpoint, facts, variant) < QUICK_BYTES)
 
 
 def _check_data(experiment: Experiment) -> None:
@@ -95,18 +96,29 @@ def _check_data(experiment: Experiment) -> None:
         from pipeline import shapes
 
         print(f"embedded pictures: drawing {shapes.draw_shapes(experiment.images)}", flush=True)
+    facts = Store(experiment.store).facts
     with Progress("check photos", 0, "photo") as progress:
-        photos = data.index_photos(
-            experiment.images, experiment.data.prompt, Store(experiment.store).facts, progress.set
-        )
+        photos = data.index_photos(experiment.images, experiment.data.prompt, facts, progress.set)
+    _check_memory(facts, data.inspected(photos, facts))
     print(f"{experiment.images}: {len(photos)} captioned photos, all sound", flush=True)
+
+
+def _check_memory(facts, is_kept: bool) -> None:
+    if not is_kept:
+        raise UserError(
+            f"{facts.path}: cannot keep what was learnt about the files, so that every stage would read all of them "
+            "again; put [paths] store where you may write and SQLite can lock files"
+        )
 
 
 # --- stages of a plan ---------------------------------------------------------------------------------------------
 
 
 def _planned(name: str, done: Callable, work: Callable) -> Stage:
-    """A stage whose ``done(plan, photos)`` and ``work(plan, photos, folder)`` need a resolved experiment."""
+    """A stage whose ``done(plan, photos)`` and ``work(plan, photos)`` need a resolved experiment.
+
+    The work returns a folder and what the record that is left there says of it.
+    """
 
     def is_done(survey):
         return survey.photos is not None and done(survey.plan, survey.photos)
@@ -115,36 +127,43 @@ def _planned(name: str, done: Callable, work: Callable) -> Stage:
         began = time.time()
         plan = resolve(experiment)
         photos = plan.photos()
-        folder = plan.run_folder(photos)
         device.use(plan.device)
-        make_folder(folder)
-        outcome = work(plan, photos, folder)
-        _write_record(name, plan, folder, time.time() - began, outcome)
+        folder, outcome = work(plan, photos)
+        records.write(name, plan, folder, time.time() - began, outcome)
 
     return Stage(is_done, do)
 
 
-def _encoding(kind: str) -> Callable:
-    def work(plan, photos, folder):
-        from pipeline import encode
-
-        return {"recipe": getattr(plan, kind).id, "encoded": getattr(encode, f"encode_{kind}")(plan, photos)}
-
-    return work
+def _encode_clip(plan, photos):
+    return plan.pooled.path, encode.encode_pooled(plan, photos)
 
 
-def _train_lora(plan, photos, folder):
-    from pipeline import train
-
-    return train.train_lora(plan, photos, folder)
+def _encode_t5(plan, photos):
+    return plan.txt.path, encode.encode_txt(plan, photos)
 
 
-def _measure_loss(plan, photos, folder):
-    from pipeline import train
+def _encode_images(plan, photos):
+    return plan.latents.path, encode.encode_latents(plan, photos)
 
+
+def _train_lora(plan, photos):
+    folder = plan.run_folder(photos)
+    make_folder(folder)
+    settings = {key: value for key, value in asdict(plan.experiment).items() if key != "folder"}
+    write_atomically(folder / "experiment.json", json.dumps(settings, indent=2) + "\n")
+    return folder, train.train_lora(plan, photos, folder)
+
+
+def _measure_loss(plan, photos):
+    folder = plan.run_folder(photos)
+    if not (folder / train.RESULT_NAME).is_file():
+        raise UserError(f"{folder}: there is no trained LoRA to measure yet; run TrainLoRA first")
     result = train.measure_lora(plan, photos, folder)
-    write_atomically(folder / LOSS_NAME, json.dumps(result, indent=2) + "\n")
-    return result
+    path = folder / train.LOSS_NAME
+    write_atomically(path, json.dumps(result, indent=2) + "\n")
+    print("loss: {before:.4f} before, {after:.4f} after, ".format(**result), end="")
+    print("a gain of {gain:.4f} +- {standard_error:.4f}; in ".format(**result) + str(path), flush=True)
+    return folder, result
 
 
 def _captions_are_in(kind: str) -> Callable:
@@ -162,37 +181,9 @@ def _files_exist(*names: str) -> Callable:
 STAGES = {
     "GetModel": Stage(_model_is_here, _get_model),
     "CheckData": Stage(lambda survey: survey.photos is not None, _check_data),
-    "EncodeCLIP": _planned("EncodeCLIP", _captions_are_in("pooled"), _encoding("pooled")),
-    "EncodeT5": _planned("EncodeT5", _captions_are_in("txt"), _encoding("txt")),
-    "EncodeImages": _planned("EncodeImages", _images_are_in("latents"), _encoding("latents")),
-    "TrainLoRA": _planned("TrainLoRA", _files_exist(*RESULT_NAMES), _train_lora),
-    "MeasureLoss": _planned("MeasureLoss", _files_exist(LOSS_NAME), _measure_loss),
+    "EncodeCLIP": _planned("EncodeCLIP", _captions_are_in("pooled"), _encode_clip),
+    "EncodeT5": _planned("EncodeT5", _captions_are_in("txt"), _encode_t5),
+    "EncodeImages": _planned("EncodeImages", _images_are_in("latents"), _encode_images),
+    "TrainLoRA": _planned("TrainLoRA", _files_exist(train.RESULT_NAME, lora.WEIGHTS_NAME), _train_lora),
+    "MeasureLoss": _planned("MeasureLoss", _files_exist(train.LOSS_NAME), _measure_loss),
 }
-
-
-# --- records ------------------------------------------------------------------------------------------------------
-
-
-def _write_record(name: str, plan: Plan, folder: Path, seconds: float, outcome: dict) -> None:
-    """Leave records/NAME.json in the run folder: versions, device, policy, counts, time, peak memory."""
-    make_folder(folder / "records")
-    record = {
-        "stage": name,
-        "outcome": outcome,
-        "seconds": round(seconds, 3),
-        "peak_memory_bytes": device.peak_memory_bytes(plan.device),
-        "device": plan.device,
-        "precision": asdict(plan.precision),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    write_atomically(folder / "records" / f"{name}.json", json.dumps(record, indent=2) + "\n")
-
-
-VERSIONED = ("mindspore", "mindone", "transformers", "zarr", "numpy")
-
-
-def records(folder: Path) -> list[dict]:
-    """The records of a run folder, in the order the stages finished."""
-    found = [json.loads(path.read_text()) for path in (folder / "records").glob("*.json")]
-    return sorted(found, key=lambda record: record["finished"])

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.recipes import Plan
 
 RESULT_NAME = "result.json"
+LOSS_NAME = "loss.json"
 NUM_EVALUATED = 64
 
 
@@ -32,12 +34,14 @@ def train_lora(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) ->
         before = frozen_digests(transformer)
         trained = lora.inject(transformer, plan.experiment.lora, policy.trained, plan.experiment.seed)
         print(describe(transformer, trained), flush=True)
+        _check_room(folder, trained)
         step = loop.make_step(flow_loss(transformer), trained, settings)
         batches, to_tensors = Batches(plan, photos), tensors_of(plan, transformer)
         result = loop.run(step, lambda number: to_tensors(batches.training(number)), settings, folder)
-        check_frozen(transformer, before)
         path = lora.save(folder, transformer, trained, _lineage(plan, photos))
+        _check_frozen_or_discard(transformer, before, path)
         result |= {"steps": settings.steps, "trained_parameters": sum(parameter.size for parameter in trained)}
+        result |= {"parameters_by_dtype": models.parameters_by_dtype(transformer)}
         write_atomically(folder / RESULT_NAME, json.dumps(result, indent=2) + "\n")
     print(f"LoRA: {path}", flush=True)
     return result
@@ -70,6 +74,15 @@ def measure_lora(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) 
         "gain": float(gain.mean()),
         "standard_error": float(gain.std(ddof=1) / np.sqrt(len(gain))),
     }
+
+
+def _check_room(folder: Path, trained: list) -> None:
+    """Raise UserError now, rather than after hours, where the disk has no room for the result."""
+    needed, free = 2 * sum(parameter.nbytes for parameter in trained) + (1 << 20), shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder}: the LoRA needs {needed:,} bytes, {free:,} are free; make room, or change [paths] runs"
+        )
 
 
 def flow_loss(transformer) -> Callable:
@@ -115,10 +128,24 @@ def tensors_of(plan: Plan, transformer) -> Callable[[Batch], tuple]:
 def frozen_digests(model) -> dict[str, str]:
     """A digest of the bytes of every parameter that does not train, by name."""
     return {
-        parameter.name: hashlib.blake2b(parameter.asnumpy().tobytes(), digest_size=16).hexdigest()
+        parameter.name: hashlib.blake2b(_bytes_of(parameter.asnumpy()), digest_size=16).hexdigest()
         for parameter in model.get_parameters()
         if not parameter.requires_grad
     }
+
+
+def _bytes_of(array: np.ndarray) -> np.ndarray:
+    """The array's bytes, without a copy."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _check_frozen_or_discard(model, before: dict[str, str], path: Path) -> None:
+    """`check_frozen`, once the result is safe on disk; a result that fails it is removed."""
+    try:
+        check_frozen(model, before)
+    except UserError:
+        path.unlink()
+        raise
 
 
 def check_frozen(model, before: dict[str, str]) -> None:
@@ -136,11 +163,14 @@ def describe(model, trained: list) -> str:
 
 
 def _lineage(plan: Plan, photos) -> dict[str, str]:
-    """Where the result comes from, for its safetensors metadata."""
+    """Where the result comes from, for its safetensors metadata.  Names no path of this machine."""
+    model = plan.experiment.model
     return {
-        "base_model": plan.experiment.model.path or "tiny",
+        "base_model": (model.path if isinstance(plan.experiment.model_path, str) else "") or plan.checkpoint.name,
+        "base_model_revision": model.revision,
+        "base_model_digest": plan.transformer_digest["weights"],
         "run_id": plan.run_id(photos),
         "recipes": json.dumps([plan.pooled.id, plan.txt.id, plan.latents.id]),
-        "precision": plan.precision.preset,
+        "precision": json.dumps(asdict(plan.precision), sort_keys=True),
         "step": str(plan.experiment.train.steps),
     }

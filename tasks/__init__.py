@@ -48,20 +48,15 @@ class StageTask(luigi.Task):
             raise StageFailed(f"{self.task_family} ended without an error, but its output is missing or incomplete")
 
 
-_surveys: dict[str, Survey] = {}
+_surveys: dict[tuple[int, str], Survey] = {}
 
 
 def survey(path: str) -> Survey:
-    """The survey of an experiment, kept once its photos are found sound, until a stage has run."""
-    if path not in _surveys:
-        new = Survey(load_experiment(path))
-        try:
-            if new.photos is None:
-                return new
-        except UserError:
-            return new
-        _surveys[path] = new
-    return _surveys[path]
+    """The survey of an experiment, kept until a stage has run; each of several Luigi workers has its own."""
+    key = (os.getpid(), path)
+    if key not in _surveys:
+        _surveys[key] = Survey(load_experiment(path))
+    return _surveys[key]
 
 
 class GetModel(StageTask):

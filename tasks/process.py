@@ -26,16 +26,16 @@ def run_stage(stage: str, experiment: str) -> None:
     The stage ends with this process: signals sent here are passed on and waited for, and if this process is killed,
     the kernel tells the stage.
     """
-    if multiprocessing.parent_process() is not None:  # one of several Luigi workers: end with Luigi too
-        end_with_parent(os.getppid())
+    if (luigi := multiprocessing.parent_process()) is not None:  # one of several workers: end with Luigi too
+        end_with_parent(luigi.pid)
     child = subprocess.Popen(_command(stage, experiment), env=_environment(), stdin=subprocess.DEVNULL, process_group=0)
-    try:
-        with _interrupted_by_sigterm():
+    with _interrupted_by_sigterm():
+        try:
             code = child.wait()
-    except BaseException:
-        _stop(child)
-        sys.excepthook = _without_traceback_of_interruption
-        raise
+        except BaseException:
+            _stop(child)
+            sys.excepthook = _without_traceback_of_interruption
+            raise
     if code:
         reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         raise StageFailed(
@@ -71,7 +71,10 @@ def _interrupted_by_sigterm() -> Iterator[None]:
 
 def _without_traceback_of_interruption(kind, error, traceback) -> None:
     if issubclass(kind, KeyboardInterrupt):
-        print("interrupted, and the running stage with it; the same command goes on from there", file=sys.stderr)
+        print(
+            "interrupted, and the running stage with it; what was encoded is kept, a training starts over",
+            file=sys.stderr,
+        )
     else:
         sys.__excepthook__(kind, error, traceback)
 

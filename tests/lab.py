@@ -100,7 +100,9 @@ class Lab:
         return stages.is_done(name, stages.Survey(self.experiment))
 
     def record(self, name: str) -> dict:
-        return json.loads((self.run_folder / "records" / f"{name}.json").read_text())
+        plan = self.plan
+        folders = {"EncodeCLIP": plan.pooled.path, "EncodeT5": plan.txt.path, "EncodeImages": plan.latents.path}
+        return json.loads((folders.get(name, self.run_folder) / "records" / f"{name}.json").read_text())
 
     def captions(self) -> list[dict]:
         return [json.loads(line) for line in (self.pictures / "metadata.jsonl").read_text().splitlines()]

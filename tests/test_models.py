@@ -300,7 +300,7 @@ def test_a_missing_or_damaged_config_is_one_line_that_names_it(checkpoint, compo
 @pytest.mark.parametrize(
     "component, settings",
     [
-        ("text_encoder", {"hidden_size": "64"}),
+        ("text_encoder", {"intermediate_size": "128"}),
         ("text_encoder_2", {"d_ff": "192"}),
         ("vae", {"in_channels": "3"}),
         ("transformer", {"attention_head_dim": "32"}),
@@ -325,10 +325,17 @@ def test_a_damaged_tokenizer_is_one_line_that_names_it(checkpoint, component, te
 # --- where checkpoints are ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [lambda path: None, Path.mkdir, Path.touch])
-def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path, make):
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda path: None, "no such folder"),
+        (Path.mkdir, "not a FLUX.1 checkpoint in diffusers layout: no model_index.json"),
+        (Path.touch, "a single file, which is not read"),
+    ],
+)
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path, make, message):
     make(tmp_path / "none")
-    with pytest.raises(UserError, match="not a FLUX.1 checkpoint in diffusers layout: no model_index.json"):
+    with pytest.raises(UserError, match=message):
         models.local_folder(tmp_path / "none")
 
 

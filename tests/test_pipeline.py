@@ -8,7 +8,7 @@ import pytest
 from lab import Lab
 
 from cache import caption_item
-from pipeline import data, images, loop, lora, models, stages, train
+from pipeline import data, images, loop, lora, models, train
 from pipeline.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("cpu")
@@ -145,6 +145,50 @@ def test_a_damaged_entry_is_encoded_again_alone(lab):
     assert lab.encode() == {"EncodeImages": 1}
 
 
+def test_a_vae_with_another_scaling_factor_encodes_nothing_and_trains_again(trained, tmp_path):
+    lab = trained.copy(tmp_path / "lab", own_model=True)
+    assert lab.done("TrainLoRA")
+    path = lab.model / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scaling_factor": 0.5}))
+    assert lab.encode() == {} and not lab.done("TrainLoRA")
+
+
+def test_a_renamed_photo_is_not_trained_again(trained, tmp_path):
+    lab = trained.copy(tmp_path / "lab")
+    rows = lab.captions()
+    shutil.move(lab.pictures / rows[0]["file_name"], lab.pictures / "zzz.png")
+    rows[0]["file_name"] = "zzz.png"
+    lab.write_captions(rows)
+    assert lab.encode() == {} and lab.done("TrainLoRA")
+
+
+@pytest.mark.parametrize("stage", ["GetModel", "CheckData", "EncodeCLIP", "TrainLoRA"])
+def test_a_stage_run_again_is_no_error(trained, stage):
+    trained.run(stage)
+
+
+def test_a_store_that_cannot_remember_files_is_said_so(lab):
+    facts = lab.folder / "store" / "facts.sqlite"
+    facts.unlink()
+    facts.mkdir()
+    with pytest.raises(UserError, match="facts.sqlite: cannot keep what was learnt"):
+        lab.run("CheckData")
+
+
+def test_records_say_which_dtypes_were_found(encoded, trained):
+    outcome = encoded.record("EncodeT5")["outcome"]
+    assert set(outcome["parameters_by_dtype"]) == {"Float32"} and outcome["output_dtype"] == "Float32"
+    found = trained.record("TrainLoRA")["outcome"]
+    assert found["parameters_by_dtype"]["Float32"] == 1_867_712 + found["trained_parameters"]
+
+
+def test_a_full_disk_is_said_before_the_training(lab, monkeypatch):
+    usage = train.shutil.disk_usage(lab.folder)
+    monkeypatch.setattr(train.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(UserError, match="1,000 are free"):
+        lab.run("TrainLoRA")
+
+
 # --- training -----------------------------------------------------------------------------------------------------
 
 
@@ -179,9 +223,16 @@ def test_the_saved_lora_has_diffusers_keys_and_names_its_origin(trained):
     assert "transformer.single_transformer_blocks.1.attn.to_v.lora_A.weight" in keys
     assert len(keys) == 2 * (2 * 4 + 2 * 3)
     assert shape == [4, 128] and dtype == "F32"
-    assert json.loads(metadata["lora_adapter_metadata"])["transformer.lora_alpha"] == 4
+    adapter = json.loads(metadata["lora_adapter_metadata"])
+    assert set(adapter) == {f"transformer.{key}" for key in lora.ADAPTER_SETTINGS}
+    assert (adapter["transformer.r"], adapter["transformer.lora_alpha"], adapter["transformer.peft_type"]) == (
+        4,
+        4,
+        "LORA",
+    )
+    assert adapter["transformer.target_modules"] == ["to_k", "to_out.0", "to_q", "to_v"]
     assert metadata["run_id"] == trained.plan.run_id(trained.plan.photos())
-    assert metadata["step"] == "3" and metadata["precision"] == "fp32"
+    assert metadata["step"] == "3" and json.loads(metadata["precision"])["preset"] == "fp32"
 
 
 def test_mindone_loads_the_saved_lora_and_predicts_what_training_ended_with(trained):
@@ -224,7 +275,7 @@ def test_half_precision_training_keeps_the_trained_parameters_in_fp32(lab):
 
 def test_the_loss_falls_by_more_than_three_standard_errors(lab):
     lab.set("train", steps=40, learning_rate=3e-3, mode="jit").run("TrainLoRA", "MeasureLoss")
-    result = json.loads((lab.run_folder / stages.LOSS_NAME).read_text())
+    result = json.loads((lab.run_folder / train.LOSS_NAME).read_text())
     assert result["pairs"] == 64
     assert result["gain"] > 3 * result["standard_error"] > 0
     assert result["gain"] == pytest.approx(result["before"] - result["after"])
@@ -244,9 +295,17 @@ def test_a_changed_frozen_weight_is_named(encoded):
         train.check_frozen(transformer, before)
 
 
-@pytest.mark.parametrize("targets, message", [(["to_q", "nothing"], "nothing"), ("everything", "no preset")])
-def test_lora_targets_must_match_something(encoded, targets, message):
-    settings = type(encoded.experiment.lora)(targets=tuple(targets) if isinstance(targets, list) else targets)
+@pytest.mark.parametrize(
+    "targets, message",
+    [
+        (("to_q", "nothing"), "no module of the transformer is named nothing"),
+        ("everything", "no preset"),
+        (("to_out",), "to_out is a CellList, expected linear layers"),
+        (("norm_q",), "norm_q is a RMSNorm, expected linear layers"),
+    ],
+)
+def test_lora_targets_must_be_linear_layers_that_exist(encoded, targets, message):
+    settings = type(encoded.experiment.lora)(targets=targets)
     transformer = models.load_model(encoded.model, "transformer", "fp32")
     with pytest.raises(UserError, match=message):
         lora.inject(transformer, settings, encoded.plan.precision.trained, seed=0)

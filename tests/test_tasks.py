@@ -136,6 +136,21 @@ def test_no_stage_outlives_luigi(lab, number, workers):
     wait_until(lambda: not is_alive(stage), 20)
 
 
+def test_no_encoding_outlives_a_killed_luigi(encoded, tmp_path):
+    """The other way a stage ends: it catches the signal, commits, and exits by itself."""
+    lab = Lab(tmp_path / "lab", encoded.model, num_pictures=150)
+    lab.run("CheckData", "EncodeCLIP", "EncodeT5")
+    arguments = command("EncodeImages", lab)
+    process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    (stage,) = wait_until(lambda: stages_under(process.pid))
+    wait_until(lambda: list(lab.folder.glob("store/entries/latents-*/writing/*/*")) or not is_alive(stage))
+    process.kill()
+    process.wait(10)
+    wait_until(lambda: not is_alive(stage), 20)
+    photos = lab.plan.photos()
+    assert len(lab.plan.latents.missing(photo.digest for photo in photos)) < len(photos)
+
+
 def test_a_killed_training_fails_and_is_run_alone_the_next_time(lab):
     process, stage = start_training(lab)
     os.kill(stage, signal.SIGKILL)
@@ -155,7 +170,6 @@ def test_a_stage_killed_while_it_encodes_keeps_what_was_committed(encoded, tmp_p
     arguments = [sys.executable, "-m", "pipeline", "run", "EncodeImages", "--experiment", str(lab.path)]
     process = subprocess.Popen(arguments, env=environment(), stderr=subprocess.PIPE)
     wait_until(lambda: process.poll() is not None or list(lab.folder.glob("store/entries/latents-*/writing/*/*")))
-    time.sleep(0.5)
     process.terminate()
     output = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 143 and "what was finished is kept" in output
