@@ -71,7 +71,7 @@ def _write_tiny_model(options) -> None:
     device.use("CPU")
     folder = tiny.write_tiny_model(options.folder, options.seed, guidance_embeds=not options.schnell)
     num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    print(f"{folder}: {num_bytes / 1e6:.1f} MB; use it with [model] path = {os.fspath(folder)!r}")
+    print(f"{folder}: {num_bytes / 1e6:.1f} MB; use it with [model] path = {os.fspath(folder.resolve())!r}")
 
 
 if __name__ == "__main__":
