@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cache import caption_item
-from pipeline import data, draws, flow, models
+from pipeline import checkpoints, data, draws, flow, models
 from pipeline.draws import Purpose
 from pipeline.recipes import Plan
 
@@ -34,7 +34,7 @@ class Batches:
 
     def __init__(self, plan: Plan, photos: Sequence[data.IndexedPhoto]):
         self.plan, self.photos, self.seed = plan, list(photos), plan.experiment.seed
-        vae = models.config(plan.checkpoint, "vae")
+        vae = checkpoints.config(plan.checkpoint, "vae")
         self.shift_factor, self.scaling_factor = vae["shift_factor"] or 0.0, vae["scaling_factor"]
         self.sigmas, self.timesteps = models.scheduler_sigmas(plan.checkpoint)
 

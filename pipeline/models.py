@@ -1,215 +1,22 @@
-"""Loading FLUX.1 by component from a folder in diffusers layout, or from the Hub; safetensors only.
+"""Loading FLUX.1's models and tokenizers by component, and finding that what was loaded is what the files hold.
 
 Every loader raises UserError for what a user can put right, and returns nothing that lacks a weight or ignored one.
 """
 
-import json
 import math
 import os
 from pathlib import Path
 
 import numpy as np
 
-from cache import canonical, digest
+from pipeline.checkpoints import EXPECTED, check_config, config, one_line, weight_files
 from pipeline.errors import UserError
-
-COMPONENTS = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "vae", "transformer", "scheduler")
-WEIGHTS = {"text_encoder": "model", "text_encoder_2": "model", "vae": "diffusion_pytorch_model"}
-WEIGHTS["transformer"] = "diffusion_pytorch_model"
-CONFIG_NAMES = dict.fromkeys(("tokenizer", "tokenizer_2"), "tokenizer_config.json")
-CONFIG_NAMES["scheduler"] = "scheduler_config.json"
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-CONFIG_NOTES = ("_name_or_path", "_diffusers_version", "_commit_hash", "transformers_version", "torch_dtype", "dtype")
-"""Config fields that say where a checkpoint came from and change nothing of what it computes."""
-
-EXPECTED = {
-    "text_encoder": ("CLIPTextModel", ("hidden_size", "max_position_embeddings")),
-    "text_encoder_2": ("T5EncoderModel", ("d_model",)),
-    "vae": ("AutoencoderKL", ("block_out_channels", "latent_channels", "scaling_factor", "shift_factor")),
-    "transformer": ("FluxTransformer2DModel", ()),
-}
-"""The class of each model, and what its config must say for us to plan with it."""
 
 TIED = {"encoder.embed_tokens.weight"}
 """T5's input embedding is ``shared.weight``; mindone reports it as newly initialised although it is tied and right."""
 
 PYTORCH_NAMES = {"gamma": "weight", "beta": "bias", "embedding_table": "weight"}
 """What MindSpore's layers call their parameters, and what FLUX.1's files call them."""
-
-
-def local_folder(path: Path | str, revision: str = "", variant: str = "") -> Path:
-    """The checkpoint's folder on this machine.  A Hub id is looked up among what has been downloaded.
-
-    Raises UserError where there is none, or where its download was cut short.
-    """
-    if isinstance(path, Path):
-        if (path / "model_index.json").is_file():
-            return _whole(path, variant)
-        raise UserError(
-            f"{path}: {_what_is_there(path)}; check [model] path: a folder in diffusers layout, or a Hub id"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(path, revision=revision or None, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
-        raise UserError(
-            f"{path}: neither a local folder nor downloaded from the Hub yet; run GetModel, or check [model] path"
-        ) from None
-    return _whole(folder, variant)
-
-
-def _what_is_there(path: Path) -> str:
-    if not path.exists():
-        return "no such folder"
-    if path.is_file():
-        return "a single file, which is not read; convert it to diffusers layout"
-    return "not a FLUX.1 checkpoint in diffusers layout: no model_index.json in it"
-
-
-def download(repository: str, revision: str = "", variant: str = "") -> Path:
-    """Fetch configs, tokenizers and safetensors of a Hub repository; what is there already is not fetched again."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=_patterns(variant)))
-    except GatedRepoError:
-        raise UserError(f"{repository}: gated; accept its licence on the Hub and log in with `hf auth login`") from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise UserError(
-            f"{repository}: no such repository on the Hub, and no such folder beside the experiment file; "
-            "check [model] path"
-        ) from None
-    except (HfHubHTTPError, OSError) as error:
-        raise UserError(
-            f"{repository}: no such folder beside the experiment file, and its download from the Hub failed: "
-            f"{_one_line(error)}; check [model] path, or run again to go on"
-        ) from None
-    return _whole(folder, variant)
-
-
-def _whole(folder: Path, variant: str) -> Path:
-    """The folder, unless one of its parts is missing or of another kind: the Hub's cache also shows unfinished ones."""
-    for component in COMPONENTS:
-        settings = config(folder, component)
-        if component in WEIGHTS:
-            _check_config(folder / component / "config.json", settings, *EXPECTED[component])
-            weight_files(folder, component, variant)
-    return folder
-
-
-def _check_config(path: Path, settings: dict, expected: str, required: tuple) -> None:
-    found = settings.get("_class_name") or (settings.get("architectures") or ["none named"])[0]
-    if found != expected:
-        raise UserError(f"{path}: class {found}, expected {expected}; not a FLUX.1 checkpoint")
-    missing = [key for key in required if not isinstance(settings.get(key), int | float | list)]
-    if missing:
-        raise UserError(f"{path}: no usable {', '.join(missing)}; the checkpoint is damaged")
-
-
-def _patterns(variant: str) -> list[str]:
-    """Configs, tokenizers, and the wanted weights; never pickles, other frameworks' weights, or code."""
-    suffix = f".{variant}" if variant else ""
-    tails = (f"{suffix}.safetensors", f"{suffix}-*-of-*.safetensors")
-    weights = [f"{part}/{stem}{tail}" for part, stem in WEIGHTS.items() for tail in tails]
-    configs = ["model_index.json", *(f"{part}/*.json" for part in COMPONENTS)]
-    return [*configs, "tokenizer*/*.txt", "tokenizer*/*.model", *weights]
-
-
-def config(folder: Path, component: str) -> dict:
-    return _json(folder / component / CONFIG_NAMES.get(component, "config.json"))
-
-
-def _json(path: Path) -> dict:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; the checkpoint is incomplete") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise UserError(f"{path}: found a {type(document).__name__}, expected a JSON object; the checkpoint is damaged")
-    return document
-
-
-def weight_files(folder: Path, component: str, variant: str = "") -> list[Path]:
-    """The safetensors files of a component: one, or the shards that its index lists.
-
-    Raises UserError where a file is missing, leaves the folder, or where there are pickles only.
-    """
-    part, stem = folder / component, WEIGHTS[component]
-    suffix = f".{variant}" if variant else ""
-    single = part / f"{stem}{suffix}.safetensors"
-    indices = (part / f"{stem}.safetensors.index{suffix}.json", part / f"{stem}{suffix}.safetensors.index.json")
-    index = next((path for path in indices if path.is_file()), None)
-    # Where both are, the text encoders' loader takes the single file, the others' the shards.
-    if single.is_file() and (index is None or component.startswith("text_encoder")):
-        return [single]
-    if index is not None:
-        return _shards(part, index)
-    pickles = sorted(path.name for path in part.glob("*") if path.suffix in PICKLES)
-    if pickles:
-        raise UserError(
-            f"{part}: only pickled weights ({', '.join(pickles)}), which can run code when loaded and are refused; "
-            "convert them to safetensors"
-        )
-    available = sorted(path.name for path in part.glob("*.safetensors"))
-    hint = f"; there are {', '.join(available)}: check [model] variant" if available else ""
-    raise UserError(f"{single}: missing{hint}")
-
-
-def _shards(part: Path, index: Path) -> list[Path]:
-    weight_map = _json(index).get("weight_map")
-    if not (isinstance(weight_map, dict) and weight_map):
-        raise UserError(f"{index}: lists no shards; the checkpoint is damaged")
-    names = sorted({str(name) for name in weight_map.values()})
-    for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise UserError(f"{index}: refuses shard {name!r}: not a safetensors file in this folder")
-        if not (part / name).is_file():
-            raise UserError(f"{part / name}: missing; {index.name} lists it")
-    return [part / name for name in names]
-
-
-def component_digest(folder: Path, component: str, facts, variant: str = "") -> dict:
-    """What identifies a component: digests of its weights and of the part of its config that it computes with.
-
-    facts: cache.FileFacts, so that unchanged files are read once.
-    """
-    files = weight_files(folder, component, variant)
-    weights = [facts.file_digest(path) for path in files]
-    return {"weights": digest(canonical(weights)), "config": digest(canonical(working_config(folder, component)))}
-
-
-def unread_bytes(folder: Path, facts, variant: str = "") -> int:
-    """How many bytes of weights must still be read before every component's digest is known."""
-    files = [path for component in WEIGHTS for path in weight_files(folder, component, variant)]
-    known = facts.get_many(files)
-    return sum(path.stat().st_size for path in files if "digest" not in known.get(path, {}))
-
-
-def read_weights(folder: Path, facts, variant: str = "") -> None:
-    """Learn the digest of every component's weights: once for each file, at the speed of the disk."""
-    for component in WEIGHTS:
-        for path in weight_files(folder, component, variant):
-            print(f"reading {path} for its digest ({path.stat().st_size / 1e9:.1f} GB)", flush=True)
-            facts.file_digest(path)
-
-
-def working_config(folder: Path, component: str) -> dict:
-    """What the component computes with: not where it came from, nor what is only applied to its output later."""
-    ignored = (*CONFIG_NOTES, "scaling_factor", "shift_factor") if component == "vae" else CONFIG_NOTES
-    return {key: value for key, value in config(folder, component).items() if key not in ignored}
-
-
-def tokenizer_digest(folder: Path, component: str, facts) -> str:
-    part = folder / component
-    files = sorted(path for path in part.glob("*") if path.suffix in (".json", ".txt", ".model") and path.is_file())
-    if not files:
-        raise UserError(f"{part}: no tokenizer files; the checkpoint is incomplete")
-    return digest(canonical([[path.name, facts.file_digest(path)] for path in files]))
 
 
 def load_tokenizer(folder: Path, component: str):
@@ -220,7 +27,7 @@ def load_tokenizer(folder: Path, component: str):
     try:
         return cls.from_pretrained(str(folder / component), local_files_only=True)
     except Exception as error:  # a damaged tokenizer.json is a bare Exception
-        raise UserError(f"{folder / component}: cannot load the tokenizer: {_one_line(error)}") from error
+        raise UserError(f"{folder / component}: cannot load the tokenizer: {one_line(error)}") from error
 
 
 def load_model(folder: Path, component: str, dtype: str, variant: str = ""):
@@ -230,7 +37,7 @@ def load_model(folder: Path, component: str, dtype: str, variant: str = ""):
     """
     for path in weight_files(folder, component, variant):
         _check_header(path)
-    _check_config(folder / component / "config.json", config(folder, component), *EXPECTED[component])
+    check_config(folder / component / "config.json", config(folder, component), *EXPECTED[component])
     cls = _model_class(component)
     model, info = _from_pretrained(cls, folder, component, dtype, variant)
     _check_loaded(folder / component, info)
@@ -249,7 +56,7 @@ def _check_header(path: Path) -> None:
         with safe_open(path, framework="np"):
             pass
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged or cut short ({_one_line(error)}); fetch it again") from None
+        raise UserError(f"{path}: damaged or cut short ({one_line(error)}); fetch it again") from None
 
 
 def _model_class(component: str):
@@ -281,11 +88,7 @@ def _from_pretrained(cls, folder: Path, component: str, dtype: str, variant: str
     try:
         return cls.from_pretrained(os.fspath(folder / component), **options)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / component}: cannot load {cls.__name__}: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500] or type(error).__name__
+        raise UserError(f"{folder / component}: cannot load {cls.__name__}: {one_line(error)}") from error
 
 
 def _check_loaded(part: Path, info: dict) -> None:

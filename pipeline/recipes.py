@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from cache import Entries, Store, canonical, caption_item, digest
-from pipeline import data, device, models, precision
+from pipeline import checkpoints, data, device, precision
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.images import PREPROCESSING
@@ -32,11 +32,11 @@ class Plan:
     @cached_property
     def pooled(self) -> Entries:
         """CLIP's pooled output, one (hidden_size,) vector per caption."""
-        config = models.config(self.checkpoint, "text_encoder")
+        config = checkpoints.config(self.checkpoint, "text_encoder")
         return self._entries(
             "pooled",
             "text_encoder",
-            tokenizer=models.tokenizer_digest(self.checkpoint, "tokenizer", self.store.facts),
+            tokenizer=checkpoints.tokenizer_digest(self.checkpoint, "tokenizer", self.store.facts),
             max_length=config["max_position_embeddings"],
             shape=[config["hidden_size"]],
         )
@@ -48,15 +48,15 @@ class Plan:
         return self._entries(
             "txt",
             "text_encoder_2",
-            tokenizer=models.tokenizer_digest(self.checkpoint, "tokenizer_2", self.store.facts),
+            tokenizer=checkpoints.tokenizer_digest(self.checkpoint, "tokenizer_2", self.store.facts),
             max_length=length,
-            shape=[length, models.config(self.checkpoint, "text_encoder_2")["d_model"]],
+            shape=[length, checkpoints.config(self.checkpoint, "text_encoder_2")["d_model"]],
         )
 
     @cached_property
     def latents(self) -> Entries:
         """The VAE's posterior, (2 * latent_channels, height, width) per image: means, then log-variances."""
-        config, size = models.config(self.checkpoint, "vae"), self.experiment.data.resolution
+        config, size = checkpoints.config(self.checkpoint, "vae"), self.experiment.data.resolution
         side = size // 2 ** (len(config["block_out_channels"]) - 1)
         return self._entries(
             "latents",
@@ -71,19 +71,17 @@ class Plan:
 
     def _entries(self, kind: str, component: str, **decisive) -> Entries:
         policy = getattr(self.precision, component)
-        encoder = models.component_digest(self.checkpoint, component, self.store.facts, self.experiment.model.variant)
-        recipe = {
-            "schema": SCHEMA,
-            "kind": kind,
-            "encoder": encoder,
-            "params": policy.params,
-            "compute": policy.compute,
-        }
-        return self.store.entries(recipe | decisive | {"dtype": policy.storage_dtype})
+        recipe = {"schema": SCHEMA, "kind": kind, "params": policy.params, "compute": policy.compute}
+        recipe |= {"encoder": self._digest_of(component), "dtype": policy.storage_dtype}
+        return self.store.entries(recipe | decisive)
+
+    def _digest_of(self, component: str) -> dict:
+        variant = self.experiment.model.variant
+        return checkpoints.component_digest(self.checkpoint, component, self.store.facts, variant)
 
     @cached_property
     def transformer_digest(self) -> dict:
-        return models.component_digest(self.checkpoint, "transformer", self.store.facts, self.experiment.model.variant)
+        return self._digest_of("transformer")
 
     def photos(self, progress=None) -> list[data.IndexedPhoto]:
         """The indexed photos in training's order; the first time, each is decoded and checked."""
@@ -92,6 +90,8 @@ class Plan:
 
     def run_id(self, photos: Iterable[data.IndexedPhoto]) -> str:
         """Identifies a training run by all that decides its weights: no path, no logging."""
+        vae = checkpoints.config(self.checkpoint, "vae")
+        policies = (self.precision.transformer, self.precision.trained)
         train = {key: value for key, value in vars(self.experiment.train).items() if key != "log_every"}
         decisive = {
             "schema": SCHEMA,
@@ -100,11 +100,9 @@ class Plan:
             "entries": [self.pooled.id, self.txt.id, self.latents.id],
             "pairs": [[photo.digest, caption_item(photo.caption)] for photo in photos],
             "transformer": self.transformer_digest,
-            "vae": {key: models.config(self.checkpoint, "vae").get(key) for key in ("scaling_factor", "shift_factor")},
-            "scheduler": models.working_config(self.checkpoint, "scheduler"),
-            "precision": [
-                [policy.params, policy.compute] for policy in (self.precision.transformer, self.precision.trained)
-            ],
+            "vae": [vae.get(key) for key in ("scaling_factor", "shift_factor")],
+            "scheduler": checkpoints.working_config(self.checkpoint, "scheduler"),
+            "precision": [[policy.params, policy.compute] for policy in policies],
             "lora": vars(self.experiment.lora),
             "train": train,
         }
@@ -120,7 +118,7 @@ def resolve(experiment: Experiment) -> Plan:
     model = experiment.model
     if not model.path and not experiment.model_path.exists():
         raise UserError(f"{experiment.model_path}: the embedded model is not written yet; run GetModel first")
-    checkpoint = models.local_folder(experiment.model_path, model.revision, model.variant)
+    checkpoint = checkpoints.local_folder(experiment.model_path, model.revision, model.variant)
     return Plan(experiment, target, policies, checkpoint, Store(experiment.store))
 
 

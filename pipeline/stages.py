@@ -11,7 +11,7 @@ from functools import cached_property
 
 from cache import Store, StoreError, caption_item, write_atomically
 from cache.files import make_folder
-from pipeline import data, device, encode, lora, models, records, train
+from pipeline import checkpoints, data, device, encode, lora, records, train
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.photos import list_photos
@@ -71,7 +71,7 @@ def run(name: str, experiment: Experiment) -> None:
 
 def _model_is_here(survey: Survey) -> bool:
     plan = survey.plan
-    return models.unread_bytes(plan.checkpoint, plan.store.facts, plan.experiment.model.variant) < QUICK_BYTES
+    return checkpoints.unread_bytes(plan.checkpoint, plan.store.facts, plan.experiment.model.variant) < QUICK_BYTES
 
 
 def _get_model(experiment: Experiment) -> None:
@@ -82,12 +82,12 @@ def _get_model(experiment: Experiment) -> None:
         device.use("CPU")
         print(f"embedded model: writing {tiny.write_tiny_model(experiment.model_path)}", flush=True)
     elif isinstance(experiment.model_path, str):
-        models.download(experiment.model_path, experiment.model.revision, experiment.model.variant)
+        checkpoints.download(experiment.model_path, experiment.model.revision, experiment.model.variant)
     plan, variant = resolve(experiment), experiment.model.variant
     facts = plan.store.facts
-    if models.unread_bytes(plan.checkpoint, facts, variant) >= QUICK_BYTES:
-        models.read_weights(plan.checkpoint, facts, variant)
-        _check_memory(facts, models.unread_bytes(plan.checkpoint, facts, variant) < QUICK_BYTES)
+    if checkpoints.unread_bytes(plan.checkpoint, facts, variant) >= QUICK_BYTES:
+        checkpoints.read_weights(plan.checkpoint, facts, variant)
+        _check_memory(facts, checkpoints.unread_bytes(plan.checkpoint, facts, variant) < QUICK_BYTES)
 
 
 def _check_data(experiment: Experiment) -> None:

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from cache import FileFacts
-from pipeline import models
+from pipeline import checkpoints, models
 from pipeline.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("cpu")
@@ -140,7 +140,7 @@ def test_a_variant_is_loaded_where_it_is_asked_for_and_only_there(checkpoint, co
 def test_where_both_a_single_file_and_shards_are_the_digest_is_of_what_is_loaded(checkpoint, component):
     """Which one that is differs between mindone's text encoders and its other models."""
     shard(checkpoint, component, transform=lambda array: 2 * array)
-    files = models.weight_files(checkpoint, component)
+    files = checkpoints.weight_files(checkpoint, component)
     digested = {name: array for path in files for name, array in load_file(path).items()}
     assert_same(weights(models.load_model(checkpoint, component, "fp32")), digested)
 
@@ -336,11 +336,11 @@ def test_a_damaged_tokenizer_is_one_line_that_names_it(checkpoint, component, te
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path, make, message):
     make(tmp_path / "none")
     with pytest.raises(UserError, match=message):
-        models.local_folder(tmp_path / "none")
+        checkpoints.local_folder(tmp_path / "none")
 
 
 def test_a_local_checkpoint_is_used_where_it_is(tiny_model):
-    assert models.local_folder(tiny_model) == tiny_model
+    assert checkpoints.local_folder(tiny_model) == tiny_model
 
 
 @pytest.fixture
@@ -361,7 +361,7 @@ def hub_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["owner/name", "owner/my flux", "../name", "owner/..", "owner/a--b"])
 def test_a_hub_id_that_was_not_downloaded_is_refused_without_network(hub_cache, name):
     with pytest.raises(UserError) as error:
-        models.local_folder(name)
+        checkpoints.local_folder(name)
     assert str(error.value).startswith(f"{name}: neither a local folder nor downloaded from the Hub yet")
 
 
@@ -375,12 +375,12 @@ def downloaded(tiny_model, hub_cache, commit="0123456789abcdef0123456789abcdef01
 
 def test_a_downloaded_hub_id_is_found_without_network(hub_cache, tiny_model):
     folder = downloaded(tiny_model, hub_cache)
-    assert models.local_folder("owner/name") == folder
-    assert models.local_folder("owner/name", revision=folder.name) == folder
+    assert checkpoints.local_folder("owner/name") == folder
+    assert checkpoints.local_folder("owner/name", revision=folder.name) == folder
     with pytest.raises(UserError, match="nor downloaded"):
-        models.local_folder("owner/name", revision="other")
+        checkpoints.local_folder("owner/name", revision="other")
     with pytest.raises(UserError, match="check \\[model\\] variant"):
-        models.local_folder("owner/name", variant="fp16")
+        checkpoints.local_folder("owner/name", variant="fp16")
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_a_download_that_was_cut_short_does_not_pass_for_a_checkpoint(hub_cache,
     folder = downloaded(tiny_model, hub_cache)
     (folder / gone).unlink()
     with pytest.raises(UserError) as error:
-        models.local_folder("owner/name")
+        checkpoints.local_folder("owner/name")
     assert str(error.value).startswith(f"{folder / gone}: missing")
 
 
@@ -408,7 +408,7 @@ def test_a_download_never_asks_for_pickles_or_code():
     unwanted = ["flux1-dev.safetensors", "text_encoder/pytorch_model.bin", "vae/diffusion_pytorch_model.ckpt", "run.py"]
     unwanted += ["vae/diffusion_pytorch_model.fp16.safetensors"]
     unwanted += ["text_encoder/flax_model.msgpack", "transformer/model.py"]
-    found = filter_repo_objects(wanted + unwanted, allow_patterns=models._patterns(""))
+    found = filter_repo_objects(wanted + unwanted, allow_patterns=checkpoints._patterns(""))
     assert sorted(found) == sorted(wanted)
 
 
@@ -488,8 +488,8 @@ def test_the_forward_of_the_loaded_t5_uses_them(tiny_model, distance, bucket):
 
 def digests(folder, tmp_path):
     facts = FileFacts(tmp_path / "facts.sqlite")
-    found = {component: models.component_digest(folder, component, facts) for component in COMPONENTS}
-    return found | {name: models.tokenizer_digest(folder, name, facts) for name in ("tokenizer", "tokenizer_2")}
+    found = {component: checkpoints.component_digest(folder, component, facts) for component in COMPONENTS}
+    return found | {name: checkpoints.tokenizer_digest(folder, name, facts) for name in ("tokenizer", "tokenizer_2")}
 
 
 def changed(before, after):

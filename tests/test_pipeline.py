@@ -8,7 +8,7 @@ import pytest
 from lab import Lab
 
 from cache import caption_item
-from pipeline import data, images, loop, lora, models, train
+from pipeline import checkpoints, data, images, loop, lora, models, train
 from pipeline.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("cpu")
@@ -124,7 +124,7 @@ def test_a_renamed_photo_is_not_encoded_again(lab):
 def test_one_byte_of_an_encoder_encodes_all_of_its_entries_and_no_others(encoded, tmp_path, component, stage):
     lab = encoded.copy(tmp_path / "lab", own_model=True)
     assert lab.encode() == {}
-    weights = models.weight_files(lab.model, component)[0]
+    weights = checkpoints.weight_files(lab.model, component)[0]
     content = bytearray(weights.read_bytes())
     content[-4] ^= 1  # the lowest bit of the last float32
     weights.write_bytes(content)
