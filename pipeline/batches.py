@@ -35,7 +35,7 @@ class Batches:
     def __init__(self, plan: Plan, photos: Sequence[data.IndexedPhoto]):
         self.plan, self.photos, self.seed = plan, list(photos), plan.experiment.seed
         vae = checkpoints.config(plan.checkpoint, "vae")
-        self.shift_factor, self.scaling_factor = vae["shift_factor"] or 0.0, vae["scaling_factor"]
+        self.shift_factor, self.scaling_factor = vae["shift_factor"], vae["scaling_factor"]
         self.sigmas, self.timesteps = models.scheduler_sigmas(plan.checkpoint)
 
     def training(self, step: int) -> Batch:
