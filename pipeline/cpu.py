@@ -218,6 +218,30 @@ def get_1d_rotary_pos_embed(
     return ops.cos(twice), ops.sin(twice)
 
 
+@ms.ops.constexpr
+def _timestep_frequencies(num, downscale_freq_shift, max_period):
+    exponents = np.arange(num) / (num - downscale_freq_shift)
+    return ms.Tensor(np.exp(-np.log(max_period) * exponents), ms.float32)
+
+
+def get_timestep_embedding(
+    timesteps, embedding_dim, flip_sin_to_cos=False, downscale_freq_shift=1, scale=1, max_period=10000
+):
+    """Sinusoidal embedding (arXiv:2006.11239) of ``timesteps``, (batch,): (batch, embedding_dim), float32.
+
+    The frequencies are constants and come from the host: the CPU's ``exp`` is a little off, and at a timestep of 1000
+    the sines are then off by 1e-3.
+    """
+    if embedding_dim % 2:
+        raise NotImplementedError("timestep embedding on CPU: the dimension must be even")
+    angles = scale * outer(
+        timesteps.astype(ms.float32), _timestep_frequencies(embedding_dim // 2, downscale_freq_shift, max_period)
+    )
+    if flip_sin_to_cos:
+        return ops.cat((ops.cos(angles), ops.sin(angles)), -1)
+    return ops.cat((ops.sin(angles), ops.cos(angles)), -1)
+
+
 # --- constructs ---------------------------------------------------------------------------------------------------
 #
 # Where `to_float` sets a cell's compute dtype, ``ms.jit`` casts the cell's inputs, and of its parameters those that the
@@ -302,7 +326,7 @@ class Substitute(NamedTuple):
     """``replacement`` stands for ``owner.name``; owner: a module, or the class of a cell or processor.
 
     fails_with: words of the error by which the original fails, mostly the primitive that has no CPU kernel; empty where
-    the original works and the replacement is faster.  compiled: the original fails under ``ms.jit`` only.
+    the original works and the replacement is faster or more exact.  compiled: the original fails under ``ms.jit`` only.
     """
 
     owner: object
@@ -319,7 +343,7 @@ def substitutes() -> tuple[Substitute, ...]:
     functional, nn = mint.nn.functional, mint.nn
     ada_zero, ada_zero_single = normalization.AdaLayerNormZero, normalization.AdaLayerNormZeroSingle
     flux_attention = transformer_flux.FluxAttnProcessor
-    faster = ""
+    faster = more_exact = ""
     return (
         Substitute(mint, "arange", arange, "Arange"),
         Substitute(mint, "zeros_like", zeros_like, "ZerosLikeExt"),
@@ -339,6 +363,7 @@ def substitutes() -> tuple[Substitute, ...]:
         Substitute(nn.Conv2d, "construct", _conv2d_construct, "Conv2DExt"),
         Substitute(attention_dispatch, "dispatch_attention_fn", dispatch_attention_fn, "FlashAttentionScore"),
         Substitute(embeddings, "apply_rotary_emb", apply_rotary_emb, "pointer[input_tensor] is null"),
+        Substitute(embeddings, "get_timestep_embedding", get_timestep_embedding, more_exact),
         Substitute(embeddings, "get_1d_rotary_pos_embed", get_1d_rotary_pos_embed, "RepeatInterleaveInt"),
         Substitute(normalization.RMSNorm, "construct", _rms_norm_construct, faster),
         Substitute(ada_zero, "construct", _ada_zero_construct, "Chunk", compiled=True),
