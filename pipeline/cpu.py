@@ -129,7 +129,7 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     return ops.conv2d(input, weight, bias, stride, "pad", padding, dilation, groups)
 
 
-def attention(query, key, value, attn_mask=None, dropout_p=0.0, scale=None):
+def attention(query, key, value, attn_mask=None, scale=None):
     """Scaled dot-product attention (arXiv:1706.03762), in the dtype of ``query``, to which all else is cast.
 
     query, key, value: (batch, tokens, heads, head_dim).  attn_mask: None, boolean (True attends), or additive;
@@ -169,7 +169,7 @@ def dispatch_attention_fn(
 ):
     if is_causal or enable_gqa or dropout_p:
         raise NotImplementedError("attention on CPU: causal, grouped and dropout forms are not supported")
-    return attention(query, key, value, attn_mask, 0.0, scale)
+    return attention(query, key, value, attn_mask, scale)
 
 
 @ms.ops.constexpr

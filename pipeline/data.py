@@ -51,7 +51,7 @@ def inspect(
 
     progress: called with (photos decoded so far, photos to decode).
     """
-    known, problems = _remembered(photos, facts), []
+    known, problems = _known(photos, facts), []
     unseen = [photo for photo in photos if photo.path not in known]
     if _settle(unseen):
         facts.get_many([photo.path for photo in unseen])  # as they are now is what will be remembered
@@ -75,9 +75,10 @@ def by_content(photos: list[IndexedPhoto]) -> list[IndexedPhoto]:
     return sorted(photos, key=lambda photo: (photo.digest, photo.caption))
 
 
-def inspected(photos: list[Photo], facts: FileFacts) -> bool:
-    """Say whether ``inspect`` would have nothing to decode."""
-    return len(_remembered(photos, facts)) == len(photos)
+def remembered(photos: list[Photo], facts: FileFacts) -> list[IndexedPhoto] | None:
+    """Return what ``inspect`` would, where it had nothing to decode; None where it had."""
+    known = _known(photos, facts)
+    return [_indexed(photo, known[photo.path]) for photo in photos] if len(known) == len(photos) else None
 
 
 def read_photo(photo: IndexedPhoto) -> Image.Image:
@@ -91,7 +92,7 @@ def read_photo(photo: IndexedPhoto) -> Image.Image:
     return read_image(content)
 
 
-def _remembered(photos: list[Photo], facts: FileFacts) -> dict[Path, dict]:
+def _known(photos: list[Photo], facts: FileFacts) -> dict[Path, dict]:
     """What is known of the photos that are unchanged; a file that was only ever digested has not been decoded."""
     known = facts.get_many([photo.path for photo in photos])
     return {path: found for path, found in known.items() if "width" in found}
@@ -122,7 +123,7 @@ def _examine(photo: Photo) -> dict | str:
 
 
 def _indexed(photo: Photo, found: dict) -> IndexedPhoto:
-    return IndexedPhoto(**vars(photo), **{key: found[key] for key in ("digest", "width", "height")})
+    return IndexedPhoto(**vars(photo) | {key: found[key] for key in ("digest", "width", "height")})
 
 
 def _report(folder: Path, problems: list[Problem]) -> str:

@@ -10,6 +10,9 @@ from typing import Any
 from pipeline.errors import UserError
 
 DTYPES = ("bf16", "fp16", "fp32")
+LORA_TARGETS = {"attention": ("to_q", "to_k", "to_v", "to_out.0")}
+"""Presets of ``lora.targets``, with the names that mindone's and diffusers' FLUX.1 scripts train."""
+
 PRECISION_COMPONENTS = ("vae", "text_encoder", "text_encoder_2", "transformer", "trained")
 
 
@@ -61,7 +64,7 @@ class Lora:
 
     rank: int = setting(4, minimum=1)
     alpha: float = setting(4.0, above=0)
-    targets: str | tuple = setting("attention", choices=("attention",))
+    targets: str | tuple = setting("attention", choices=tuple(LORA_TARGETS))
 
 
 @dataclass(frozen=True)

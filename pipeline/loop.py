@@ -1,6 +1,7 @@
 """The train step and the loop around it, for whatever is trained: it takes a loss and the parameters to step."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import time
@@ -16,6 +17,7 @@ from pipeline.experiment import Train
 from pipeline.progress import Progress
 
 METRICS_NAME = "metrics.jsonl"
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ def locked(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"{folder}: another process trains this run; wait for it, or change the experiment"
             ) from None
-        except OSError:
-            pass  # a file system without locks
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+            print(f"{folder}: this file system has no locks; see that no second process trains this run", flush=True)
         yield

@@ -8,10 +8,9 @@ import numpy as np
 from cache import write_atomically
 from pipeline import draws, models
 from pipeline.errors import UserError
-from pipeline.experiment import Lora
+from pipeline.experiment import LORA_TARGETS, Lora
 from pipeline.precision import Policy
 
-TARGETS = {"attention": ("to_q", "to_k", "to_v", "to_out.0")}
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 ADAPTER = "default"
 ADAPTER_SETTINGS = ("r", "lora_alpha", "lora_dropout", "bias", "target_modules", "init_lora_weights", "use_dora")
@@ -42,10 +41,10 @@ def inject(transformer, settings: Lora, policy: Policy, seed: int) -> list:
 
 
 def _targets(transformer, settings: Lora) -> list[str]:
-    wanted = TARGETS.get(settings.targets, settings.targets)
+    wanted = LORA_TARGETS.get(settings.targets, settings.targets)
     if isinstance(wanted, str):
         raise UserError(
-            f"lora.targets: no preset {wanted!r}; known: {', '.join(TARGETS)}; or give a list of module names"
+            f"lora.targets: no preset {wanted!r}; known: {', '.join(LORA_TARGETS)}; or give a list of module names"
         )
     for target in wanted:
         _check_target(transformer, target)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pipeline.errors import UserError
 from pipeline.experiment import PRECISION_COMPONENTS, PrecisionSettings
 
+NOT_STORED = ("transformer", "trained")
 LONG_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -52,8 +53,7 @@ def resolve(settings: PrecisionSettings, device: str, computes: tuple[str, ...])
     }
     problems = []
     for name in PRECISION_COMPONENTS:
-        is_overridden = bool(getattr(settings, name))
-        problems += _problems(name, policies[name], device, computes, is_overridden)
+        problems += _problems(name, policies[name], device, computes, table=getattr(settings, name))
     if problems:
         raise UserError("\n  ".join([f"precision: preset {preset!r} and its overrides do not fit", *problems]))
     return Precision(preset, **policies)
@@ -66,15 +66,17 @@ def _policy(dtype: str, table: dict, params: str = "") -> Policy:
     return Policy(params, compute, table.get("storage", compute))
 
 
-def _problems(name: str, policy: Policy, device: str, computes: tuple[str, ...], is_overridden: bool) -> list[str]:
+def _problems(name: str, policy: Policy, device: str, computes: tuple[str, ...], table: dict) -> list[str]:
     found = []
     fitting = [f"{half}{text}" for half in computes for text in ("", "-text-fp32") if half != "fp32" or not text]
     hint = f"presets that work: {', '.join(fitting)}"
-    if is_overridden:
+    if table:
         hint = f"in [precision.{name}] set one of {', '.join(computes)}"
     for dtype in dict.fromkeys((policy.params, policy.compute)):
         if dtype not in computes:
             found.append(f"{name}: {device} does not compute {dtype}; {hint}")
+    if "storage" in table and name in NOT_STORED:
+        found.append(f"{name}: nothing of it is kept in the store; remove storage from [precision.{name}]")
     if name == "trained" and policy.params != "fp32":
         found.append("trained: parameters must be fp32: MindSpore's optimizers step in the parameters' dtype")
     if name != "trained" and policy.params != policy.compute:

@@ -39,19 +39,14 @@ class Progress:
         self._said = time.monotonic()
         seconds = self._said - self._began
         left = seconds / self.done * (self.total - self.done) if self.done else 0
+        self._print(f", {left:.0f} s left")
+
+    def _print(self, when: str) -> None:
         note = f", {self._note}" if self._note else ""
-        print(
-            f"{self.label}: {self.done}/{self.total} {self.unit}s, {left:.0f} s left{note}", file=sys.stderr, flush=True
-        )
+        print(f"{self.label}: {self.done}/{self.total} {self.unit}s{when}{note}", file=sys.stderr, flush=True)
 
     def __exit__(self, *error):
         if self._bar is not None:
             self._bar.close()
         elif self.total:
-            seconds = time.monotonic() - self._began
-            note = f", {self._note}" if self._note else ""
-            print(
-                f"{self.label}: {self.done}/{self.total} {self.unit}s in {seconds:.1f} s{note}",
-                file=sys.stderr,
-                flush=True,
-            )
+            self._print(f" in {time.monotonic() - self._began:.1f} s")

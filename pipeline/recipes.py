@@ -83,9 +83,9 @@ class Plan:
     def transformer_digest(self) -> dict:
         return self._digest_of("transformer")
 
-    def photos(self, progress=None) -> list[data.IndexedPhoto]:
+    def photos(self) -> list[data.IndexedPhoto]:
         """The indexed photos in training's order; the first time, each is decoded and checked."""
-        found = data.index_photos(self.experiment.images, self.experiment.data.prompt, self.store.facts, progress)
+        found = data.index_photos(self.experiment.images, self.experiment.data.prompt, self.store.facts)
         return data.by_content(found)
 
     def run_id(self, photos: Iterable[data.IndexedPhoto]) -> str:

@@ -35,10 +35,8 @@ class Survey:
     def photos(self) -> list[data.IndexedPhoto] | None:
         """The indexed photos, or None while any of them is faulty or has not been checked as it now is."""
         photos, problems = list_photos(self.experiment.images, self.experiment.data.prompt)
-        facts = Store(self.experiment.store).facts
-        if problems or not data.inspected(photos, facts):
-            return None
-        return data.by_content(data.inspect(photos, facts)[0])
+        known = data.remembered(photos, Store(self.experiment.store).facts)
+        return None if problems or known is None else data.by_content(known)
 
     @cached_property
     def plan(self) -> Plan:
@@ -81,13 +79,22 @@ def _get_model(experiment: Experiment) -> None:
 
         device.use("CPU")
         print(f"embedded model: writing {tiny.write_tiny_model(experiment.model_path)}", flush=True)
-    elif isinstance(experiment.model_path, str):
+    elif isinstance(experiment.model_path, str) and not _is_downloaded(experiment):
         checkpoints.download(experiment.model_path, experiment.model.revision, experiment.model.variant)
     plan, variant = resolve(experiment), experiment.model.variant
     facts = plan.store.facts
     if checkpoints.unread_bytes(plan.checkpoint, facts, variant) >= QUICK_BYTES:
         checkpoints.read_weights(plan.checkpoint, facts, variant)
         _check_memory(facts, checkpoints.unread_bytes(plan.checkpoint, facts, variant) < QUICK_BYTES)
+
+
+def _is_downloaded(experiment: Experiment) -> bool:
+    """Whether the Hub's checkpoint is here and whole: a machine without network must do with that."""
+    try:
+        checkpoints.local_folder(experiment.model_path, experiment.model.revision, experiment.model.variant)
+    except UserError:
+        return False
+    return True
 
 
 def _check_data(experiment: Experiment) -> None:
@@ -99,7 +106,7 @@ def _check_data(experiment: Experiment) -> None:
     facts = Store(experiment.store).facts
     with Progress("check photos", 0, "photo") as progress:
         photos = data.index_photos(experiment.images, experiment.data.prompt, facts, progress.set)
-    _check_memory(facts, data.inspected(photos, facts))
+    _check_memory(facts, data.remembered(photos, facts) is not None)
     print(f"{experiment.images}: {len(photos)} captioned photos, all sound", flush=True)
 
 

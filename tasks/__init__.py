@@ -32,10 +32,15 @@ class ExperimentParameter(luigi.Parameter):
         return os.path.abspath(os.path.expanduser(text)) if text else ""
 
 
-class StageTask(luigi.Task):
-    """A task whose work is the stage of the same name."""
+class OfExperiment:
+    """What every task here is told."""
 
     experiment = ExperimentParameter(default="", description="TOML file; without it, the embedded default")
+
+
+class StageTask(OfExperiment, luigi.Task):
+    """A task whose work is the stage of the same name."""
+
     resources = {"device": 1}
 
     def complete(self):
@@ -84,10 +89,8 @@ class EncodeT5(EncodeStage):
     priority = 1
 
 
-class EncodePrompts(luigi.WrapperTask):
+class EncodePrompts(OfExperiment, luigi.WrapperTask):
     """Captions through both text encoders, one after the other."""
-
-    experiment = ExperimentParameter(default="", description="TOML file; without it, the embedded default")
 
     def requires(self):
         return EncodeCLIP(self.experiment), EncodeT5(self.experiment)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from cache import FileFacts, digest
 from pipeline import data
-from pipeline.data import index_photos, inspect, inspected, read_photo
+from pipeline.data import index_photos, inspect, read_photo, remembered
 from pipeline.errors import UserError
 from pipeline.photos import Problem, list_photos
 
@@ -324,11 +324,11 @@ def test_an_edited_caption_decodes_nothing(folder, facts, decoded):
 def test_inspected_says_whether_anything_is_left_to_decode(folder, facts, decoded):
     photo(folder, "a.png")
     photos, _ = list_photos(folder)
-    assert not inspected(photos, facts)
+    assert remembered(photos, facts) is None
     inspect(photos, facts)
-    assert inspected(photos, facts)
+    assert remembered(photos, facts) is not None
     photo(folder, "b.png")
-    assert not inspected(list_photos(folder)[0], facts)
+    assert remembered(list_photos(folder)[0], facts) is None
     assert len(decoded) == 1
 
 
@@ -336,7 +336,7 @@ def test_a_photo_written_just_now_is_remembered_as_well(folder, facts):
     age(photo(folder, "a.png"), seconds=2.5)
     photos, _ = list_photos(folder)
     inspect(photos, facts)
-    assert inspected(photos, facts)
+    assert remembered(photos, facts) is not None
 
 
 def test_a_file_that_was_only_digested_still_has_to_decode(folder, facts):
@@ -344,7 +344,7 @@ def test_a_file_that_was_only_digested_still_has_to_decode(folder, facts):
     age(folder / "a.png")
     facts.file_digest(folder / "a.png")
     photos, _ = list_photos(folder, "a cat")
-    assert not inspected(photos, facts)
+    assert remembered(photos, facts) is None
     assert inspect(photos, facts)[1] == [Problem("a.png", "not an image (PNG, JPEG, WEBP, BMP, TIFF or GIF)")]
 
 
@@ -355,7 +355,7 @@ def test_failures_are_never_remembered(folder, facts):
     photos, _ = list_photos(folder)
     for _ in range(2):
         assert [problem.name for problem in inspect(photos, facts)[1]] == ["a.png"]
-        assert not inspected(photos, facts)
+        assert remembered(photos, facts) is None
 
 
 def test_progress_counts_what_is_decoded(folder, facts, monkeypatch):

@@ -163,8 +163,10 @@ def test_a_renamed_photo_is_not_trained_again(trained, tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["GetModel", "CheckData", "EncodeCLIP", "TrainLoRA"])
-def test_a_stage_run_again_is_no_error(trained, stage):
-    trained.run(stage)
+def test_a_stage_run_again_is_no_error_and_still_done(trained, stage):
+    before = len(list(trained.folder.rglob("zarr.json")))
+    assert trained.run(stage).done(stage)
+    assert len(list(trained.folder.rglob("zarr.json"))) == before
 
 
 def test_a_store_that_cannot_remember_files_is_said_so(lab):

@@ -87,6 +87,12 @@ def test_a_component_can_be_set_apart_from_the_preset(component):
     assert found.trained == Policy("fp32", "bf16", "bf16")
 
 
+@pytest.mark.parametrize("name", ["transformer", "trained"])
+def test_a_storage_dtype_of_what_is_not_stored_is_refused(name):
+    with pytest.raises(UserError, match=f"{name}: nothing of it is kept in the store"):
+        resolved("CPU", "fp32", **{name: {"storage": "fp16"}})
+
+
 def test_storage_follows_compute_unless_it_is_set():
     found = resolved("CPU", "fp32", vae={"storage": "bf16"}, text_encoder={"params": "fp16", "compute": "fp16"})
     assert found.vae == Policy("fp32", "fp32", "bf16")

@@ -215,8 +215,12 @@ def test_a_stage_without_output_is_a_failure(lab):
     assert not luigi.build([Forgetful(str(lab.path))], local_scheduler=True)
 
 
-def test_a_folder_of_the_same_name_in_the_working_directory_is_not_run(lab, tmp_path, monkeypatch):
+def test_a_folder_of_the_same_name_in_the_working_directory_is_not_run(lab, tmp_path, monkeypatch, capfd):
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "__init__.py").write_text("raise SystemExit('the wrong package')")
     monkeypatch.chdir(tmp_path)
-    run_stage("CheckData", str(lab.path))
+    with pytest.raises(StageFailed):  # the right package fails in the right way, for there is no such folder
+        run_stage("CheckData", str(lab.set("data", images="nowhere").path))
+    assert "nowhere: no such folder" in capfd.readouterr().err
+    run_stage("CheckData", str(lab.set("data", images="pictures").path))
+    assert "3 captioned photos, all sound" in capfd.readouterr().out
