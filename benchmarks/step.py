@@ -73,22 +73,12 @@ def parts_of(step, arguments: tuple, loss) -> dict:
 def prepare(options, mode: str):
     """The step of one mode, the arguments of its batch, and the loss alone in that mode."""
     import mindspore as ms
-    from mindone.diffusers import FluxTransformer2DModel
 
     from pipeline import loop, lora, tiny, train
     from pipeline.experiment import Lora, Train
     from pipeline.precision import Policy
 
-    transformer = FluxTransformer2DModel(
-        num_layers=options.blocks,
-        num_single_layers=options.blocks,
-        attention_head_dim=32,
-        num_attention_heads=options.width // 32,
-        joint_attention_dim=96,
-        pooled_projection_dim=64,
-        guidance_embeds=True,
-        axes_dims_rope=(4, 14, 14),
-    )
+    transformer = tiny.transformer(options.blocks, options.width)
     tiny.randomize(transformer, "transformer", seed=0)
     for parameter in transformer.get_parameters():
         parameter.requires_grad = False

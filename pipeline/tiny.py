@@ -196,67 +196,60 @@ def _use_pytorch_names(path: Path) -> None:
 
 
 def _models(guidance_embeds: bool, clip_size: int, clip_end: int, t5_size: int):
-    from mindone.diffusers import AutoencoderKL, FluxTransformer2DModel
-    from mindone.transformers import CLIPTextModel, T5EncoderModel
-    from transformers import CLIPTextConfig, T5Config
+    yield "text_encoder", _clip(clip_size, clip_end)
+    yield "text_encoder_2", _t5(t5_size)
+    yield "vae", _vae()
+    yield "transformer", transformer(guidance_embeds=guidance_embeds)
 
-    yield (
-        "text_encoder",
-        CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=clip_size,
-                hidden_size=64,
-                intermediate_size=128,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                max_position_embeddings=CLIP_LENGTH,
-                bos_token_id=clip_end - 1,
-                eos_token_id=clip_end,
-                pad_token_id=clip_end,
-            )
-        ),
+
+def _clip(vocab_size: int, end: int):
+    from mindone.transformers import CLIPTextModel
+    from transformers import CLIPTextConfig
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tokens = {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
+    return CLIPTextModel(CLIPTextConfig(vocab_size=vocab_size, max_position_embeddings=CLIP_LENGTH, **sizes, **tokens))
+
+
+def _t5(vocab_size: int):
+    from mindone.transformers import T5EncoderModel
+    from transformers import T5Config
+
+    sizes = {"d_model": 96, "d_kv": 24, "d_ff": 192, "num_layers": 2, "num_heads": 4}
+    return T5EncoderModel(T5Config(vocab_size=vocab_size, feed_forward_proj="gated-gelu", **sizes))
+
+
+def _vae():
+    """FLUX.1's autoencoder in small: factor 8, 16 latent channels, no quantisation convolutions."""
+    from mindone.diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(16, 32, 32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=16,
+        norm_num_groups=8,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
     )
-    yield (
-        "text_encoder_2",
-        T5EncoderModel(
-            T5Config(
-                vocab_size=t5_size,
-                d_model=96,
-                d_kv=24,
-                d_ff=192,
-                num_layers=2,
-                num_heads=4,
-                feed_forward_proj="gated-gelu",
-            )
-        ),
-    )
-    yield (
-        "vae",
-        AutoencoderKL(
-            block_out_channels=(16, 32, 32, 32),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=1,
-            latent_channels=16,
-            norm_num_groups=8,
-            scaling_factor=0.3611,
-            shift_factor=0.1159,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        ),
-    )
-    yield (
-        "transformer",
-        FluxTransformer2DModel(
-            num_layers=2,
-            num_single_layers=2,
-            attention_head_dim=32,
-            num_attention_heads=4,
-            joint_attention_dim=96,
-            pooled_projection_dim=64,
-            guidance_embeds=guidance_embeds,
-            axes_dims_rope=(4, 14, 14),
-        ),
+
+
+def transformer(num_blocks: int = 2, width: int = 128, guidance_embeds: bool = True):
+    """``num_blocks`` double and as many single blocks of ``width``, a multiple of 32; not yet randomized."""
+    from mindone.diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel(
+        num_layers=num_blocks,
+        num_single_layers=num_blocks,
+        attention_head_dim=32,
+        num_attention_heads=width // 32,
+        joint_attention_dim=96,
+        pooled_projection_dim=64,
+        guidance_embeds=guidance_embeds,
+        axes_dims_rope=(4, 14, 14),
     )
 
 
