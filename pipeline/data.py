@@ -128,7 +128,8 @@ def _indexed(photo: Photo, found: dict) -> IndexedPhoto:
 
 def _report(folder: Path, problems: list[Problem]) -> str:
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    first = f"{folder}: {count}; repair or remove what is listed (and its line in {METADATA}), then start again"
+    line = f" (and its line in {METADATA})" if (folder / METADATA).exists() else ""
+    first = f"{folder}: {count}; repair or remove what is listed{line}, then start again"
     lines = [f"{folder}/{problem.name}: {problem.reason}" for problem in problems[:MAX_LISTED]]
     if len(problems) > MAX_LISTED:
         lines.append(f"and {len(problems) - MAX_LISTED} more, listed once these are repaired")

@@ -1,6 +1,7 @@
 """The experiment file: TOML with a default for every field, checked as a whole before anything runs."""
 
 import dataclasses
+import difflib
 import os
 import tomllib
 from dataclasses import dataclass, field
@@ -168,7 +169,8 @@ def _table(cls, table: dict, prefix: str, problems: list[str]):
     for key, value in table.items():
         name = f"{prefix}{key}"
         if key not in fields:
-            problems.append(f"{name}: unknown field; known here: {', '.join(fields)}")
+            meant = "".join(f"; did you mean {each}?" for each in difflib.get_close_matches(key, fields, 1))
+            problems.append(f"{name}: unknown field; known here: {', '.join(fields)}{meant}")
         elif dataclasses.is_dataclass(fields[key].type):
             if isinstance(value, dict):
                 values[key] = _table(fields[key].type, value, f"{name}.", problems)

@@ -410,6 +410,17 @@ def test_every_bad_file_is_listed_by_name_and_reason(folder, facts):
     ]
 
 
+def test_the_report_speaks_of_metadata_only_where_there_is_one(folder, facts):
+    (folder / "a.png").write_bytes(b"")
+    (folder / "a.txt").write_text("a cat")
+    with pytest.raises(UserError) as error:
+        index_photos(folder, "", facts)
+    assert "metadata.jsonl" not in str(error.value)
+    (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a cat"}\n')
+    with pytest.raises(UserError, match="and its line in metadata.jsonl"):
+        index_photos(folder, "", facts)
+
+
 def test_a_very_long_list_says_how_many_more(folder, facts, monkeypatch):
     monkeypatch.setattr(data, "MAX_LISTED", 2)
     for name in "abcde":

@@ -56,6 +56,12 @@ def test_every_problem_of_a_file_is_reported_at_once_with_its_field(tmp_path):
     )
 
 
+def test_a_misspelt_field_is_told_what_may_have_been_meant(tmp_path):
+    (line,) = problems(tmp_path, "[data]\nresolutoin = 64")
+    assert line.endswith("; did you mean resolution?")
+    assert "did you mean" not in problems(tmp_path, "[data]\nxyz = 64")[0]
+
+
 @pytest.mark.parametrize(
     "text, field, said",
     [
