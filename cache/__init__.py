@@ -7,9 +7,10 @@ whole, committed entries only; any number of processes may read and write one st
 
 from .address import canonical, caption_item, digest, recipe_id
 from .digests import FileFacts
+from .entries import Entries
 from .errors import CorruptEntry, MissingEntry, StoreError
 from .files import write_atomically
-from .store import Entries, Store
+from .store import Store
 from .writer import Writer
 
 __all__ = [

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 
 from .errors import StoreError
 
@@ -48,6 +49,18 @@ def item_key(item: str) -> bytes:
             f"item {item!r} is not {2 * DIGEST_BYTES} hexadecimal digits; take what digest() or caption_item() gives"
         )
     return key
+
+
+def item_keys(items: Sequence[str]) -> bytes:
+    """The keys of many items, one after the other. Raises as ``item_key`` does."""
+    try:
+        text = "".join(items)
+        keys = bytes.fromhex(text)
+    except (TypeError, ValueError):
+        text, keys = "wrong", b""
+    if keys.hex() != text or any(len(item) != 2 * DIGEST_BYTES for item in items):
+        keys = b"".join(map(item_key, items))  # says which
+    return keys
 
 
 def _named(data, domain):

@@ -31,6 +31,18 @@ def write_durably(path, data):
         os.fsync(file.fileno())
 
 
+def write_all(file, parts, offset):
+    """Write buffers one after the other at ``offset`` of an open file. Raises OSError, and then part of it may be."""
+    parts = [memoryview(part) for part in parts]
+    while parts:
+        written = os.pwritev(file, parts, offset)
+        offset += written
+        while parts and written >= parts[0].nbytes:
+            written -= parts.pop(0).nbytes
+        if parts:
+            parts[0] = parts[0][written:]
+
+
 def sync_folder(path):
     """Wait until the names in a folder are on disk. File systems that cannot do this for a folder are let be."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,77 +1,63 @@
 """A segment: an immutable folder that is one zarr v3 array of shape (n, *item), in one shard.
 
-    zarr.json   the array's metadata; attributes hold the real dtype, the kind and the recipe id
+    zarr.json   the array's metadata; attributes hold the real dtype, the kind, the recipe id, each row's item and name
     c.0.0...    the shard: per row its little-endian bytes and their crc32c, at the offset that the shard's index at the
                 end of the file gives, as the zarr v3 sharding codec says
     keys        the rows' items, 16 bytes each; the shard's size in bytes (8 bytes, little-endian); crc32c of all that
 
-A reader trusts none of them: sizes are checked when a segment is opened, checksums when a row is read.
+A reader trusts none of them: sizes are checked when a segment is opened, checksums when a row is first read.
 """
 
 import errno
 import json
+import mmap
 import os
+import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import google_crc32c
 import ml_dtypes
 import numpy as np
 
-from .address import DIGEST_BYTES
+from .address import DIGEST_BYTES, item_keys
 from .errors import CorruptEntry, StoreError
-from .files import sync_folder, write_durably
+from .files import sync_folder, write_all, write_durably
 
 STORED = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "bfloat16": np.dtype("<u2")}  # zarr has no bfloat16
 REAL = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-KEY = np.dtype(f"S{DIGEST_BYTES}")
 CRC_BYTES = 4
+SIZE_BYTES = 8
 PAGE_BYTES = 4096
+CHECK_SECONDS = 0.5
 LARGE_BYTES = 16 * PAGE_BYTES  # rows from this size on begin at a page, for mapped reads; smaller ones lie side by side
 
 
-class SegmentWriter:
-    """Writes the rows of a new segment into ``folder`` in order. Nothing is promised of it before ``finish``.
+class Layout:
+    """Where the rows of a segment lie in its shard: row i is at i * ``stride_bytes``."""
 
-    An ``append`` that fails, or is interrupted, leaves the rows before it whole, and another may follow.
-    Raises OSError from every method.
-    """
-
-    def __init__(self, folder, dtype, shape, attributes):
-        self.folder, self.dtype, self.shape = Path(folder), dtype, list(shape)
-        self.attributes = {"dtype": dtype, **attributes}
-        self.row_bytes = _row_bytes(dtype, shape)
-        self.rows = {}  # item -> offset of its row in the shard
-        self.num_bytes = 0
-        self.folder.mkdir()
-        self._shard = os.open(_shard_path(folder, shape), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-
-    def append(self, item, array):
-        """Add one row. array: of the item's shape, C-contiguous, little-endian, in the stored dtype."""
-        data = array.reshape(-1).view(np.uint8)
+    def __init__(self, dtype, shape):
+        self.dtype, self.shape = dtype, tuple(shape)
+        self.stored, self.real = STORED[dtype], REAL[dtype]
+        self.num_values = int(np.prod(shape, dtype=np.int64))
+        self.data_bytes = self.num_values * self.stored.itemsize
+        self.row_bytes = self.data_bytes + CRC_BYTES
         align = PAGE_BYTES if self.row_bytes >= LARGE_BYTES else 1
-        offset = -(-self.num_bytes // align) * align
-        _write_at(self._shard, data, offset)
-        _write_at(self._shard, _checksum(data), offset + data.nbytes)
-        self.num_bytes = offset + self.row_bytes
-        self.rows[item] = offset
+        self.stride_bytes = -(-self.row_bytes // align) * align
+        self.shard_name = "c.0" + ".0" * len(self.shape)
 
-    def finish(self):
-        """Complete the segment and wait until it is on disk. Doing it again does no harm."""
-        index = np.array([(offset, self.row_bytes) for offset in self.rows.values()], "<u8").tobytes()
-        index += _checksum(index)
-        _write_at(self._shard, index, self.num_bytes)
-        size = self.num_bytes + len(index)
-        os.ftruncate(self._shard, size)
-        os.fsync(self._shard)
-        keys = bytes.fromhex("".join(self.rows)) + size.to_bytes(8, "little")
-        write_durably(self.folder / "keys", keys + _checksum(keys))
-        write_durably(self.folder / "zarr.json", json.dumps(self._metadata(), indent=2))
-        sync_folder(self.folder)
+    def rows_bytes(self, num_rows):
+        """Bytes from the first row's beginning to the last one's end."""
+        return (num_rows - 1) * self.stride_bytes + self.row_bytes if num_rows else 0
 
-    def close(self):
-        os.close(self._shard)
+    def index(self, num_rows):
+        """The shard's index, as the sharding codec wants it: (offset, length) of each chunk, crc32c."""
+        pairs = np.full((num_rows, 2), self.row_bytes, "<u8")
+        pairs[:, 0] = np.arange(num_rows, dtype=np.uint64) * np.uint64(self.stride_bytes)
+        return pairs.tobytes() + checksum(pairs)
 
-    def _metadata(self):
+    def metadata(self, num_rows, attributes):
+        """What zarr.json says."""
         little, crc = {"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}
         sharding = {
             "chunk_shape": [1, *self.shape],
@@ -79,101 +65,211 @@ class SegmentWriter:
             "index_codecs": [little, crc],
             "index_location": "end",
         }
-        shape, stored = [len(self.rows), *self.shape], STORED[self.dtype]
+        shape = [num_rows, *self.shape]
         return {
             "zarr_format": 3,
             "node_type": "array",
             "shape": shape,
-            "data_type": stored.name,
+            "data_type": self.stored.name,
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shape}},
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
             "fill_value": 0,
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-            "attributes": self.attributes,
+            "attributes": {"dtype": self.dtype, **attributes},
         }
 
 
-class Segment:
-    """A committed segment, for reading. ``keys``: (n,) array of its items, 16 bytes each, in the order of the rows."""
+class SegmentWriter:
+    """Writes the rows of a segment into ``folder`` in order. Nothing is promised of it before ``finish``.
 
-    def __init__(self, folder, dtype, shape):
+    An ``append`` that fails, or is interrupted, leaves the rows before it whole, and another may follow.
+    Raises OSError from every method. names: item -> name of its source, of the rows so far.
+    """
+
+    def __init__(self, folder, layout):
+        self.folder, self.layout, self.names = Path(folder), layout, {}
+        self.folder.mkdir(exist_ok=True)  # it is there where the rows of a dead writer are taken over
+        self._shard = os.open(self.folder / layout.shard_name, os.O_CREAT | os.O_RDWR, 0o666)
+
+    @property
+    def num_bytes(self):
+        return self.layout.rows_bytes(len(self.names))
+
+    def append(self, item, array, name):
+        """Add one row and return its checksum. array: of the item's shape, C-contiguous, in the stored dtype."""
+        data = array.reshape(-1).view(np.uint8)
+        crc = checksum(data)
+        write_all(self._shard, [data, crc], len(self.names) * self.layout.stride_bytes)
+        self.names[item] = name
+        return crc
+
+    def take_over(self, item, name, crc):
+        """Add the row that a dead writer left next in the shard. Returns whether it is there and has this checksum."""
+        data = os.pread(self._shard, self.layout.row_bytes, len(self.names) * self.layout.stride_bytes)
+        if len(data) != self.layout.row_bytes or data[-CRC_BYTES:] != crc or checksum(data[:-CRC_BYTES]) != crc:
+            return False
+        self.names[item] = name
+        return True
+
+    def finish(self, attributes):
+        """Complete the segment and wait until it is on disk. Doing it again does no harm."""
+        index = self.layout.index(len(self.names))
+        write_all(self._shard, [index], self.num_bytes)
+        size = self.num_bytes + len(index)
+        os.ftruncate(self._shard, size)
+        os.fsync(self._shard)
+        keys = item_keys(list(self.names)) + size.to_bytes(SIZE_BYTES, "little")
+        write_durably(self.folder / "keys", keys + checksum(keys))
+        rows = {"items": list(self.names), "names": list(self.names.values())}
+        metadata = self.layout.metadata(len(self.names), {**attributes, **rows})
+        write_durably(self.folder / "zarr.json", json.dumps(metadata, indent=1))
+        sync_folder(self.folder)
+
+    def close(self):
+        os.close(self._shard)
+
+
+class Segment:
+    """A committed segment, for reading. The first read of a row verifies it; later ones copy from the mapped shard.
+
+    Reading from several threads at once is safe.
+    """
+
+    def __init__(self, folder, layout):
         """Raises OSError or ValueError where the folder is not a whole segment."""
-        self.path, self.dtype, self.shape = _shard_path(folder, shape), dtype, tuple(shape)
-        data = (folder / "keys").read_bytes()
-        keys, size = data[: -8 - CRC_BYTES], data[-8 - CRC_BYTES : -CRC_BYTES]
-        if len(keys) % DIGEST_BYTES or _checksum(keys + size) != data[-CRC_BYTES:]:
-            raise ValueError(f"{folder}/keys is damaged")
-        self.keys = np.frombuffer(keys, KEY)
-        self.size_bytes = int.from_bytes(size, "little")
-        self._offsets = None
+        self.folder, self.layout = os.fspath(folder), layout
+        self.name = os.path.basename(self.folder)
+        self.shard_path = os.path.join(self.folder, layout.shard_name)
+        keys, self.size_bytes = self._read_keys()
+        self.num_rows = len(keys) // DIGEST_BYTES
+        self._map = self._rows = self._verified = None
+
+    def keys(self):
+        """The rows' items, 16 bytes each, in order: read anew, so that an index of them is the only copy."""
+        return self._read_keys()[0]
+
+    def items(self):
+        """The rows' items, in order."""
+        text = self.keys().hex()
+        return [text[start : start + 2 * DIGEST_BYTES] for start in range(0, len(text), 2 * DIGEST_BYTES)]
+
+    def metadata(self):
+        """What zarr.json says. Raises OSError, or ValueError where it is damaged."""
+        metadata = json.loads(Path(self.folder, "zarr.json").read_bytes())
+        attributes = metadata["attributes"] if isinstance(metadata, dict) else {}
+        if metadata != self.layout.metadata(self.num_rows, {k: v for k, v in attributes.items() if k != "dtype"}):
+            raise ValueError(f"{self.folder}/zarr.json is damaged")
+        return metadata
 
     def is_whole(self):
         """Whether the shard is there, in its full size; its bytes are checked when they are read."""
         try:
-            return os.stat(self.path).st_size == self.size_bytes
+            return os.stat(self.shard_path).st_size == self.size_bytes
         except OSError:
             return False
 
-    def read(self, row):
-        """One item, a new array in its real dtype. Raises CorruptEntry, or StoreError where it cannot be read now."""
-        item = bytes(self.keys[row]).ljust(DIGEST_BYTES, b"\0").hex()
-        array, checksum = np.empty(self.shape, STORED[self.dtype]), bytearray(CRC_BYTES)
-        try:
-            num_bytes = self._read_into([array.reshape(-1), checksum], row)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EIO):
-                raise StoreError(f"{self.path}: cannot read item {item}: {error.strerror}") from error
-            num_bytes = 0
-        if num_bytes != array.nbytes + CRC_BYTES or _checksum(array) != checksum:
-            raise CorruptEntry(
-                f"{self.path}: item {item} is damaged; run the stage that encodes it again, which "
-                "encodes what is damaged and nothing else"
-            )
-        return array.view(REAL[self.dtype])
+    def read_into(self, out, row, now):
+        """Copy one item into ``out``, flat, in the stored dtype, C-contiguous. now: by ``time.monotonic``.
+
+        Raises CorruptEntry where it is damaged, StoreError where it cannot be read now.
+        """
+        if self._verified is None:
+            self._open()
+        if self._verified[row]:
+            if now > self._check_at:
+                self._check_size(row, now)
+            out[:] = self._rows[row]
+        else:
+            self._read_and_verify(out, row)
+            self._verified[row] = True
 
     def damaged_rows(self):
-        """The rows that cannot be read, found by reading all of them."""
-        return [row for row in range(len(self.keys)) if not self._is_sound(row)]
+        """The rows whose bytes on disk are not those that were written, found by reading all of them."""
+        buffer, damaged = np.empty(self.layout.num_values, self.layout.stored), []
+        for row in range(self.num_rows):
+            try:
+                self._read_and_verify(buffer, row)
+            except CorruptEntry:
+                damaged.append(row)
+        return damaged
 
-    def _is_sound(self, row):
+    def index_is_sound(self):
+        """Whether the shard's index, by which other zarr readers find the rows, is as it was written."""
+        index = self.layout.index(self.num_rows)
+        with open(self.shard_path, "rb") as file:
+            file.seek(self.layout.rows_bytes(self.num_rows))
+            return file.read() == index
+
+    def _read_keys(self):
+        with open(os.path.join(self.folder, "keys"), "rb") as file:
+            data = file.read()
+        keys, size = data[: -SIZE_BYTES - CRC_BYTES], data[-SIZE_BYTES - CRC_BYTES : -CRC_BYTES]
+        if not keys or len(keys) % DIGEST_BYTES or checksum(data[:-CRC_BYTES]) != data[-CRC_BYTES:]:
+            raise ValueError(f"{self.folder}/keys is damaged")
+        return keys, int.from_bytes(size, "little")
+
+    def _open(self):
+        """Map the shard. Raises as ``read_into`` does."""
         try:
-            self.read(row)
-        except CorruptEntry:
-            return False
-        return True
+            with _opened(self.shard_path) as file:
+                self._map = mmap.mmap(file, self.size_bytes, prot=mmap.PROT_READ)
+        except (OSError, ValueError) as error:  # ValueError: shorter than it should be
+            self._fail(0, error)
+        layout = self.layout
+        strides = (layout.stride_bytes, layout.stored.itemsize)
+        self._rows = np.ndarray((self.num_rows, layout.num_values), layout.stored, self._map, 0, strides)
+        self._verified, self._check_at = np.zeros(self.num_rows, bool), 0.0
 
-    def _read_into(self, buffers, row):
-        file = os.open(self.path, os.O_RDONLY)
+    def _check_size(self, row, now):
+        """To touch what a truncated file has lost would end the process (SIGBUS): look now and then."""
+        if self._map.size() != self.size_bytes:
+            self._fail(row, None)
+        self._check_at = now + CHECK_SECONDS
+
+    def _read_and_verify(self, out, row):
+        """Read by a system call, not through the map: a bad disk is then an error and not the end of the process."""
+        crc = bytearray(CRC_BYTES)
         try:
-            if self._offsets is None:
-                self._offsets = self._read_offsets(file)
-            return os.preadv(file, buffers, int(self._offsets[row])) if len(self._offsets) else 0
-        finally:
-            os.close(file)
+            with _opened(self.shard_path) as file:
+                num_bytes = os.preadv(file, [out, crc], row * self.layout.stride_bytes)
+        except OSError as error:
+            self._fail(row, error)
+        if num_bytes != self.layout.row_bytes or checksum(out) != crc:
+            self._fail(row, None)
 
-    def _read_offsets(self, file):
-        """The byte offset of each row, or an empty array where the shard's index is damaged."""
-        index_bytes = 16 * len(self.keys)
-        data = os.pread(file, index_bytes + CRC_BYTES, max(self.size_bytes - index_bytes - CRC_BYTES, 0))
-        if len(data) != index_bytes + CRC_BYTES or _checksum(data[:index_bytes]) != data[index_bytes:]:
-            return np.empty(0, "<u8")
-        return np.frombuffer(data[:index_bytes], "<u8").reshape(-1, 2)[:, 0]
+    def _fail(self, row, error):
+        item = self._item(row)
+        if error is not None and getattr(error, "errno", None) not in (None, errno.ENOENT, errno.EIO):
+            raise StoreError(f"{self.shard_path}: cannot read item {item}: {error.strerror}") from error
+        raise CorruptEntry(
+            f"{self.shard_path}: item {item} is damaged; run the stage that encodes it again, which encodes what is "
+            "damaged and nothing else"
+        ) from error
+
+    def _item(self, row):
+        try:
+            return self.items()[row]
+        except (OSError, ValueError):  # the segment has gone, or its keys are damaged too
+            return f"in row {row}"
 
 
-def _shard_path(folder, shape):
-    return Path(folder) / ("c.0" + ".0" * len(shape))
+@contextmanager
+def _opened(path):
+    """A file for reading. Every map keeps one open, and a big store has more segments than the usual limit of 1024."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        file = os.open(path, os.O_RDONLY)
+    try:
+        yield file
+    finally:
+        os.close(file)
 
 
-def _row_bytes(dtype, shape):
-    return int(np.prod(shape, dtype=np.int64)) * STORED[dtype].itemsize + CRC_BYTES
-
-
-def _checksum(data):
+def checksum(data):
+    """The crc32c of some bytes, as the 4 bytes that stand behind them in the file."""
     return google_crc32c.value(data).to_bytes(CRC_BYTES, "little")
-
-
-def _write_at(file, data, offset):
-    data = memoryview(data)
-    while data:
-        written = os.pwrite(file, data, offset)
-        data, offset = data[written:], offset + written

@@ -1,5 +1,6 @@
 """Writing entries: rows go to a segment under a temporary name, and one rename commits it."""
 
+import errno
 import fcntl
 import json
 import os
@@ -7,17 +8,22 @@ import re
 import secrets
 import shutil
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 
 from .address import item_key
 from .errors import StoreError, explained
 from .files import make_folder, sync_folder, write_atomically
-from .segment import REAL, STORED, SegmentWriter
+from .journal import Journal, read_journal
+from .segment import SegmentWriter
 
 ID = re.compile(r"[0-9a-f]{16}-[0-9a-f]{8}")
+JOURNAL = ".journal"
 BFLOAT16_EXPONENT = 0x7F80  # all of these bits set: infinity or NaN
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+ROW_BYTES = 256  # about what a row takes in the keys, the metadata and the journal
 
 
 class Writer:
@@ -25,16 +31,18 @@ class Writer:
 
     What was written becomes visible, and survives a power cut, with ``commit``, which also happens when a segment holds
     ``max_items`` or ``max_bytes`` or is ``max_seconds`` old, and at the end of the block, be it by an exception.
-    A killed writer loses what it had not committed and leaves nothing visible; the next writer tidies up after it.
+    A killed writer leaves nothing half-written visible; each row whose ``write`` had returned is committed by the next
+    writer of the recipe, when its block is entered.
     """
 
-    def __init__(self, entries, max_items=1024, max_bytes=1 << 28, max_seconds=60):
+    def __init__(self, entries, max_items=1024, max_bytes=1 << 30, max_seconds=300):
         self._entries, self._limits = entries, (max_items, max_bytes, max_seconds)
-        self._workspace = self._lock = self._segment = None
+        self._workspace = self._lock = self._segment = self._journal = None
 
     def __enter__(self):
-        with suppress(OSError):  # a store that can only be read
-            _remove_leftovers(self._entries.path / "writing")
+        with explained(self._entries.path, ROW_BYTES):
+            salvage(self._entries)
+        self._entries.refresh()
         return self
 
     def __exit__(self, kind, error, traceback):
@@ -47,8 +55,9 @@ class Writer:
         finally:
             self._close()
 
-    def write(self, item: str, array: np.ndarray):
+    def write(self, item: str, array: np.ndarray, name: str = ""):
         """Add one entry. array: of the recipe's shape and dtype (bfloat16 also as its uint16 bits), finite.
+        name: of its source, for people who look into the store; it decides nothing.
 
         An item written twice before a commit keeps its first array. Raises StoreError where the array is not as the
         recipe says or the disk refuses; entries written before it stay, and are committed in the end.
@@ -56,9 +65,9 @@ class Writer:
         array = _checked(self._entries, item, array)
         with explained(self._entries.path, array.nbytes):
             if self._segment is None:
-                self._segment = self._begin()
-            if item not in self._segment.rows:
-                self._segment.append(item, array)
+                self._begin()
+            if item not in self._segment.names:
+                self._append(item, array, name)
         if self._is_full():
             self.commit()
 
@@ -66,20 +75,25 @@ class Writer:
         """Make everything written so far visible to all readers, durably. Does nothing where nothing is new."""
         if self._segment is None:
             return
-        segment, target = self._segment, self._entries.segments_path / self._segment.folder.name
-        if segment.rows:
-            with explained(self._entries.path, 64 * len(segment.rows)):
-                segment.finish()
-                os.rename(segment.folder, target)
-                sync_folder(target.parent)
-        self._segment = None
-        segment.close()
+        segment = self._segment
+        if segment.names:
+            with explained(self._entries.path, ROW_BYTES * len(segment.names)):
+                _publish(self._entries, segment)
+        self._drop_segment()
         self._entries.refresh()
+
+    def _append(self, item, array, name):
+        crc = self._segment.append(item, array, name)
+        try:
+            self._journal.append(item, crc, name)
+        except BaseException:
+            del self._segment.names[item]  # the next row is written over it
+            raise
 
     def _is_full(self):
         max_items, max_bytes, max_seconds = self._limits
         return (
-            len(self._segment.rows) >= max_items
+            len(self._segment.names) >= max_items
             or self._segment.num_bytes >= max_bytes
             or time.monotonic() - self._began >= max_seconds
         )
@@ -90,31 +104,83 @@ class Writer:
             make_folder(entries.segments_path)
             _write_recipe(entries)
             self._workspace, self._lock = _claim_workspace(entries.path / "writing")
-        self._began = time.monotonic()
-        attributes = {"kind": entries.recipe["kind"], "recipe": entries.id}
-        return SegmentWriter(self._workspace / new_id(), entries.dtype, entries.shape, attributes)
+        self._began, name = time.monotonic(), new_id()
+        self._journal = Journal(self._workspace / f"{name}{JOURNAL}")
+        self._segment = SegmentWriter(self._workspace / name, entries.layout)
+
+    def _drop_segment(self):
+        self._segment.close()
+        self._journal.close()
+        Path(self._journal.path).unlink()
+        self._segment = self._journal = None
 
     def _close(self):
-        if self._segment is not None:
-            self._segment.close()
-        if self._workspace is not None:
+        if self._workspace is None:
+            return
+        is_left = self._segment is not None and bool(self._segment.names)  # the disk was full: for the next writer
+        for file in filter(None, (self._segment, self._journal)):
+            file.close()
+        if not is_left:
             shutil.rmtree(self._workspace, ignore_errors=True)
-            self._lock.close()
-        self._workspace = self._lock = self._segment = None
+        self._lock.close()
+        self._workspace = self._lock = self._segment = self._journal = None
+
+
+def salvage(entries) -> int:
+    """Commit the rows that dead writers of the recipe left whole, and remove what else they left.
+
+    Returns the number of rows. What is not ours to touch (a colleague's, a read-only disk) is let be. Raises OSError;
+    what was not yet committed is then still there for the next call.
+    """
+    num_rows = 0
+    for workspace in _workspaces(entries.path / "writing"):
+        try:
+            with _if_dead(workspace) as is_dead:
+                if is_dead:
+                    num_rows += sum(_take_over(entries, journal) for journal in sorted(workspace.glob(f"*{JOURNAL}")))
+                    shutil.rmtree(workspace)
+        except OSError as error:
+            if error.errno not in NOT_ALLOWED:
+                raise
+    return num_rows
+
+
+def _take_over(entries, journal_path):
+    """Commit the longest run of whole rows that a journal names. Returns how many these are."""
+    folder = journal_path.with_suffix("")
+    if not folder.is_dir():  # it died with its rows committed, or before the first one
+        return 0
+    segment = SegmentWriter(folder, entries.layout)
+    try:
+        for item, crc, name in read_journal(journal_path):
+            if not segment.take_over(item, name, crc):
+                break
+        if segment.names:
+            _publish(entries, segment)
+        return len(segment.names)
+    finally:
+        segment.close()
+
+
+def _publish(entries, segment):
+    """Complete a segment and move it, by one rename, to where readers see it."""
+    segment.finish({"kind": entries.recipe["kind"], "recipe": entries.id})
+    os.rename(segment.folder, entries.segments_path / segment.folder.name)
+    sync_folder(entries.segments_path)
 
 
 def _checked(entries, item, array):
     """The array as it is stored: C-contiguous, bfloat16 as its bits. Raises StoreError where it must not be stored."""
     where, array = f"{entries.path.name}: item {item}", np.asarray(array)
     item_key(item)
-    if array.dtype not in (REAL[entries.dtype], STORED[entries.dtype]):
+    if array.dtype not in (entries.layout.real, entries.layout.stored):
         raise StoreError(
             f"{where}: the array is {array.dtype}, the recipe says {entries.dtype}; convert it, or change the recipe"
         )
     if array.shape != entries.shape:
         raise StoreError(f"{where}: the array's shape is {array.shape}, the recipe says {entries.shape}")
-    bits = np.ascontiguousarray(array).reshape(array.shape).view(STORED[entries.dtype])
-    num_bad = np.count_nonzero(_is_bad(bits))
+    bits = np.ascontiguousarray(array).reshape(array.shape).view(entries.layout.stored)
+    num_bad = np.count_nonzero(_is_bad(bits, entries.dtype))
     if num_bad:
         raise StoreError(
             f"{where}: {num_bad} of {array.size} numbers are NaN or infinite, nothing was stored; compute "
@@ -123,8 +189,8 @@ def _checked(entries, item, array):
     return bits
 
 
-def _is_bad(bits):
-    if bits.dtype == STORED["bfloat16"]:
+def _is_bad(bits, dtype):
+    if dtype == "bfloat16":
         return bits & BFLOAT16_EXPONENT == BFLOAT16_EXPONENT
     return ~np.isfinite(bits)
 
@@ -156,11 +222,25 @@ def _claim_workspace(parent):
             lock.close()
 
 
-def _remove_leftovers(parent):
-    """Remove the workspaces of dead writers: those whose lock can be had, which the kernel frees with the process."""
-    for folder in parent.iterdir() if parent.is_dir() else ():
-        if not ID.fullmatch(folder.name):
-            continue
-        with suppress(OSError), open(folder / "lock", "ab") as lock:
+def _workspaces(parent):
+    try:
+        return [parent / name for name in sorted(os.listdir(parent)) if ID.fullmatch(name)]
+    except FileNotFoundError:
+        return []
+
+
+@contextmanager
+def _if_dead(workspace):
+    """Whether the workspace's writer is dead: its lock, which the kernel frees with the process, can be had."""
+    try:
+        lock = open(workspace / "lock", "ab")
+    except (FileNotFoundError, NotADirectoryError):  # removed by another process this moment, or not ours
+        yield False
+        return
+    with lock:
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # held, or a file system without locks
+            yield False
+            return
+        yield os.path.exists(lock.name)

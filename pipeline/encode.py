@@ -44,7 +44,7 @@ def encode_latents(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> dict:
 
         return vae, posterior
 
-    sources = {photo.digest: photo for photo in photos}
+    sources = {photo.digest: (photo.name, photo) for photo in photos}
     return _encode(entries, sources, load, "VAE", "image")
 
 
@@ -63,26 +63,29 @@ def _encode_captions(plan, entries, photos, tokenizer_name, component, label, se
 
         return encoder, embed
 
-    sources = {caption_item(photo.caption): photo.caption for photo in photos}
+    sources = {caption_item(photo.caption): (photo.name, photo.caption) for photo in photos}
     return _encode(entries, sources, load, label, "caption")
 
 
 def _encode(entries: Entries, sources: dict, load: Callable, label: str, unit: str) -> dict:
     """Write ``compute(source)`` for every missing item, where ``model, compute = load()``; load only if any is missing.
 
+    sources: item -> (name of its photo, source).
     Returns the recipe's id, how many were encoded, and the dtypes that were found, not assumed.
     """
-    missing = entries.missing(sources)
-    outcome = {"recipe": entries.id, "encoded": len(missing)}
-    if not missing:
-        return outcome
-    model, compute = load()
-    with StopRequest() as stop, Progress(label, len(missing), unit) as progress, entries.writer() as writer:
-        for item in missing:
-            output = compute(sources[item])[0]
-            writer.write(item, to_storage(output, entries.dtype))
-            progress.advance()
-            stop.check()
+    with entries.writer() as writer:  # it takes over what a killed process had encoded, before anyone looks
+        missing = entries.missing(sources)
+        outcome = {"recipe": entries.id, "encoded": len(missing)}
+        if not missing:
+            return outcome
+        model, compute = load()
+        with StopRequest() as stop, Progress(label, len(missing), unit) as progress:
+            for item in missing:
+                name, source = sources[item]
+                output = compute(source)[0]
+                writer.write(item, to_storage(output, entries.dtype), name)
+                progress.advance()
+                stop.check()
     return outcome | {"parameters_by_dtype": models.parameters_by_dtype(model), "output_dtype": str(output.dtype)}
 
 

@@ -1,0 +1,174 @@
+"""The entries of one recipe, in one store or several."""
+
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from .address import canonical, digest, recipe_id
+from .errors import CorruptEntry, MissingEntry, StoreError, explained
+from .files import make_folder, write_atomically
+from .index import Index
+from .recipes import check_recipe
+from .segment import Layout, Segment
+from .writer import ID, Writer
+
+NOT_OURS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError)  # a foreign file, or a damaged one
+
+
+class Entries:
+    """The committed entries of one recipe, as they were at the last ``refresh`` or ``missing``.
+
+    Where several processes or stores hold one item, the first store's is read, and in a store the oldest sound one.
+    stores: their folders; new entries go to the first one, nothing is written to the others.
+    """
+
+    def __init__(self, stores: Sequence[Path], recipe: dict):
+        try:
+            self.recipe, self.id = json.loads(canonical(recipe)), recipe_id(recipe)
+        except (TypeError, ValueError) as error:
+            raise StoreError(f"{stores[0]}: cannot use this recipe: {error}") from error
+        check_recipe(stores[0], self.recipe)
+        self.dtype, self.shape = self.recipe["dtype"], tuple(self.recipe["shape"])
+        self.layout = Layout(self.dtype, self.shape)
+        self.stores = tuple(stores)
+        self.paths = tuple(store / "entries" / f"{self.recipe['kind']}-{self.id}" for store in stores)
+        self.path = self.paths[0]
+        self.segments_path = self.path / "segments"
+        self._segments = []  # of all stores, best first
+        self._damaged = {}  # folder of a segment -> its damaged rows
+        self._index = None
+
+    def refresh(self):
+        """See what was committed, removed or found damaged since. Costs one look at each segment's file.
+
+        Raises StoreError where a store is there but cannot be read, or one of those that are only read is not there.
+        """
+        known = {segment.folder: segment for segment in self._segments}
+        segments, self._index = [], None
+        for store, path in zip(self.stores, self.paths):
+            if store != self.stores[0] and not store.is_dir():
+                raise StoreError(f"{store}: this store is not there; mount it, or take it out of [paths] store")
+            with explained(path, verb="read"):
+                segments += self._segments_in(path, known)
+                self._read_notes(path)
+        self._segments = segments
+
+    def missing(self, items: Iterable[str]) -> list[str]:
+        """Those of the items that have no entry, in order, each once: what is not committed or known to be damaged."""
+        items = list(dict.fromkeys(items))
+        self.refresh()
+        return [items[number] for number in np.flatnonzero(~self.index().holds(items))]
+
+    def read(self, item: str) -> np.ndarray:
+        """One committed entry, a new array of the recipe's shape and dtype (bfloat16 as ml_dtypes has it).
+
+        Its checksum is verified the first time that this object reads it. Raises MissingEntry where there is none,
+        CorruptEntry where its checksum does not hold. What else is damaged in that segment is then noted in the store,
+        and counts as missing from there on.
+        """
+        return self.read_many([item])[0]
+
+    def read_many(self, items: Sequence[str], out: np.ndarray | None = None) -> np.ndarray:
+        """As ``read`` for a batch: (len(items), *shape). An item may stand in it more than once.
+
+        out: an array of that shape and dtype, C-contiguous, to be filled and returned instead of a new one.
+        """
+        shape = (len(items), *self.shape)
+        if out is None:
+            out = np.empty(shape, self.layout.real)
+        elif out.shape != shape or out.dtype != self.layout.real or not out.flags.c_contiguous:
+            raise ValueError(f"out: {out.dtype} {out.shape}, expected {self.layout.real} {shape}, C-contiguous")
+        rows = out.reshape(len(items), self.layout.num_values).view(self.layout.stored)
+        now = time.monotonic()
+        for row, item, (segment, place) in zip(rows, items, self.index().best(items)):
+            try:
+                if segment is None:
+                    raise MissingEntry(item)
+                segment.read_into(row, place, now)
+            except (MissingEntry, CorruptEntry):
+                self._read_where_it_is_sound(row, item)
+        return out
+
+    def writer(self, **limits) -> Writer:
+        """A writer of new entries, for a ``with`` block. limits: see ``Writer``."""
+        return Writer(self, **limits)
+
+    def index(self) -> Index:
+        """Where the entries are, as they were at the last ``refresh``."""
+        if self._index is None:
+            if not self._segments:
+                self.refresh()
+            damaged = {
+                place: self._damaged[segment.folder]
+                for place, segment in enumerate(self._segments)
+                if segment.folder in self._damaged
+            }
+            self._index = Index(self._segments, damaged)
+        return self._index
+
+    def damaged_rows(self, segment: Segment) -> list[int]:
+        """The rows of a segment that are known to be damaged."""
+        return self._damaged.get(segment.folder, [])
+
+    def note_damage(self, segment: Segment, rows: Sequence[int]):
+        """Remember which rows of a segment are damaged, for later runs too where the first store can be written."""
+        path = self._note_paths(Path(segment.folder))[-1]
+        self._index, self._damaged[segment.folder] = None, list(rows)
+        with suppress(OSError):
+            if rows:
+                make_folder(path.parent)
+                write_atomically(path, json.dumps(list(rows)))
+            else:
+                path.unlink()
+
+    def _read_where_it_is_sound(self, row, item):
+        error = MissingEntry(f"{self.path}: item {item} is not there; run the stage that encodes it")
+        for _ in range(2):  # the collector may have moved it since the last look
+            for segment, place in self.index().all(item):
+                try:
+                    return segment.read_into(row, place, time.monotonic())
+                except CorruptEntry as damage:
+                    error = damage
+                    if segment.is_whole():
+                        self.note_damage(segment, segment.damaged_rows())
+            self.refresh()
+        raise error
+
+    def _segments_in(self, path, known):
+        for name in filter(ID.fullmatch, names_in(path / "segments")):
+            folder = os.path.join(path, "segments", name)
+            with suppress(*NOT_OURS):
+                segment = known.get(folder) or Segment(folder, self.layout)
+                if segment.is_whole():
+                    yield segment
+
+    def _read_notes(self, path):
+        """Learn what is noted as damaged of the segments in ``path``, by whoever may write there and by us."""
+        for folder, suffix in ((path, ""), (self.path, self._suffix(path))):
+            for name in names_in(folder / "damaged"):
+                if ID.fullmatch(name.removesuffix(suffix)) and name.endswith(suffix):
+                    with suppress(*NOT_OURS):
+                        rows = json.loads((folder / "damaged" / name).read_bytes())
+                        segment = os.path.join(path, "segments", name.removesuffix(suffix))
+                        self._damaged[segment] = sorted({*self._damaged.get(segment, []), *map(int, rows)})
+
+    def _note_paths(self, segment_folder):
+        """Where the damage of a segment is noted: in its store, and in ours where that is another one."""
+        path, name = segment_folder.parent.parent, segment_folder.name
+        return path / "damaged" / name, self.path / "damaged" / f"{name}{self._suffix(path)}"
+
+    def _suffix(self, path):
+        return "" if path == self.path else f".{digest(os.fsencode(os.path.abspath(path)))[:8]}"
+
+
+def names_in(folder):
+    """The names in a folder, sorted; none where it is not there."""
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []  # nothing was written yet

@@ -1,0 +1,40 @@
+"""The journal of a segment that is being written: a line per row, by which a killed writer's rows are taken over."""
+
+import json
+import os
+
+import google_crc32c
+
+from .files import write_all
+
+
+class Journal:
+    """One line of text for each row that is whole in the shard: its item, its checksum and its name.
+
+    A line begins with the crc32c of the rest of it, so that a torn line is known. Raises OSError from every method.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self._file, self._size = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o666), 0
+
+    def append(self, item, crc, name):
+        """Note a row. Once this has returned, the row outlives the process; a power cut may still take it."""
+        text = json.dumps([item, crc.hex(), name]).encode()
+        line = b"%08x %s\n" % (google_crc32c.value(text), text)
+        write_all(self._file, [line], self._size)
+        self._size += len(line)
+
+    def close(self):
+        os.close(self._file)
+
+
+def read_journal(path):
+    """Yield (item, checksum, name) of each line, up to the first that is torn. Raises OSError."""
+    with open(path, "rb") as file:
+        for line in file:
+            crc, _, text = line.removesuffix(b"\n").partition(b" ")
+            if not line.endswith(b"\n") or crc != b"%08x" % google_crc32c.value(text):
+                return
+            item, row_crc, name = json.loads(text)
+            yield item, bytes.fromhex(row_crc), name
