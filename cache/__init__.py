@@ -10,6 +10,9 @@ from .digests import FileFacts
 from .entries import Entries
 from .errors import CorruptEntry, MissingEntry, StoreError
 from .files import write_atomically
+from .garbage import collect, find_garbage
+from .leases import lease
+from .needs import NEEDS_NAME, Need, Needs, Source, as_needs, needs_text, read_needs, union
 from .store import Store
 from .writer import Writer
 
@@ -18,12 +21,23 @@ __all__ = [
     "Entries",
     "FileFacts",
     "MissingEntry",
+    "NEEDS_NAME",
+    "Need",
+    "Needs",
+    "Source",
     "Store",
     "StoreError",
     "Writer",
+    "as_needs",
     "canonical",
     "caption_item",
+    "collect",
     "digest",
+    "find_garbage",
+    "lease",
+    "needs_text",
+    "read_needs",
     "recipe_id",
+    "union",
     "write_atomically",
 ]

@@ -1,4 +1,4 @@
-"""Where each item of many segments is: sorted keys in memory, 20 bytes an item."""
+"""Where each item of many segments is: sorted keys in memory, 20 bytes an item beside the segments' own."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ MOST_ROWS = np.iinfo(np.uint32).max
 class Index:
     """Finds the rows of items. Where several segments hold an item, the one that was given first comes first.
 
-    segments: in the order of preference, each with ``keys()`` ((n, 16) bytes) and ``num_rows``.
+    segments: in the order of preference, each with ``keys`` (16 bytes a row) and ``num_rows``.
     damaged: per segment, rows that are left out, by the segment's position.
     """
 
@@ -23,7 +23,7 @@ class Index:
         self._starts = np.cumsum([0] + [segment.num_rows for segment in self.segments]).tolist()
         keys = np.empty((self._starts[-1], 2), np.uint64)
         for start, segment in zip(self._starts, self.segments):
-            keys[start : start + segment.num_rows] = _halves(segment.keys())
+            keys[start : start + segment.num_rows] = _halves(segment.keys)
         order = np.argsort(keys[:, 0], kind="stable").astype(np.uint32)
         if gone := [self._starts[place] + row for place, rows in damaged.items() for row in rows]:
             order = order[~np.isin(order, gone)]

@@ -132,6 +132,7 @@ class SegmentWriter:
 class Segment:
     """A committed segment, for reading. The first read of a row verifies it; later ones copy from the mapped shard.
 
+    keys: the rows' items, 16 bytes each, in order.
     Reading from several threads at once is safe.
     """
 
@@ -140,18 +141,21 @@ class Segment:
         self.folder, self.layout = os.fspath(folder), layout
         self.name = os.path.basename(self.folder)
         self.shard_path = os.path.join(self.folder, layout.shard_name)
-        keys, self.size_bytes = self._read_keys()
-        self.num_rows = len(keys) // DIGEST_BYTES
+        self.keys, self.size_bytes = self._read_keys()
+        self.num_rows = len(self.keys) // DIGEST_BYTES
         self._map = self._rows = self._verified = None
-
-    def keys(self):
-        """The rows' items, 16 bytes each, in order: read anew, so that an index of them is the only copy."""
-        return self._read_keys()[0]
 
     def items(self):
         """The rows' items, in order."""
-        text = self.keys().hex()
+        text = self.keys.hex()
         return [text[start : start + 2 * DIGEST_BYTES] for start in range(0, len(text), 2 * DIGEST_BYTES)]
+
+    def names(self):
+        """The names of the rows' sources, in order; empty ones where zarr.json is damaged."""
+        try:
+            return self.metadata()["attributes"]["names"]
+        except (OSError, ValueError, KeyError):
+            return [""] * self.num_rows
 
     def metadata(self):
         """What zarr.json says. Raises OSError, or ValueError where it is damaged."""
@@ -238,19 +242,13 @@ class Segment:
             self._fail(row, None)
 
     def _fail(self, row, error):
-        item = self._item(row)
+        item = self.items()[row]
         if error is not None and getattr(error, "errno", None) not in (None, errno.ENOENT, errno.EIO):
             raise StoreError(f"{self.shard_path}: cannot read item {item}: {error.strerror}") from error
         raise CorruptEntry(
             f"{self.shard_path}: item {item} is damaged; run the stage that encodes it again, which encodes what is "
             "damaged and nothing else"
         ) from error
-
-    def _item(self, row):
-        try:
-            return self.items()[row]
-        except (OSError, ValueError):  # the segment has gone, or its keys are damaged too
-            return f"in row {row}"
 
 
 @contextmanager

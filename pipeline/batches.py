@@ -79,4 +79,4 @@ class Batches:
         return flow.pack(flow.normalized(latents, self.shift_factor, self.scaling_factor))
 
     def _read(self, entries, items: list[str]) -> np.ndarray:
-        return np.stack([entries.read(item).astype(np.float32) for item in items])
+        return entries.read_many(items).astype(np.float32)

@@ -24,7 +24,9 @@ def setting(default, **rules):
 
 @dataclass(frozen=True)
 class Paths:
-    store: str = setting("store")
+    """``store``: a folder, or a list of folders: the first is written to, the others are read too."""
+
+    store: str | tuple = setting("store")
     runs: str = setting("runs")
 
 
@@ -105,8 +107,10 @@ class Experiment:
     folder: Path = field(default=Path("."), metadata={"internal": True})
 
     @property
-    def store(self) -> Path:
-        return self._resolve(self.paths.store)
+    def stores(self) -> tuple[Path, ...]:
+        """The folders of the store, the one that is written to first."""
+        paths = self.paths.store
+        return tuple(map(self._resolve, [paths] if isinstance(paths, str) else paths))
 
     @property
     def runs(self) -> Path:
@@ -193,10 +197,17 @@ def _check(spec: dataclasses.Field, value: Any) -> tuple[str, Any]:
         is_list = isinstance(value, list) and value and all(isinstance(item, str) and item for item in value)
         if not (is_list or (isinstance(value, str) and value)):
             return f"must be a name or a list of names, found {value!r}", value
-        return ("", tuple(value)) if is_list else (_rule_problem(spec, value), value)
+        return (_list_problem(value), tuple(value)) if is_list else (_rule_problem(spec, value), value)
     if type(value) is not spec.type:
         return f"must be {_article(spec.type)}, found {value!r}", value
     return _rule_problem(spec, value), value
+
+
+def _list_problem(values: list[str]) -> str:
+    if wrong := [value for value in values if "\0" in value]:
+        return f"must not hold a null character, found {wrong[0]!r}"
+    twice = [value for number, value in enumerate(values) if value in values[:number]]
+    return f"names {twice[0]!r} twice" if twice else ""
 
 
 def _rule_problem(spec: dataclasses.Field, value: Any) -> str:

@@ -119,7 +119,7 @@ def resolve(experiment: Experiment) -> Plan:
     if not model.path and not experiment.model_path.exists():
         raise UserError(f"{experiment.model_path}: the embedded model is not written yet; run GetModel first")
     checkpoint = checkpoints.local_folder(experiment.model_path, model.revision, model.variant)
-    return Plan(experiment, target, policies, checkpoint, Store(experiment.store))
+    return Plan(experiment, target, policies, checkpoint, Store(*experiment.stores))
 
 
 def device_and_precision(experiment: Experiment) -> tuple[str, precision.Precision]:

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
-from cache import Store, StoreError, caption_item, write_atomically
+from cache import NEEDS_NAME, Store, StoreError, caption_item, lease, needs_text, write_atomically
 from cache.files import make_folder
 from pipeline import checkpoints, data, device, encode, lora, records, train
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
+from pipeline.needs import needed
 from pipeline.photos import list_photos
 from pipeline.progress import Progress
 from pipeline.recipes import Plan, resolve
@@ -35,7 +36,7 @@ class Survey:
     def photos(self) -> list[data.IndexedPhoto] | None:
         """The indexed photos, or None while any of them is faulty or has not been checked as it now is."""
         photos, problems = list_photos(self.experiment.images, self.experiment.data.prompt)
-        known = data.remembered(photos, Store(self.experiment.store).facts)
+        known = data.remembered(photos, Store(*self.experiment.stores).facts)
         return None if problems or known is None else data.by_content(known)
 
     @cached_property
@@ -103,7 +104,7 @@ def _check_data(experiment: Experiment) -> None:
         from pipeline import shapes
 
         print(f"embedded pictures: drawing {shapes.draw_shapes(experiment.images)}", flush=True)
-    facts = Store(experiment.store).facts
+    facts = Store(*experiment.stores).facts
     with Progress("check photos", 0, "photo") as progress:
         photos = data.index_photos(experiment.images, experiment.data.prompt, facts, progress.set)
     _check_memory(facts, data.remembered(photos, facts) is not None)
@@ -135,7 +136,8 @@ def _planned(name: str, done: Callable, work: Callable) -> Stage:
         plan = resolve(experiment)
         photos = plan.photos()
         device.use(plan.device)
-        folder, outcome = work(plan, photos)
+        with lease(plan.store.path, needed(plan, photos)):
+            folder, outcome = work(plan, photos)
         records.write(name, plan, folder, time.time() - began, outcome)
 
     return Stage(is_done, do)
@@ -158,6 +160,7 @@ def _train_lora(plan, photos):
     make_folder(folder)
     settings = {key: value for key, value in asdict(plan.experiment).items() if key != "folder"}
     write_atomically(folder / "experiment.json", json.dumps(settings, indent=2) + "\n")
+    write_atomically(folder / NEEDS_NAME, needs_text(needed(plan, photos)))
     return folder, train.train_lora(plan, photos, folder)
 
 

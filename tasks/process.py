@@ -37,10 +37,19 @@ def run_stage(stage: str, experiment: str) -> None:
             sys.excepthook = _without_traceback_of_interruption
             raise
     if code:
-        reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        raise StageFailed(
-            f"{stage} failed ({reason}); what it said stands above; the same luigi command tries it again"
-        )
+        raise StageFailed(f"{stage} failed ({_reason(code)}); the same luigi command tries it again")
+
+
+KILLED = {
+    signal.SIGKILL: "perhaps the machine had no memory left: see the kernel's log",
+    signal.SIGBUS: "a file shrank while it was read, or its disk failed: look with python -m cache verify",
+}
+
+
+def _reason(code: int) -> str:
+    if code > 0:
+        return f"exit code {code}; what it said stands above"
+    return "killed by " + signal.Signals(-code).name + "".join(f"; {KILLED[each]}" for each in KILLED if each == -code)
 
 
 def _command(stage: str, experiment: str) -> list[str]:

@@ -93,6 +93,9 @@ def test_a_misspelt_field_is_told_what_may_have_been_meant(tmp_path):
         ("[device]\ntarget = 'cpu'", "device.target", "must be one of auto, Ascend, CPU, found 'cpu'"),
         ("[model]\npath = 3", "model.path", "must be a text, found 3"),
         ('[paths]\nstore = "a\\u0000b"', "paths.store", "must not hold a null character"),
+        ('[paths]\nstore = ["a", "b\\u0000"]', "paths.store", "must not hold a null character"),
+        ('[paths]\nstore = ["a", "b", "a"]', "paths.store", "names 'a' twice"),
+        ("[paths]\nstore = []", "paths.store", "must be a name or a list of names, found []"),
         ("seed = 18446744073709551616", "seed", "must be below 9223372036854775808"),
     ],
 )
@@ -164,13 +167,18 @@ def test_every_default_is_a_value_that_a_file_may_say():
                 assert experiment._check(field, default)[0] == "", f"{cls.__name__}.{field.name}"
 
 
+def test_several_stores_keep_their_order(tmp_path):
+    written(tmp_path, "[paths]\nstore = ['mine', '/team/store']")
+    assert load_experiment(tmp_path / "my.toml").stores == (tmp_path / "mine", Path("/team/store"))
+
+
 def test_relative_paths_are_relative_to_the_experiment_file(tmp_path, monkeypatch):
     (tmp_path / "project").mkdir()
     text = "[paths]\nstore = 'a/store'\nruns = '../runs'\n[data]\nimages = './photos'\n[model]\npath = 'flux'"
     written(tmp_path / "project", text)
     monkeypatch.chdir(tmp_path)
     found = load_experiment("project/my.toml")
-    assert found.store == tmp_path / "project/a/store"
+    assert found.stores == (tmp_path / "project/a/store",)
     assert found.runs == tmp_path / "runs"
     assert found.images == tmp_path / "project/photos"
     assert found.model_path == tmp_path / "project/flux"
@@ -179,7 +187,7 @@ def test_relative_paths_are_relative_to_the_experiment_file(tmp_path, monkeypatc
 def test_absolute_paths_and_home_are_taken_as_they_are(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     found = loaded(tmp_path, f"[paths]\nstore = '~/store'\n[data]\nimages = '{tmp_path}/elsewhere'")
-    assert (found.store, found.images) == (tmp_path / "home/store", tmp_path / "elsewhere")
+    assert (found.stores, found.images) == ((tmp_path / "home/store",), tmp_path / "elsewhere")
 
 
 def test_the_home_of_nobody_is_a_folder_that_does_not_exist(tmp_path):
@@ -205,7 +213,7 @@ def test_without_a_file_the_embedded_default_lives_in_the_working_directory(tmp_
     assert found.name == tomllib.loads(DEFAULT.read_text())["name"] == "tiny"
     assert found.model_path == tmp_path / "tiny/model"
     assert found.images == tmp_path / "tiny/pictures"
-    assert (found.store, found.runs) == (tmp_path / "store", tmp_path / "runs")
+    assert (found.stores, found.runs) == ((tmp_path / "store",), tmp_path / "runs")
 
 
 def test_the_embedded_default_says_nothing_that_an_experiment_file_may_not(tmp_path):

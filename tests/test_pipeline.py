@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from lab import Lab
 
-from cache import caption_item
+from cache import NEEDS_NAME, StoreError, caption_item, collect, read_needs
 from pipeline import checkpoints, data, images, loop, lora, models, train
 from pipeline.errors import UserError
 
@@ -87,12 +87,15 @@ def test_another_learning_rate_trains_again_and_encodes_nothing(trained, tmp_pat
     assert not lab.done("TrainLoRA")
 
 
-def test_one_more_photo_encodes_one_latent(lab):
-    extra = {"file_name": "extra.png", "text": lab.captions()[0]["text"]}
-    shapes_file = lab.pictures / "extra.png"
-    images.read_image(lab.pictures / "00000.png").rotate(90).save(shapes_file)
-    lab.write_captions([*lab.captions(), extra])
+def add_photo(lab):
+    """One more photo, with the caption of another one."""
+    images.read_image(lab.pictures / "00000.png").rotate(90).save(lab.pictures / "extra.png")
+    lab.write_captions([*lab.captions(), {"file_name": "extra.png", "text": lab.captions()[0]["text"]}])
     lab.settle()
+
+
+def test_one_more_photo_encodes_one_latent(lab):
+    add_photo(lab)
     assert lab.encode() == {"EncodeImages": 1}
 
 
@@ -129,6 +132,48 @@ def test_one_byte_of_an_encoder_encodes_all_of_its_entries_and_no_others(encoded
     content[-4] ^= 1  # the lowest bit of the last float32
     weights.write_bytes(content)
     assert lab.encode() == {stage: 3}
+
+
+def test_what_a_colleague_has_encoded_is_read_and_new_entries_go_to_ones_own_store(encoded, tmp_path):
+    theirs = encoded.copy(tmp_path / "theirs")
+    mine = theirs.copy(tmp_path / "mine").set("paths", store=["own", "../theirs/store"])
+    before = {path: path.stat().st_mtime_ns for path in (theirs.folder / "store").rglob("*")}
+    assert mine.encode() == {}
+    add_photo(mine)
+    assert mine.encode() == {"EncodeImages": 1}
+    mine.run("TrainLoRA")
+    assert {path: path.stat().st_mtime_ns for path in (theirs.folder / "store").rglob("*")} == before
+    assert len(list((mine.folder / "own/entries").glob("latents-*/segments/*"))) == 1
+
+
+def test_a_store_that_is_not_there_is_not_encoded_again_unseen(encoded, tmp_path):
+    lab = encoded.copy(tmp_path / "lab").set("paths", store=["store", "/no/such/store"])
+    assert not lab.done("EncodeT5")
+    with pytest.raises(StoreError, match=r"^/no/such/store: this store is not there; mount it, or take it out of"):
+        lab.run("EncodeT5")
+
+
+def test_a_run_says_what_it_needs_and_the_collector_keeps_it(trained, tmp_path):
+    lab = trained.copy(tmp_path / "lab")
+    keep = read_needs(lab.run_folder / NEEDS_NAME)
+    assert not any(collect(lab.folder / "store", keep, 0))
+    add_photo(lab)
+    assert lab.encode() == {"EncodeImages": 1}
+    assert [garbage.items for garbage in collect(lab.folder / "store", keep, 0)] == [1, 0, 0]
+    assert lab.encode() == {"EncodeImages": 1}
+
+
+def test_nothing_is_collected_under_a_running_stage(encoded, tmp_path, monkeypatch):
+    lab, train_lora, found = encoded.copy(tmp_path / "lab"), train.train_lora, []
+
+    def collect_and_train(plan, *arguments):
+        found.append(collect(plan.store.path, {}, 0))
+        return train_lora(plan, *arguments)
+
+    monkeypatch.setattr(train, "train_lora", collect_and_train)
+    lab.run("TrainLoRA")
+    assert not any(found[0])
+    assert any(collect(lab.folder / "store", {}, 0))
 
 
 def test_a_damaged_entry_is_encoded_again_alone(lab):

@@ -156,7 +156,10 @@ def test_a_killed_training_fails_and_is_run_alone_the_next_time(lab):
     os.kill(stage, signal.SIGKILL)
     output = process.communicate(timeout=60)[1].decode()
     assert process.returncode == TASK_FAILED
-    assert "TrainLoRA failed (killed by SIGKILL)" in output and "Traceback" not in output
+    assert (
+        "TrainLoRA failed (killed by SIGKILL; perhaps the machine had no memory left" in output
+        and "Traceback" not in output
+    )
     assert not lab.done("TrainLoRA")
     lab.set("train", steps=2)
     result = run_luigi("TrainLoRA", lab)

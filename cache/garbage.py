@@ -1,0 +1,157 @@
+"""Garbage: what nobody needs any more leaves the store, while others read from it and write to it."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .entries import Entries, names_in
+from .errors import CorruptEntry, StoreError, explained
+from .leases import guarded, living_leases
+from .needs import Needs
+from .segment import Segment
+from .writer import ID, salvage
+
+REWRITE_SHARE = 0.25
+"""A segment of which less than this is garbage is left as it is: to copy the rest costs more than it frees."""
+
+SMALL_BYTES = 1 << 26
+MANY_SMALL = 32
+"""So many segments of less than SMALL_BYTES are put together, so that a store that grows by a few items a day opens
+as fast after years."""
+
+
+@dataclass
+class Garbage:
+    """What is to leave one folder of entries. items: rows that nobody needs, that are damaged or held twice."""
+
+    entries: Entries
+    items: int = 0
+    freed_bytes: int = 0
+    removed: list[Segment] = field(default_factory=list)
+    rewritten: list[tuple[Segment, np.ndarray]] = field(default_factory=list)  # with the rows that are kept
+    broken: list[Path] = field(default_factory=list)  # what a collector or a fault left of a segment
+
+    def __bool__(self):
+        return bool(self.removed or self.rewritten or self.broken)
+
+
+def find_garbage(store: Path, keep: Needs, min_age_seconds: float) -> list[Garbage]:
+    """What ``collect`` would remove now. Raises as it does."""
+    with explained(store), guarded(store) as is_guarded:
+        _refuse_without_locks(store, is_guarded)
+        leased = living_leases(store)
+    return list(_all_garbage(store, keep, leased, min_age_seconds))
+
+
+def collect(store: Path, keep: Needs, min_age_seconds: float) -> list[Garbage]:
+    """Remove what is not in ``keep`` (items by recipe id), not leased and at least so old; return what was removed.
+
+    What a running process has leased is neither removed nor moved. A process that is killed here leaves the store
+    whole: what is kept is committed anew before its old segment goes. Raises StoreError where the store cannot be
+    written or locked, where the disk has no room for what must be copied, or where a lease is damaged.
+    """
+    with explained(store), guarded(store, "another process collects; waiting until it is done") as is_guarded:
+        _refuse_without_locks(store, is_guarded)
+        found = []
+        for garbage in _all_garbage(store, keep, living_leases(store), min_age_seconds):
+            _remove(garbage)
+            found.append(garbage)
+        return found
+
+
+def _refuse_without_locks(store, is_guarded):
+    if not is_guarded:
+        raise StoreError(
+            f"{store}: nothing is collected where files cannot be written and locked, as it could not be known what "
+            "running processes need; collect on a machine that can"
+        )
+
+
+def _all_garbage(store, keep, leased, min_age_seconds) -> Iterator[Garbage]:
+    before = time.time_ns() - int(min_age_seconds * 1e9)
+    for entries in all_entries(store):
+        needed = keep.get(entries.id, set()) | leased.get(entries.id, set())
+        yield _garbage_of(entries, sorted(needed), sorted(leased.get(entries.id, ())), before)
+
+
+def all_entries(store: Path) -> Iterator[Entries]:
+    """The entries of each recipe in a store whose recipe.json is sound; others are let be, as nobody can say of what
+    they are."""
+    for name in names_in(Path(store) / "entries"):
+        try:
+            recipe = json.loads((Path(store) / "entries" / name / "recipe.json").read_bytes())
+            entries = Entries([Path(store)], recipe)
+        except (OSError, ValueError, AttributeError, StoreError):
+            continue
+        if entries.path.name == name:
+            entries.refresh()
+            yield entries
+
+
+def _garbage_of(entries, needed, leased, before):
+    """before: segments that are younger than this time, in ns since 1970, are kept whole."""
+    index, garbage = entries.index(), Garbage(entries, broken=_broken(entries, before))
+    kept, in_use = index.rows_by_segment(needed), index.rows_by_segment(leased)
+    are_many_small = sum(map(_is_small, index.segments)) > MANY_SMALL
+    for segment, rows, leased_rows in zip(index.segments, kept, in_use):
+        num_gone = segment.num_rows - len(rows)
+        is_worth_it = num_gone >= REWRITE_SHARE * segment.num_rows or (are_many_small and _is_small(segment))
+        if _born(segment.name) > before or len(leased_rows) or not is_worth_it:
+            continue
+        garbage.items += num_gone
+        garbage.freed_bytes += num_gone * entries.layout.stride_bytes
+        if len(rows):
+            garbage.rewritten.append((segment, rows))
+        else:
+            garbage.removed.append(segment)
+    return garbage
+
+
+def _is_small(segment):
+    return segment.size_bytes < SMALL_BYTES
+
+
+def _broken(entries, before):
+    """Folders of segments that no reader can use: half removed, or truncated."""
+    usable = {segment.name for segment in entries.index().segments}
+    names = [name for name in names_in(entries.segments_path) if ID.fullmatch(name) and name not in usable]
+    return [entries.segments_path / name for name in names if _born(name) <= before]
+
+
+def _born(name):
+    return int(name.partition("-")[0], 16)
+
+
+def _remove(garbage):
+    entries = garbage.entries
+    salvage(entries)
+    with entries.writer() as writer:
+        for segment, rows in garbage.rewritten:
+            _copy(segment, rows, writer)
+    for segment in [*garbage.removed, *(segment for segment, _ in garbage.rewritten)]:
+        _remove_folder(entries, Path(segment.folder))
+    for folder in garbage.broken:
+        _remove_folder(entries, folder)
+
+
+def _copy(segment, rows, writer):
+    names = segment.names()
+    items, buffer = segment.items(), np.empty(segment.layout.num_values, segment.layout.stored)
+    for row in rows.tolist():
+        try:
+            segment.read_into(buffer, row, time.monotonic())
+        except CorruptEntry:  # to be encoded again by whoever needs it
+            continue
+        writer.write(items[row], buffer.reshape(segment.layout.shape), names[row])
+
+
+def _remove_folder(entries, folder):
+    """Without its keys a segment is none any more, so these go first; what a kill leaves then is collected later."""
+    (folder / "keys").unlink(missing_ok=True)
+    shutil.rmtree(folder)
+    (entries.path / "damaged" / folder.name).unlink(missing_ok=True)

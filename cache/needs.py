@@ -1,0 +1,82 @@
+"""What somebody needs from the store: the items of some recipes, kept in a small file that the collector reads."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .address import canonical, item_keys, recipe_id
+from .errors import StoreError
+
+NEEDS_NAME = "needs.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an item comes from. name: of the file; key: what an export calls its tensor, the caption or the name."""
+
+    item: str
+    name: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Need:
+    """The items of one recipe that an experiment works with. sources: each item once.
+
+    stage: what encodes them. component: the model that it encodes them with.
+    """
+
+    stage: str
+    component: str
+    recipe: dict
+    sources: tuple[Source, ...]
+
+    @property
+    def items(self) -> list[str]:
+        return [source.item for source in self.sources]
+
+
+Needs = dict[str, set[str]]
+"""Items by recipe id."""
+
+
+def needs_text(needs: Iterable[Need]) -> str:
+    """What such a file says: per recipe its id, the recipe itself for people who look, and its items in one string."""
+    rows = [
+        {"stage": need.stage, "id": recipe_id(need.recipe), "recipe": json.loads(canonical(need.recipe)),
+         "items": "".join(need.items)}
+        for need in needs
+    ]  # fmt: skip
+    return json.dumps({"needs": rows}, indent=1) + "\n"
+
+
+def read_needs(path: Path) -> Needs:
+    """Raises OSError where there is no such file, StoreError where it is damaged: to guess would lose entries."""
+    try:
+        found: Needs = {}
+        for row in json.loads(Path(path).read_bytes())["needs"]:
+            text = row["items"]
+            items = [text[start : start + 32] for start in range(0, len(text), 32)]
+            item_keys(items)
+            found.setdefault(row["id"], set()).update(items)
+        return found
+    except (ValueError, TypeError, KeyError, StoreError) as error:
+        raise StoreError(
+            f"{os.fspath(path)}: damaged, so that what it needs is not known; remove or restore it"
+        ) from error
+
+
+def union(several: Sequence[Needs]) -> Needs:
+    """All items that any of them needs."""
+    result: Needs = {}
+    for needs in several:
+        for recipe, items in needs.items():
+            result.setdefault(recipe, set()).update(items)
+    return result
+
+
+def as_needs(needs: Iterable[Need]) -> Needs:
+    """The items by recipe id."""
+    return union([{recipe_id(need.recipe): set(need.items)} for need in needs])
