@@ -1,0 +1,151 @@
+"""Why what an experiment needs is not in the store."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from .compare import SHORT, Difference, differences
+from .entries import Entries, names_in
+from .folders import all_of_kind, names_of, short_id, store_of
+from .needs import Need, Source
+from .segment import Segment
+from .store import Store
+from .tables import printable, quoted
+from .writer import ID
+
+
+@dataclass(frozen=True)
+class Missing:
+    """An item that is to be encoded, and what is to be said of it."""
+
+    item: str
+    name: str
+    key: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why some items are missing. reason: damaged, changed, recipe or new. nearest: KIND-ID of the recipe that holds
+    them, or would be likest; differences: from it to the one that is wanted."""
+
+    reason: str
+    text: str
+    items: list[Missing]
+    nearest: str = ""
+    differences: list[Difference] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How it stands with one need. present: how many items are read from each store."""
+
+    stage: str
+    folder: str
+    wanted: int
+    present: dict[str, int]
+    reasons: list[Reason]
+
+    @property
+    def num_missing(self) -> int:
+        return self.wanted - sum(self.present.values())
+
+
+def why(store: Store, needs: Sequence[Need]) -> list[Answer]:
+    """What is there of each need, and why the rest is not. Raises StoreError where a store cannot be read.
+
+    What is damaged and was not noticed yet counts as there: ``verify`` finds it.
+    """
+    return [_answer(store, need) for need in needs]
+
+
+def _answer(store, need):
+    entries = store.entries(need.recipe)
+    missing = set(entries.missing(need.items))
+    present = {os.fspath(path): 0 for path in store.paths}
+    for segment, rows in zip(entries.index().segments, entries.index().rows_by_segment(need.items)):
+        present[os.fspath(store_of(segment))] += len(rows)
+    left = [source for source in need.sources if source.item in missing]
+    reasons = list(_reasons(store, entries, need, left)) if left else []
+    return Answer(need.stage, entries.path.name, len(need.sources), present, reasons)
+
+
+def _reasons(store, entries, need, left) -> Iterator[Reason]:
+    """Each reason takes what it explains out of ``left``."""
+    segments = list(_segments(entries))
+    lost = {item: segment for segment in segments for item in _lost_items(entries, segment)}
+    if found := _taken(left, lost):
+        texts = [f"{_about(source)}, in {_place(lost[source.item])}" for source in found]
+        yield Reason("damaged", "damaged on disk", _all_missing(found, texts))
+    older = {name: item for segment in segments for name, item in zip(names_of(segment), segment.items()) if name}
+    if found := _taken(left, older, lambda source: source.name):
+        texts = [_change(source, older[source.name]) for source in found]
+        yield Reason("changed", "other content was encoded under this file name", _all_missing(found, texts))
+    yield from _of_other_recipes(store, entries, need, left, is_first=not segments)
+    if left:
+        yield Reason("new", "new", _all_missing(left, map(_about, left)))
+
+
+def _of_other_recipes(store, entries, need, left, is_first):
+    """What other recipes of the kind hold, the nearest first. With nothing of this recipe, the nearest in any case."""
+    others = [other for other in all_of_kind(store.paths, need.recipe["kind"]) if other.id != entries.id]
+    while others:
+        held = {other.id: other.index().holds([source.item for source in left]) for other in others}
+        others = [other for other in others if held[other.id].any()] or (others if is_first else [])
+        if not others:
+            return
+        nearest = min(others, key=lambda other: _distance(other, entries, held[other.id].sum()))
+        holds = {source.item for source, is_held in zip(left, held[nearest.id]) if is_held}
+        found, parts = _taken(left, holds), differences(nearest.recipe, entries.recipe, need.component)
+        others, is_first = [other for other in others if other is not nearest], False
+        what = "encoded with another recipe" if found else "nothing is encoded with this recipe yet; the nearest is"
+        text = f"{what}, {nearest.recipe['kind']}-{short_id(nearest.id)}"
+        yield Reason("recipe", text, _all_missing(found, map(_about, found)), nearest.path.name, parts)
+
+
+def _distance(other, entries, num_held):
+    return len(differences(other.recipe, entries.recipe)), -int(num_held), other.id
+
+
+def _segments(entries) -> Iterator[Segment]:
+    """All that have keys, oldest first, whether a reader can use them or not."""
+    names = [(name, path) for path in entries.paths for name in names_in(path / "segments") if ID.fullmatch(name)]
+    for name, path in sorted(names):
+        try:
+            yield Segment(os.path.join(path, "segments", name), entries.layout)
+        except (OSError, ValueError):  # half removed, or its keys are damaged
+            continue
+
+
+def _lost_items(entries: Entries, segment: Segment) -> list[str]:
+    if not segment.is_whole():
+        return segment.items()
+    damaged = entries.damaged_rows(segment)
+    items = segment.items() if damaged else []
+    return [items[row] for row in damaged if row < len(items)]
+
+
+def _place(segment):
+    hint = "" if segment.is_whole() else ", which is not whole: verify --repair saves what is left of it"
+    return f"segment {segment.name}{hint}"
+
+
+def _taken(left: list[Source], explained, key=lambda source: source.item) -> list[Source]:
+    found = [source for source in left if key(source) in explained]
+    left[:] = [source for source in left if key(source) not in explained]
+    return found
+
+
+def _all_missing(sources, texts):
+    return [Missing(source.item, source.name, source.key, text) for source, text in zip(sources, texts)]
+
+
+def _about(source):
+    caption = "" if source.key == source.name else f": {quoted(source.key)}"
+    return f"{printable(source.name)}{caption}"
+
+
+def _change(source, old_item):
+    if source.key != source.name:
+        return f"the caption of {printable(source.name)} changed, now {quoted(source.key)}"
+    return f"{printable(source.name)} changed since it was encoded ({old_item[:SHORT]} -> {source.item[:SHORT]})"

@@ -1,0 +1,58 @@
+"""Writing anew those files of a segment whose content is known for sure. All functions raise OSError."""
+
+import json
+import os
+import secrets
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from .address import item_keys
+from .entries import Entries
+from .errors import StoreError
+from .files import sync_folder, write_all, write_atomically
+from .folders import attributes_of, names_of
+from .segment import CRC_BYTES, SIZE_BYTES, Layout, Segment, checksum
+
+
+def complete_shard(segment: Segment):
+    """Give a shard its index and its size. Rows that it had lost are then a hole, which no checksum takes for a row.
+
+    A copy takes the shard's place: whoever has mapped the old one must see that it is not whole, and not read the hole.
+    """
+    temporary, index = f"{segment.shard_path}.{secrets.token_hex(4)}.tmp", segment.layout.index(segment.num_rows)
+    try:
+        shutil.copyfile(segment.shard_path, temporary)
+        with open(temporary, "r+b", buffering=0) as file:
+            write_all(file.fileno(), [index], segment.layout.rows_bytes(segment.num_rows))
+            file.truncate(segment.size_bytes)
+            os.fsync(file.fileno())
+        os.replace(temporary, segment.shard_path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_folder(segment.folder)
+
+
+def write_metadata(entries: Entries, segment: Segment):
+    """Write a segment's zarr.json, with those names that the old one still says."""
+    says = {"kind": entries.recipe["kind"], "recipe": entries.id, "items": segment.items(), "names": names_of(segment)}
+    text = json.dumps(segment.layout.metadata(segment.num_rows, says), indent=1)
+    write_atomically(Path(segment.folder, "zarr.json"), text)
+
+
+def proven_keys(folder: str, layout: Layout) -> bytes | None:
+    """What a damaged file of keys said, by the items in zarr.json, where what is left of the file proves them right:
+    its checksum is theirs, or only the checksum is wrong."""
+    with suppress(OSError, TypeError, StoreError):
+        found, items = Path(folder, "keys").read_bytes(), attributes_of(folder).get("items") or []
+        size = layout.rows_bytes(len(items)) + len(layout.index(len(items)))
+        keys = item_keys(items) + size.to_bytes(SIZE_BYTES, "little")
+        if items and (found[-CRC_BYTES:] == checksum(keys) or found[:-CRC_BYTES] == keys):
+            return keys + checksum(keys)
+    return None
+
+
+def write_recipe(entries: Entries, path: Path):
+    """Write a recipe.json as a writer does."""
+    write_atomically(path, json.dumps(entries.recipe, indent=2, sort_keys=True))

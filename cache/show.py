@@ -1,0 +1,147 @@
+"""What the tools of the store found, as lines for people."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from .compare import Pair, flat
+from .entries import Entries
+from .explain import Answer
+from .folders import kind_of, short_id
+from .listing import Held, Row
+from .tables import count, human_bytes, local_time, printable, table
+from .verify import Report
+
+EXAMPLES = 10
+HELD = "kind", "id", ">items", ">size", ">segments", ">damaged", ">uncommitted", "shape", "dtype", "last written"
+TOTALS = (
+    "kind", ">recipes", ">items", ">tensors", ">on disk", ">overhead", ">duplicates", ">damaged", ">uncommitted",
+    ">segments", ">small",
+)  # fmt: skip
+
+
+def stores(found: dict[Path, list[Held]]) -> Iterator[str]:
+    """What each store holds, by recipe."""
+    for store, all_held in found.items():
+        if not all_held:
+            yield f"{store}: nothing is stored here yet"
+            continue
+        if len(found) > 1:
+            yield f"{store}:"
+        yield table(HELD, map(_held, all_held))
+        yield from (each.problem for each in all_held if each.problem)
+
+
+def _held(held):
+    segments = f"{held.num_segments:,}" + (f" (+{held.num_unusable} unusable)" if held.num_unusable else "")
+    numbers = f"{held.num_items:,}", human_bytes(held.disk_bytes), segments, f"{held.num_damaged:,}"
+    what = " x ".join(map(str, held.shape)) or "-", held.dtype or "-", local_time(held.last_written_ns)
+    return held.kind, short_id(held.id), *numbers, f"{held.num_uncommitted:,}", *what
+
+
+def items(entries: Entries, rows: list[Row]) -> Iterator[str]:
+    """A recipe, and all that is stored of it."""
+    yield f"{entries.path.name}:"
+    for key, value in flat(entries.recipe):
+        yield f"  {key} = {printable(json.dumps(value, ensure_ascii=False))}"
+    columns = "item", "segment", "state", "name"
+    lines = [[getattr(row, name) for name in columns] for row in rows]
+    yield table(columns, lines) if rows else "nothing is stored of it"
+
+
+def stats(found: list[dict]) -> Iterator[str]:
+    """The totals of each store."""
+    for each in found:
+        nothing = "" if each["kinds"] else "nothing is stored here yet; "
+        free, facts = human_bytes(each["free_bytes"]), human_bytes(each["facts_bytes"])
+        yield f"{each['store']}: {nothing}{free} free on its disk; facts.sqlite takes {facts}"
+        if each["kinds"]:
+            yield table(TOTALS, [_total(kind, total) for kind, total in sorted(each["kinds"].items())])
+
+
+def _total(kind, total):
+    overhead = 1 - total["tensor_bytes"] / total["disk_bytes"] if total["disk_bytes"] else 0
+    sizes = human_bytes(total["tensor_bytes"]), human_bytes(total["disk_bytes"]), f"{max(overhead, 0):.1%}"
+    names = "num_duplicates", "num_damaged", "num_uncommitted", "num_segments", "num_small_segments"
+    return kind, total["num_recipes"], f"{total['num_items']:,}", *sizes, *(f"{total[name]:,}" for name in names)
+
+
+def progress(report: Report) -> str:
+    """How far a verification is."""
+    done = f"{report.num_segments:,} of {count(report.num_expected, 'segment')}, {human_bytes(report.num_bytes)} read"
+    return f"verify: {done}, {len(report.damaged):,} damaged"
+
+
+def report(store: Path, found: Report) -> Iterator[str]:
+    """What a verification found, and in the last line its verdict."""
+    for each in found.damaged:
+        name = f" ({printable(each.name)})" if each.name else ""
+        yield f"damaged: {each.folder} item {each.item}{name} in {each.store}, segment {each.segment}"
+    for each in [*found.faults, *found.leftovers]:
+        mend = "; mended" if each.is_mended else f"; --repair {each.mend}" if each.mend else ""
+        yield f"{printable(each.path)}: {each.what}{mend}"
+    for each in found.unnoted:
+        yield f"{printable(each)}: what is noted of its damage cannot be changed; a run finds it when it reads it"
+    if found.num_superseded:
+        yield f"{count(found.num_superseded, 'damaged entry', 'damaged entries')}: encoded again since, nothing is lost"
+    read = f"{count(found.num_segments, 'segment')}, {count(found.num_rows, 'entry', 'entries')}"
+    yield f"{store}: {read}, {human_bytes(found.num_bytes)} read: {_verdict(found)}"
+
+
+def _verdict(found):
+    parts = []
+    if found.damaged:
+        entries = count(len(found.damaged), "entry is", "entries are")
+        parts.append(f"{entries} damaged; the next run that needs them encodes them again")
+    if found.faults:
+        num_mended = sum(each.is_mended for each in found.faults)
+        parts.append(f"{count(len(found.faults), 'file is', 'files are')} not as it should be, {num_mended} mended")
+    return "; ".join(parts) or "all sound"
+
+
+def why(answers: Iterable[Answer], limit: int | None) -> Iterator[str]:
+    """What is there of each stage, and why the rest is not. limit: examples of each reason, None for all."""
+    for answer in answers:
+        yield f"{answer.stage} ({_short(answer.folder)}): {_presence(answer)}"
+        for reason in answer.reasons:
+            number = f"{len(reason.items):,} " if reason.items else ""
+            yield f"  {number}{reason.text}:"
+            yield from (f"    {each.text}" for each in [*reason.differences, *reason.items[:limit]])
+            if limit and len(reason.items) > limit:
+                yield f"    and {len(reason.items) - limit:,} more (--all names them)"
+
+
+def _short(folder):
+    kind = kind_of(folder)
+    return f"{kind}-{short_id(folder[len(kind) + 1 :])}"
+
+
+def _presence(answer):
+    num_there = answer.wanted - answer.num_missing
+    by_store = ", ".join(f"{num:,} from {store}" for store, num in answer.present.items())
+    where = f" ({by_store})" if len(answer.present) > 1 and num_there else ""
+    if not answer.num_missing:
+        return f"all {answer.wanted:,} are there{where}"
+    return f"{num_there:,} of {answer.wanted:,} are there{where}, {answer.num_missing:,} missing"
+
+
+def diff(pairs: Iterable[Pair]) -> Iterator[str]:
+    """In what two sides differ, by kind."""
+    for pair in pairs:
+        yield f"{pair.kind}: {_recipes(pair)}"
+        yield from (f"  {each.text}" for each in pair.differences)
+        only_in_a, only_in_b = f"{len(pair.only_in_a):,}", f"{len(pair.only_in_b):,}"
+        yield f"  {count(len(pair.in_both), 'item')} in both, {only_in_a} only in A, {only_in_b} only in B"
+
+
+def _recipes(pair):
+    a, b = (short_id(each) if each else "" for each in pair.ids)
+    if not (a and b):
+        return f"only in {'A' if a else 'B'} ({a or b})"
+    return f"the same recipe ({a})" if a == b else f"other recipes ({a} -> {b})"
+
+
+def exported(found: dict) -> Iterator[str]:
+    """What was written."""
+    what = f"{count(found['num_tensors'], 'tensor')} of {found['kind']}"
+    yield f"{found['path']}: {what}, {human_bytes(found['num_bytes'])}"
