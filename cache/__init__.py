@@ -14,6 +14,7 @@ from .garbage import collect, find_garbage
 from .leases import lease
 from .needs import NEEDS_NAME, Need, Needs, Source, as_needs, needs_text, read_needs, union
 from .store import Store
+from .tensors import write_tensors
 from .writer import Writer
 
 __all__ = [
@@ -40,4 +41,5 @@ __all__ = [
     "recipe_id",
     "union",
     "write_atomically",
+    "write_tensors",
 ]

@@ -4,17 +4,22 @@ import argparse
 import errno
 import json
 import os
+import re
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 
-from . import compare, explain, export, listing, show, verify
+from . import compare, explain, export, garbage, listing, show, verify
 from .errors import StoreError
 from .folders import check_store, entries_at, entries_called
+from .needs import as_needs, needs_of_runs, union
 
 DEFAULT_STORE = "store"
+DEFAULT_AGE = "1h"
 PROGRESS_SECONDS = 5
+AGE = re.compile(r"(\d+)([smhd])")
+UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 INTERRUPTED_EXIT = 130  # what a shell reports for a process ended by Ctrl-C
 
 
@@ -47,7 +52,7 @@ def _fail(message: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cache", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_ls, _add_stats, _add_verify, _add_why, _add_diff, _add_export):
+    for add in (_add_ls, _add_stats, _add_verify, _add_why, _add_diff, _add_export, _add_gc):
         add(commands).add_argument("--json", action="store_true", help="print everything, as JSON")
     return parser
 
@@ -113,6 +118,27 @@ def _add_export(commands):
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="such as prompts.safetensors")
     parser.add_argument("--force", action="store_true", help="replace the file where it is there already")
     return parser
+
+
+def _add_gc(commands):
+    text = "list what nobody needs any more; removes it with --yes, keeps what the experiments and all runs need"
+    parser = _add(commands, "gc", _gc, text + ", what running stages need, and what is young")
+    help_text = "experiment file: what it and the runs in its [paths] runs need is kept"
+    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=help_text)
+    runs = "another folder of runs, whose needs are kept too"
+    parser.add_argument("--runs", type=Path, action="append", default=[], metavar="DIR", help=runs)
+    store = "folder of the store (the first store of the experiments, unless given)"
+    parser.add_argument("--store", type=Path, metavar="DIR", help=store)
+    age = f"keep what is younger, such as 90m, 12h or 30d ({DEFAULT_AGE}, unless given)"
+    parser.add_argument("--older-than", type=_seconds, default=_seconds(DEFAULT_AGE), metavar="AGE", help=age)
+    parser.add_argument("--yes", action="store_true", help="remove it (without: only say what would be removed)")
+    return parser
+
+
+def _seconds(age: str) -> int:
+    if not (found := AGE.fullmatch(age)):
+        raise argparse.ArgumentTypeError(f"{age!r} is no age; give a number and s, m, h or d, such as 12h")
+    return int(found[1]) * UNIT_SECONDS[found[2]]
 
 
 def _stores(place: str) -> list[Path]:
@@ -199,6 +225,38 @@ def _export(options):
     store, needs = _needs(options.experiment)
     found = export.export(store, needs, options.kind, options.out, options.force, options.experiment)
     _print(options, found, show.exported(found))
+
+
+def _gc(options):
+    store, keep = _store_and_needs(options)
+    act = garbage.collect if options.yes else garbage.find_garbage
+    found = act(store, keep, options.older_than)
+    _print(options, [each.summary() for each in found], show.garbage(store, found, options.yes))
+
+
+def _store_and_needs(options):
+    """The store to collect in, and all that is to be kept there. Raises StoreError where either is not certain."""
+    several = [_needs(path) for path in options.experiments]
+    stores = {store.path for store, _ in several} if options.store is None else {check_store(options.store)}
+    if len(stores) != 1:
+        which = ", ".join(map(str, sorted(stores)))
+        raise StoreError(
+            f"the experiments write to different stores ({which}); collect in one at a time"
+            if stores
+            else "name the experiments whose entries are kept, or --store and --runs"
+        )
+    folders = [*options.runs, *map(_runs, options.experiments)]
+    if not folders:
+        raise StoreError("name the experiments, or the folders of --runs, whose entries are kept")
+    if gone := [folder for folder in options.runs if not folder.is_dir()]:
+        raise StoreError(f"{gone[0]}: there is no such folder of runs")
+    return stores.pop(), union([*(as_needs(needs) for _, needs in several), *map(needs_of_runs, folders)])
+
+
+def _runs(experiment: str) -> Path:
+    from pipeline.experiment import load_experiment  # as in _needs
+
+    return load_experiment(experiment).runs
 
 
 def _print(options, found, lines):

@@ -1,5 +1,6 @@
 """The entries of one recipe, in one store or several."""
 
+import errno
 import json
 import os
 import time
@@ -40,7 +41,8 @@ class Entries:
         self.path = self.paths[0]
         self.segments_path = self.path / "segments"
         self._segments = []  # of all stores, best first
-        self._damaged = {}  # folder of a segment -> its damaged rows
+        self._damaged = {}  # folder of a segment -> its damaged rows, as noted
+        self._unnoted = {}  # the same, where no note could be left
         self._index = None
 
     def refresh(self):
@@ -49,7 +51,7 @@ class Entries:
         Raises StoreError where a store is there but cannot be read, or one of those that are only read is not there.
         """
         known = {segment.folder: segment for segment in self._segments}
-        segments, self._index = [], None
+        segments, self._index, self._damaged = [], None, dict(self._unnoted)
         for store, path in zip(self.stores, self.paths):
             if store != self.stores[0] and not store.is_dir():
                 raise StoreError(f"{store}: this store is not there; mount it, or take it out of [paths] store")
@@ -119,12 +121,15 @@ class Entries:
         """Remember which rows of a segment are damaged, for later runs too where the first store can be written."""
         path = self._note_paths(Path(segment.folder))[-1]
         self._index, self._damaged[segment.folder] = None, list(rows)
-        with suppress(OSError):
+        self._unnoted.pop(segment.folder, None)
+        try:
             if rows:
                 make_folder(path.parent)
                 write_atomically(path, json.dumps(list(rows)))
             else:
-                path.unlink()
+                path.unlink(missing_ok=True)
+        except OSError:
+            self._unnoted[segment.folder] = list(rows)
 
     def _read_where_it_is_sound(self, row, item):
         error = MissingEntry(f"{self.path}: item {item} is not there; run the stage that encodes it")
@@ -142,10 +147,16 @@ class Entries:
     def _segments_in(self, path, known):
         for name in filter(ID.fullmatch, names_in(path / "segments")):
             folder = os.path.join(path, "segments", name)
-            with suppress(*NOT_OURS):
+            try:
                 segment = known.get(folder) or Segment(folder, self.layout)
-                if segment.is_whole():
-                    yield segment
+            except NOT_OURS:
+                continue
+            except OSError as error:
+                if error.errno != errno.EIO:  # a bad disk under one segment leaves the others readable
+                    raise
+                continue
+            if segment.is_whole():
+                yield segment
 
     def _read_notes(self, path):
         """Learn what is noted as damaged of the segments in ``path``, by whoever may write there and by us."""

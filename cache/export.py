@@ -1,31 +1,20 @@
-"""Cached tensors as one safetensors file, for tools that know nothing of the store.
-
-The format, from https://github.com/huggingface/safetensors: the header's length (8 bytes, little-endian), the header (a
-JSON table of dtype, shape and place of each tensor, padded with spaces), then the tensors' bytes, one after the other.
-"""
+"""Cached tensors as one safetensors file, for tools that know nothing of the store."""
 
 import json
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from .entries import Entries
 from .errors import StoreError
-from .files import sync_folder
 from .leases import lease
 from .needs import Need
 from .store import Store
 from .tables import count, quoted
+from .tensors import METADATA, write_tensors
 
-DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 KINDS = {"prompts": "txt", "pooled": "pooled", "latents": "latents", "controls": "controls"}
-METADATA = "__metadata__"
-LENGTH_BYTES = 8
-MAX_HEADER_BYTES = 100_000_000  # what readers of the format accept
 
 Tensors = dict[str, tuple[Entries, str]]
 """The entries and the item of each tensor, by its key in the file."""
@@ -47,16 +36,15 @@ def export(store: Store, needs: Sequence[Need], kind: str, path: Path, force=Fal
     for need, entries in with_entries:
         _refuse_missing(path, need, entries, experiment)
     tensors = _tensors(path, with_entries)
-    header = _header(path, tensors, _metadata(kind, [entries for _, entries in with_entries]))
-    with lease(store.path, needs), _appearing(path) as file:
-        file.write(len(header).to_bytes(LENGTH_BYTES, "little") + header)
-        for entries, item in tensors.values():
-            file.write(entries.read(item).reshape(-1).view(np.uint8))
-    recipes = [entries.id for _, entries in with_entries]
+    recipes = [entries for _, entries in with_entries]
+    shapes = {key: (entries.dtype, entries.shape) for key, (entries, _) in tensors.items()}
+    rows = (entries.read(item) for entries, item in tensors.values())
+    with lease(store.path, needs), _explained(path):
+        write_tensors(path, shapes, rows, _metadata(kind, recipes))
     return {
         "path": os.fspath(path),
         "kind": kind,
-        "recipes": recipes,
+        "recipes": [entries.id for entries in recipes],
         "num_tensors": len(tensors),
         "num_bytes": path.stat().st_size,
     }
@@ -102,34 +90,9 @@ def _metadata(kind, several: Sequence[Entries]) -> dict[str, str]:
     return {"kind": kind, "recipe_id": ",".join(ids), "recipe": recipe}
 
 
-def _header(path, tensors: Tensors, metadata) -> bytes:
-    table, end = {METADATA: metadata}, 0
-    for key, (entries, _) in tensors.items():
-        begin, end = end, end + entries.layout.data_bytes
-        table[key] = {"dtype": DTYPES[entries.dtype], "shape": entries.shape, "data_offsets": [begin, end]}
-    text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
-    if len(text) > MAX_HEADER_BYTES:
-        raise StoreError(
-            f"{path}: not written: {count(len(tensors), 'tensor')} need a header of {len(text)} bytes, and readers of "
-            f"safetensors accept {MAX_HEADER_BYTES}; export fewer at a time"
-        )
-    return text + b" " * (-len(text) % LENGTH_BYTES)
-
-
 @contextmanager
-def _appearing(path) -> Iterator:
-    """A file to write to that gets its name, durably, at the end of the block, or leaves nothing behind."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+def _explained(path) -> Iterator:
     try:
-        try:
-            with open(temporary, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            sync_folder(path.parent)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        yield
     except OSError as error:
         raise StoreError(f"{path}: not written: {error.strerror}; choose another place, or make room") from error

@@ -11,6 +11,7 @@ import numpy as np
 
 from .entries import Entries, names_in
 from .errors import CorruptEntry, StoreError, explained
+from .folders import names_of
 from .leases import guarded, living_leases
 from .needs import Needs
 from .segment import Segment
@@ -38,6 +39,16 @@ class Garbage:
 
     def __bool__(self):
         return bool(self.removed or self.rewritten or self.broken)
+
+    def summary(self) -> dict:
+        return {
+            "folder": self.entries.path.name,
+            "items": self.items,
+            "freed_bytes": self.freed_bytes,
+            "removed": [segment.name for segment in self.removed],
+            "rewritten": [segment.name for segment, _ in self.rewritten],
+            "broken": [folder.name for folder in self.broken],
+        }
 
 
 def find_garbage(store: Path, keep: Needs, min_age_seconds: float) -> list[Garbage]:
@@ -95,7 +106,7 @@ def all_entries(store: Path) -> Iterator[Entries]:
 
 def _garbage_of(entries, needed, leased, before):
     """before: segments that are younger than this time, in ns since 1970, are kept whole."""
-    index, garbage = entries.index(), Garbage(entries, broken=_broken(entries, before))
+    index, garbage = entries.index(), Garbage(entries, broken=_broken(entries, needed, before))
     kept, in_use = index.rows_by_segment(needed), index.rows_by_segment(leased)
     are_many_small = sum(map(_is_small, index.segments)) > MANY_SMALL
     for segment, rows, leased_rows in zip(index.segments, kept, in_use):
@@ -116,11 +127,23 @@ def _is_small(segment):
     return segment.size_bytes < SMALL_BYTES
 
 
-def _broken(entries, before):
-    """Folders of segments that no reader can use: half removed, or truncated."""
+def _broken(entries, needed, before):
+    """Folders of segments that no reader can use: half removed, or truncated.  Where a shard is still there that
+    ``verify --repair`` could mend, and is needed for what it holds, it stays."""
     usable = {segment.name for segment in entries.index().segments}
     names = [name for name in names_in(entries.segments_path) if ID.fullmatch(name) and name not in usable]
-    return [entries.segments_path / name for name in names if _born(name) <= before]
+    folders = [entries.segments_path / name for name in names if _born(name) <= before]
+    is_there = entries.index().holds(needed)
+    missing = {item for item, is_held in zip(needed, is_there) if not is_held}
+    return [folder for folder in folders if not _could_be_mended(entries, folder, missing)]
+
+
+def _could_be_mended(entries, folder, missing):
+    try:
+        items = Segment(folder, entries.layout).items()
+    except (OSError, ValueError):
+        return False
+    return (folder / entries.layout.shard_name).exists() and not missing.isdisjoint(items)
 
 
 def _born(name):
@@ -140,7 +163,7 @@ def _remove(garbage):
 
 
 def _copy(segment, rows, writer):
-    names = segment.names()
+    names = names_of(segment)
     items, buffer = segment.items(), np.empty(segment.layout.num_values, segment.layout.stored)
     for row in rows.tolist():
         try:

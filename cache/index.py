@@ -25,7 +25,12 @@ class Index:
         for start, segment in zip(self._starts, self.segments):
             keys[start : start + segment.num_rows] = _halves(segment.keys)
         order = np.argsort(keys[:, 0], kind="stable").astype(np.uint32)
-        if gone := [self._starts[place] + row for place, rows in damaged.items() for row in rows]:
+        if gone := [
+            self._starts[place] + row
+            for place, rows in damaged.items()
+            for row in rows
+            if 0 <= row < self.segments[place].num_rows
+        ]:
             order = order[~np.isin(order, gone)]
         self._rows = order  # row numbers, counted through all segments, in the order of the keys
         self._first, self._second = keys[order, 0], keys[order, 1]

@@ -68,6 +68,17 @@ def read_needs(path: Path) -> Needs:
         ) from error
 
 
+def needs_of_runs(folder: Path) -> Needs:
+    """What all runs in a folder need.  Raises StoreError where a run does not say so, or says it in a damaged file."""
+    runs = sorted(path.parent for name in (NEEDS_NAME, "experiment.json") for path in Path(folder).glob(f"*/{name}"))
+    for run in runs:
+        if not (run / NEEDS_NAME).is_file():
+            raise StoreError(
+                f"{run}: does not say what it needs from the store; run it again, or remove it if it is not needed"
+            )
+    return union([read_needs(run / NEEDS_NAME) for run in dict.fromkeys(runs)])
+
+
 def union(several: Sequence[Needs]) -> Needs:
     """All items that any of them needs."""
     result: Needs = {}

@@ -150,18 +150,12 @@ class Segment:
         text = self.keys.hex()
         return [text[start : start + 2 * DIGEST_BYTES] for start in range(0, len(text), 2 * DIGEST_BYTES)]
 
-    def names(self):
-        """The names of the rows' sources, in order; empty ones where zarr.json is damaged."""
-        try:
-            return self.metadata()["attributes"]["names"]
-        except (OSError, ValueError, KeyError):
-            return [""] * self.num_rows
-
     def metadata(self):
         """What zarr.json says. Raises OSError, or ValueError where it is damaged."""
         metadata = json.loads(Path(self.folder, "zarr.json").read_bytes())
-        attributes = metadata["attributes"] if isinstance(metadata, dict) else {}
-        if metadata != self.layout.metadata(self.num_rows, {k: v for k, v in attributes.items() if k != "dtype"}):
+        attributes = metadata.get("attributes") if isinstance(metadata, dict) else None
+        rest = {key: attributes[key] for key in attributes if key != "dtype"} if isinstance(attributes, dict) else {}
+        if metadata != self.layout.metadata(self.num_rows, rest):
             raise ValueError(f"{self.folder}/zarr.json is damaged")
         return metadata
 
@@ -178,7 +172,7 @@ class Segment:
         Raises CorruptEntry where it is damaged, StoreError where it cannot be read now.
         """
         if self._verified is None:
-            self._open()
+            self._open(row)
         if self._verified[row]:
             if now > self._check_at:
                 self._check_size(row, now)
@@ -212,13 +206,13 @@ class Segment:
             raise ValueError(f"{self.folder}/keys is damaged")
         return keys, int.from_bytes(size, "little")
 
-    def _open(self):
-        """Map the shard. Raises as ``read_into`` does."""
+    def _open(self, row):
+        """Map the shard, to read a row. Raises as ``read_into`` does."""
         try:
             with _opened(self.shard_path) as file:
                 self._map = mmap.mmap(file, self.size_bytes, prot=mmap.PROT_READ)
         except (OSError, ValueError) as error:  # ValueError: shorter than it should be
-            self._fail(0, error)
+            self._fail(row, error)
         layout = self.layout
         strides = (layout.stride_bytes, layout.stored.itemsize)
         self._rows = np.ndarray((self.num_rows, layout.num_values), layout.stored, self._map, 0, strides)
@@ -227,6 +221,7 @@ class Segment:
     def _check_size(self, row, now):
         """To touch what a truncated file has lost would end the process (SIGBUS): look now and then."""
         if self._map.size() != self.size_bytes:
+            self._verified = None  # so that what may replace the shard is mapped anew
             self._fail(row, None)
         self._check_at = now + CHECK_SECONDS
 

@@ -8,11 +8,13 @@ from .compare import Pair, flat
 from .entries import Entries
 from .explain import Answer
 from .folders import kind_of, short_id
+from .garbage import Garbage
 from .listing import Held, Row
 from .tables import count, human_bytes, local_time, printable, table
 from .verify import Report
 
 EXAMPLES = 10
+GARBAGE = "entries", ">items", ">frees", ">segments removed", ">put together", ">half-removed"
 HELD = "kind", "id", ">items", ">size", ">segments", ">damaged", ">uncommitted", "shape", "dtype", "last written"
 TOTALS = (
     "kind", ">recipes", ">items", ">tensors", ">on disk", ">overhead", ">duplicates", ">damaged", ">uncommitted",
@@ -145,3 +147,21 @@ def exported(found: dict) -> Iterator[str]:
     """What was written."""
     what = f"{count(found['num_tensors'], 'tensor')} of {found['kind']}"
     yield f"{found['path']}: {what}, {human_bytes(found['num_bytes'])}"
+
+
+def garbage(store: Path, found: list[Garbage], is_removed: bool) -> Iterator[str]:
+    """What the collector removes, or has removed."""
+    found = [each for each in found if each]
+    if not found:
+        yield f"{store}: there is nothing to remove"
+        return
+    yield table(GARBAGE, map(_garbage, found))
+    items, freed = sum(each.items for each in found), human_bytes(sum(each.freed_bytes for each in found))
+    done = "removed" if is_removed else "would be removed; nothing is yet: add --yes"
+    yield f"{store}: {count(items, 'entry', 'entries')}, {freed}, {done}"
+
+
+def _garbage(each):
+    folder, _, recipe = each.entries.path.name.rpartition("-")
+    numbers = len(each.removed), len(each.rewritten), len(each.broken)
+    return f"{folder}-{short_id(recipe)}", f"{each.items:,}", human_bytes(each.freed_bytes), *numbers

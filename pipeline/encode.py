@@ -44,7 +44,7 @@ def encode_latents(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> dict:
 
         return vae, posterior
 
-    sources = {photo.digest: (photo.name, photo) for photo in photos}
+    sources = _by_item((photo.digest, photo.name, photo) for photo in photos)
     return _encode(entries, sources, load, "VAE", "image")
 
 
@@ -63,7 +63,7 @@ def _encode_captions(plan, entries, photos, tokenizer_name, component, label, se
 
         return encoder, embed
 
-    sources = {caption_item(photo.caption): (photo.name, photo.caption) for photo in photos}
+    sources = _by_item((caption_item(photo.caption), photo.name, photo.caption) for photo in photos)
     return _encode(entries, sources, load, label, "caption")
 
 
@@ -87,6 +87,14 @@ def _encode(entries: Entries, sources: dict, load: Callable, label: str, unit: s
                 progress.advance()
                 stop.check()
     return outcome | {"parameters_by_dtype": models.parameters_by_dtype(model), "output_dtype": str(output.dtype)}
+
+
+def _by_item(sources: Iterable[tuple]) -> dict[str, tuple]:
+    """Item -> (name, source), of the first photo that has it."""
+    found: dict[str, tuple] = {}
+    for item, name, source in sources:
+        found.setdefault(item, (name, source))
+    return found
 
 
 def to_storage(tensor, dtype: str) -> np.ndarray:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache import write_atomically
+from cache import write_tensors
 from pipeline import draws, models
 from pipeline.errors import UserError
 from pipeline.experiment import LORA_TARGETS, Lora
@@ -101,22 +101,13 @@ def save(folder: Path, transformer, trained: list, metadata: dict[str, str]) -> 
     The adapter's settings go into the file's metadata, where diffusers looks for them: without them a reader takes
     alpha to be the rank.
     """
-    from safetensors.numpy import save as to_bytes
-
     config = transformer.peft_config[ADAPTER].to_dict()
     adapter = {f"transformer.{key}": config[key] for key in ADAPTER_SETTINGS}
     notes = {"format": "pt", "lora_adapter_metadata": json.dumps(adapter, indent=2, sort_keys=True, default=sorted)}
-    path = folder / WEIGHTS_NAME
-    write_atomically(path, _ordered(to_bytes(values(trained), notes | metadata)))
+    path, arrays = folder / WEIGHTS_NAME, dict(sorted(values(trained).items()))
+    shapes = {key: (array.dtype.name, array.shape) for key, array in arrays.items()}
+    write_tensors(path, shapes, arrays.values(), notes | metadata)
     return path
-
-
-def _ordered(file: bytes) -> bytes:
-    """The same safetensors file with its header in a fixed order: the library writes metadata in a random one."""
-    end = 8 + int.from_bytes(file[:8], "little")
-    header = json.dumps(json.loads(file[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + file[end:]
 
 
 def load(trained: list, path: Path) -> None:

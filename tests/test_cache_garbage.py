@@ -27,6 +27,7 @@ from cache import (
     needs_text,
     read_needs,
 )
+from cache.folders import names_of
 from cache.garbage import MANY_SMALL
 
 RECIPE = {"kind": "latents", "dtype": "float32", "shape": [4096]}
@@ -92,7 +93,7 @@ def test_names_of_sources_survive_the_copying(tmp_path):
     entries = fill(tmp_path, range(10))
     collect(tmp_path, keep([3, 5]), 0)
     (segment,) = Store(tmp_path).entries(RECIPE).index().segments
-    assert (segment.items(), segment.names()) == ([ITEMS[3], ITEMS[5]], ["3.png", "5.png"])
+    assert (segment.items(), names_of(segment)) == ([ITEMS[3], ITEMS[5]], ["3.png", "5.png"])
     assert len(folders(entries)) == 1
 
 
