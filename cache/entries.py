@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -44,21 +45,23 @@ class Entries:
         self._damaged = {}  # folder of a segment -> its damaged rows, as noted
         self._unnoted = {}  # the same, where no note could be left
         self._index = None
+        self._lock = threading.RLock()  # the segments, the damage and the index are of one moment
 
     def refresh(self):
         """See what was committed, removed or found damaged since. Costs one look at each segment's file.
 
         Raises StoreError where a store is there but cannot be read, or one of those that are only read is not there.
         """
-        known = {segment.folder: segment for segment in self._segments}
-        segments, self._index, self._damaged = [], None, dict(self._unnoted)
-        for store, path in zip(self.stores, self.paths):
-            if store != self.stores[0] and not store.is_dir():
-                raise StoreError(f"{store}: this store is not there; mount it, or take it out of [paths] store")
-            with explained(path, verb="read"):
-                segments += self._segments_in(path, known)
-                self._read_notes(path)
-        self._segments = segments
+        with self._lock:
+            known = {segment.folder: segment for segment in self._segments}
+            segments, self._index, self._damaged = [], None, dict(self._unnoted)
+            for store, path in zip(self.stores, self.paths):
+                with explained(path, verb="read"):
+                    if store != self.stores[0] and not store.is_dir():
+                        raise StoreError(f"{store}: this store is not there; mount it, or take it out of [paths] store")
+                    segments += self._segments_in(path, known)
+                    self._read_notes(path)
+            self._segments = segments
 
     def missing(self, items: Iterable[str]) -> list[str]:
         """Those of the items that have no entry, in order, each once: what is not committed or known to be damaged."""
@@ -102,16 +105,17 @@ class Entries:
 
     def index(self) -> Index:
         """Where the entries are, as they were at the last ``refresh``."""
-        if self._index is None:
-            if not self._segments:
-                self.refresh()
-            damaged = {
-                place: self._damaged[segment.folder]
-                for place, segment in enumerate(self._segments)
-                if segment.folder in self._damaged
-            }
-            self._index = Index(self._segments, damaged)
-        return self._index
+        with self._lock:
+            if self._index is None:
+                if not self._segments:
+                    self.refresh()
+                damaged = {
+                    place: self._damaged[segment.folder]
+                    for place, segment in enumerate(self._segments)
+                    if segment.folder in self._damaged
+                }
+                self._index = Index(self._segments, damaged)
+            return self._index
 
     def damaged_rows(self, segment: Segment) -> list[int]:
         """The rows of a segment that are known to be damaged."""
@@ -120,8 +124,9 @@ class Entries:
     def note_damage(self, segment: Segment, rows: Sequence[int]):
         """Remember which rows of a segment are damaged, for later runs too where the first store can be written."""
         path = self._note_paths(Path(segment.folder))[-1]
-        self._index, self._damaged[segment.folder] = None, list(rows)
-        self._unnoted.pop(segment.folder, None)
+        with self._lock:
+            self._index, self._damaged[segment.folder] = None, list(rows)
+            self._unnoted.pop(segment.folder, None)
         try:
             if rows:
                 make_folder(path.parent)
@@ -165,8 +170,10 @@ class Entries:
                 if ID.fullmatch(name.removesuffix(suffix)) and name.endswith(suffix):
                     with suppress(*NOT_OURS):
                         rows = json.loads((folder / "damaged" / name).read_bytes())
+                        if not isinstance(rows, list) or not all(type(row) is int for row in rows):
+                            continue
                         segment = os.path.join(path, "segments", name.removesuffix(suffix))
-                        self._damaged[segment] = sorted({*self._damaged.get(segment, []), *map(int, rows)})
+                        self._damaged[segment] = sorted({*self._damaged.get(segment, []), *rows})
 
     def _note_paths(self, segment_folder):
         """Where the damage of a segment is noted: in its store, and in ours where that is another one."""

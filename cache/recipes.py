@@ -14,7 +14,7 @@ def check_recipe(store_path, recipe):
     problems = []
     if not KIND.fullmatch(str(kind)):
         problems.append(f"kind = {kind!r}, expected lower-case letters, digits and _")
-    if dtype not in STORED:
+    if dtype not in list(STORED):
         problems.append(f"dtype = {dtype!r}, expected one of {', '.join(STORED)}")
     if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
         problems.append(f"shape = {shape!r}, expected a list of positive integers")

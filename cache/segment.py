@@ -208,6 +208,7 @@ class Segment:
 
     def _open(self, row):
         """Map the shard, to read a row. Raises as ``read_into`` does."""
+        _allow_many_files()
         try:
             with _opened(self.shard_path) as file:
                 self._map = mmap.mmap(file, self.size_bytes, prot=mmap.PROT_READ)
@@ -246,17 +247,18 @@ class Segment:
         ) from error
 
 
+def _allow_many_files():
+    """Every map keeps a file open, a big store has more segments than the usual soft limit of 1024, and others in this
+    process open files too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 @contextmanager
 def _opened(path):
-    """A file for reading. Every map keeps one open, and a big store has more segments than the usual limit of 1024."""
-    try:
-        file = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        if error.errno != errno.EMFILE:
-            raise
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        file = os.open(path, os.O_RDONLY)
+    """A file for reading."""
+    file = os.open(path, os.O_RDONLY)
     try:
         yield file
     finally:

@@ -76,18 +76,21 @@ class Writer:
         if self._segment is None:
             return
         segment = self._segment
-        if segment.names:
-            with explained(self._entries.path, ROW_BYTES * len(segment.names)):
-                _publish(self._entries, segment)
-        self._drop_segment()
+        with explained(self._entries.path, ROW_BYTES * len(segment.names)):
+            try:
+                if segment.names:
+                    _publish(self._entries, segment)
+            finally:
+                if not segment.names or not segment.folder.exists():  # it is where readers see it, and ours no more
+                    self._drop_segment()
         self._entries.refresh()
 
     def _append(self, item, array, name):
-        crc = self._segment.append(item, array, name)
         try:
+            crc = self._segment.append(item, array, name)
             self._journal.append(item, crc, name)
         except BaseException:
-            del self._segment.names[item]  # the next row is written over it
+            self._segment.names.pop(item, None)  # the next row is written over it
             raise
 
     def _is_full(self):
@@ -109,10 +112,10 @@ class Writer:
         self._segment = SegmentWriter(self._workspace / name, entries.layout)
 
     def _drop_segment(self):
-        self._segment.close()
-        self._journal.close()
-        Path(self._journal.path).unlink()
-        self._segment = self._journal = None
+        segment, journal, self._segment, self._journal = self._segment, self._journal, None, None
+        segment.close()
+        journal.close()
+        Path(journal.path).unlink(missing_ok=True)
 
     def _close(self):
         if self._workspace is None:
@@ -132,17 +135,38 @@ def salvage(entries) -> int:
     Returns the number of rows. What is not ours to touch (a colleague's, a read-only disk) is let be. Raises OSError;
     what was not yet committed is then still there for the next call.
     """
+    if not _workspaces(entries.path / "writing"):
+        return 0
+    with _one_at_a_time(entries.path / "writing"):  # who comes second waits, and then finds the rows committed
+        return _salvage_all(entries)
+
+
+def _salvage_all(entries):
     num_rows = 0
     for workspace in _workspaces(entries.path / "writing"):
         try:
             with _if_dead(workspace) as is_dead:
                 if is_dead:
                     num_rows += sum(_take_over(entries, journal) for journal in sorted(workspace.glob(f"*{JOURNAL}")))
-                    shutil.rmtree(workspace)
+                    shutil.rmtree(workspace, ignore_errors=True)  # another process may be doing the same
+        except FileNotFoundError:  # removed by its writer or by another process this moment
+            continue
         except OSError as error:
             if error.errno not in NOT_ALLOWED:
                 raise
     return num_rows
+
+
+@contextmanager
+def _one_at_a_time(folder):
+    """Lock a folder where it can be locked."""
+    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
 
 
 def _take_over(entries, journal_path):
@@ -165,6 +189,7 @@ def _take_over(entries, journal_path):
 def _publish(entries, segment):
     """Complete a segment and move it, by one rename, to where readers see it."""
     segment.finish({"kind": entries.recipe["kind"], "recipe": entries.id})
+    make_folder(entries.segments_path)
     os.rename(segment.folder, entries.segments_path / segment.folder.name)
     sync_folder(entries.segments_path)
 
@@ -217,7 +242,7 @@ def _claim_workspace(parent):
             lock = open(folder / "lock", "ab")
             with suppress(OSError):  # a file system without locks; no one removes anything there
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            if os.path.exists(lock.name):
+            if _is_in_place(lock):
                 return folder, lock
             lock.close()
 
@@ -243,4 +268,12 @@ def _if_dead(workspace):
         except OSError:  # held, or a file system without locks
             yield False
             return
-        yield os.path.exists(lock.name)
+        yield _is_in_place(lock)
+
+
+def _is_in_place(lock):
+    """Whether the open file still has its name: another process may have removed it, and a third one made it anew."""
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name))
+    except FileNotFoundError:
+        return False

@@ -1,55 +1,20 @@
 """What the store promises when processes are killed, disks are full and files are damaged."""
 
 import os
-import random
+import shutil
 import subprocess
 import sys
-import time
+from subprocess import PIPE
 
 import numpy as np
 import pytest
 from test_cache_store import ITEMS, REPOSITORY, array_of, assert_holds, entries_of, fill, segments
 
-from cache import CorruptEntry, Store, StoreError, digest
+import cache.writer
+from cache import CorruptEntry, Store, StoreError
 from cache.segment import SegmentWriter
+from cache.writer import ID
 
-WRITE_FOR_EVER = """
-import numpy as np, sys
-from cache import Store, digest
-entries = Store(sys.argv[1]).entries({"kind": "latents", "dtype": "float32", "shape": [4096]})
-number = int(sys.argv[2])
-with entries.writer() as writer:
-    while True:
-        for number in range(number, number + 3):
-            writer.write(digest(str(number).encode()), np.full(4096, number, np.float32))
-        writer.commit()
-        print(number, flush=True)
-        number += 1
-"""
-WRITE_KILLED_AT_EACH_CALL = """
-import itertools, numpy as np, os, signal, sys
-from cache import Store, digest
-
-def write(num_calls):
-    entries = Store(f"{sys.argv[1]}/{num_calls}").entries({"kind": "latents", "dtype": "float32", "shape": [4096]})
-    calls = iter(range(num_calls))
-    kill = lambda: next(calls, None) is None and os.kill(os.getpid(), signal.SIGKILL)
-    sys.setprofile(lambda frame, event, arg: kill() if event == "c_call" else None)
-    with entries.writer() as writer:
-        for number in range(3):
-            writer.write(digest(bytes([number])), np.full(4096, number, np.float32))
-    sys.setprofile(None)
-
-for num_calls in itertools.chain(range(1, 60, 3), range(60, 3000, 13)):
-    pid = os.fork()
-    if pid == 0:
-        write(num_calls)
-        os._exit(0)
-    was_killed = os.WIFSIGNALED(os.waitpid(pid, 0)[1])
-    print(num_calls, int(was_killed), flush=True)
-    if not was_killed:
-        break
-"""
 WRITE_THE_SAME = """
 import numpy as np, sys
 from cache import Store, digest
@@ -74,61 +39,26 @@ except StoreError as error:
 
 def child(code, *arguments):
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=REPOSITORY, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True)
 
 
-def flip(path, offset):
+def flip(path, offset, bits=0x10):
     with open(path, "r+b") as file:
         file.seek(offset)
         byte = file.read(1)[0]
         file.seek(offset)
-        file.write(bytes([byte ^ 0x10]))
+        file.write(bytes([byte ^ bits]))
 
 
 def leftovers(entries):
-    return list((entries.path / "writing").iterdir())
+    """The workspaces of dead writers, and of living ones."""
+    return [path for path in (entries.path / "writing").glob("*") if ID.fullmatch(path.name) and path.is_dir()]
 
 
-def test_killed_writer_leaves_nothing_visible(tmp_path):
-    """Killed in one place after the other, between two calls into C, from opening the store to its last commit."""
-    output, errors = child(WRITE_KILLED_AT_EACH_CALL, tmp_path).communicate()
-    assert errors == ""
-    outcomes = set()
-    for num_calls, was_killed in (map(int, line.split()) for line in output.splitlines()):
-        entries = Store(tmp_path / str(num_calls)).entries({"kind": "latents", "dtype": "float32", "shape": [4096]})
-        missing = entries.missing(ITEMS[:3])
-        assert missing in ([], ITEMS[:3])
-        with entries.writer() as writer:
-            missing = entries.missing(ITEMS[:3])  # the rows that were written and not committed are taken over
-            outcomes.add((was_killed, 3 - len(missing)))
-            for item in missing:
-                writer.write(item, np.full(4096, ITEMS.index(item), np.float32))
-        assert [(entries.read(item) == number).all() for number, item in enumerate(ITEMS[:3])] == [True] * 3
-        assert len(segments(entries)) <= 2 and leftovers(entries) == []
-    assert outcomes == {(1, 0), (1, 1), (1, 2), (1, 3), (0, 3)}
-
-
-def test_twenty_kills_lose_nothing_that_was_committed(tmp_path):
-    entries = Store(tmp_path).entries({"kind": "latents", "dtype": "float32", "shape": [4096]})
-    random.seed(0)
-    last = -1
-    for _ in range(20):
-        process = child(WRITE_FOR_EVER, tmp_path, last + 1)
-        last = int(process.stdout.readline())
-        time.sleep(random.uniform(0, 0.03))
-        process.kill()
-        for line in process.communicate()[0].splitlines():
-            last = int(line)
-        items = [digest(str(number).encode()) for number in range(last + 4)]
-        missing = entries.missing(items)
-        assert missing in ([], items[last + 1 :])  # the last commit may have come through unacknowledged
-        for number in range(last + 4 - len(missing)):
-            assert (entries.read(items[number]) == number).all()
-    assert last > 60
-    assert len(leftovers(entries)) == 1
-    with entries.writer():
-        pass
-    assert leftovers(entries) == []
+def as_after_a_kill(folder, copy):
+    """A copy of a store in which writers live: they are dead in the copy. Committed files are linked, not copied."""
+    shutil.copytree(folder, copy, copy_function=lambda a, b: (os.link if "/segments/" in a else shutil.copy2)(a, b))
+    return copy
 
 
 def test_a_living_writer_is_no_leftover(tmp_path):
@@ -295,3 +225,76 @@ def test_a_shard_that_is_truncated_while_it_is_mapped_is_an_error_not_zeros(tmp_
     with pytest.raises(CorruptEntry, match=f"c.0.0.0: item {ITEMS[19]} is damaged"):
         entries.read(ITEMS[19])
     assert entries.missing(ITEMS) == ITEMS
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()])
+def test_a_commit_that_fails_at_its_last_step_is_not_undone_by_what_is_written_next(tmp_path, monkeypatch, error):
+    """The segment is where readers see it, and the writer's no more."""
+    entries = entries_of(tmp_path)
+
+    def fail(path):
+        raise error
+
+    with entries.writer() as writer:
+        writer.write(ITEMS[0], array_of(entries, 0))
+        with monkeypatch.context() as patch, pytest.raises((StoreError, KeyboardInterrupt)):
+            patch.setattr(cache.writer, "sync_folder", fail)
+            writer.commit()
+        writer.write(ITEMS[1], array_of(entries, 1))
+        writer.commit()
+    assert_holds(entries_of(tmp_path), ITEMS[:2])
+    assert leftovers(entries) == []
+
+
+def test_a_write_that_is_interrupted_takes_no_later_row_with_it(tmp_path, monkeypatch):
+    entries, append = entries_of(tmp_path / "living"), SegmentWriter.append
+
+    def interrupted(*arguments):
+        append(*arguments)
+        raise KeyboardInterrupt
+
+    with entries.writer() as writer:
+        writer.write(ITEMS[0], array_of(entries, 0))
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(SegmentWriter, "append", interrupted)
+            writer.write(ITEMS[1], array_of(entries, 1))
+        for number in range(2, 5):
+            writer.write(ITEMS[number], array_of(entries, number))
+        as_after_a_kill(tmp_path / "living", tmp_path / "dead")
+    taken_over = entries_of(tmp_path / "dead")
+    with taken_over.writer():
+        assert set(taken_over.missing(ITEMS[:5])) <= {ITEMS[1]}
+    assert_holds(taken_over, [ITEMS[number] for number in (0, 2, 3, 4)])
+
+
+@pytest.mark.parametrize("name", ["*.journal", "lock"])
+def test_a_file_that_a_living_writer_loses_costs_no_row(tmp_path, name):
+    entries = entries_of(tmp_path)
+    with entries.writer() as writer:
+        for number in range(3):
+            writer.write(ITEMS[number], array_of(entries, number))
+        next(leftovers(entries)[0].glob(name)).unlink()
+        writer.write(ITEMS[3], array_of(entries, 3))
+        writer.commit()
+        writer.write(ITEMS[4], array_of(entries, 4))
+    assert_holds(entries_of(tmp_path), ITEMS[:5])
+    assert leftovers(entries) == []
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o027, 0o077])
+def test_modes_of_what_was_taken_over_follow_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        entries = fill(entries_of(tmp_path / "living"), ITEMS[:2])
+        with entries.writer() as writer:
+            writer.write(ITEMS[2], array_of(entries, 2))
+            as_after_a_kill(tmp_path / "living", tmp_path / "dead")
+        entries = fill(entries_of(tmp_path / "dead"), ITEMS[3:5])
+        flip(segments(entries)[0] / "c.0.0.0", 0)
+        with pytest.raises(CorruptEntry):
+            entries.read(ITEMS[0])
+    finally:
+        os.umask(before)
+    assert len(segments(entries)) == 3
+    for path in (tmp_path / "dead").rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
