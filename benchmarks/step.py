@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 
+LEARNING_RATE = 1e-4
 BLOCKS = 3
 """How often each part has its turn."""
 
@@ -35,11 +36,11 @@ def measure(options) -> dict:
     """Median seconds of each part of a step in both modes, and the seconds of the first call, which compiles."""
     parts, compiling = {}, {}
     for mode in ("pynative", "jit"):
-        step, arguments, loss = prepare(options, mode)
+        training, arguments, loss = prepare(options, mode)
         began = time.perf_counter()
-        step(*arguments).asnumpy()
+        training.advance([arguments]).read()
         compiling[mode] = time.perf_counter() - began
-        parts |= {(mode, name): part for name, part in parts_of(step, arguments, loss).items()}
+        parts |= {(mode, name): part for name, part in parts_of(training, arguments, loss).items()}
     times = {key: [] for key in parts}
     for _ in range(BLOCKS):
         for key, part in parts.items():
@@ -52,26 +53,24 @@ def measure(options) -> dict:
     return {"seconds": medians, "first_call_seconds": compiling, "options": vars(options)}
 
 
-def parts_of(step, arguments: tuple, loss) -> dict:
+def parts_of(training, arguments: tuple, loss) -> dict:
     """What is timed; each waits for all of its results, which a compiled graph may still be computing."""
-    from pipeline import device
 
     def gradient():
-        value, gradients = step.gradient(*arguments)
-        device.wait_asleep(gradients)
+        (value,), _ = training.gradients([arguments])
         return value.asnumpy()
 
-    _, gradients = step.gradient(*arguments)
+    _, gradients = training.gradients([arguments])
     return {
-        "step": lambda: step(*arguments).asnumpy(),
+        "step": lambda: training.advance([arguments]).read(),
         "forward": lambda: loss(*arguments).asnumpy(),
         "forward and backward": gradient,
-        "optimizer": lambda: step.optimizer(gradients),
+        "optimizer": lambda: training.optimizer.update(gradients, [LEARNING_RATE]).asnumpy(),
     }
 
 
 def prepare(options, mode: str):
-    """The step of one mode, the arguments of its batch, and the loss alone in that mode."""
+    """The training of one mode, the arguments of its batch, and the loss alone in that mode."""
     import mindspore as ms
 
     from pipeline import loop, lora, tiny, train
@@ -84,8 +83,8 @@ def prepare(options, mode: str):
         parameter.requires_grad = False
     trained = lora.inject(transformer.set_train(False), Lora(), Policy("fp32", "fp32", "fp32"), seed=0)
     loss = train.flow_loss(transformer)
-    step = loop.make_step(loss, trained, Train(mode=mode))
-    return step, random_batch(options), ms.jit(loss) if mode == "jit" else loss
+    training = loop.Training(loss, trained, Train(mode=mode, learning_rate=LEARNING_RATE))
+    return training, random_batch(options), ms.jit(loss) if mode == "jit" else loss
 
 
 def random_batch(options) -> tuple:
@@ -99,7 +98,7 @@ def random_batch(options) -> tuple:
     )
     sigma, guidance = generator.random(batch), np.full(batch, 3.5)
     ids = np.stack([np.zeros(image), np.arange(image) // 8, np.arange(image) % 8], axis=-1)
-    arrays = (*normal, sigma, ids, np.zeros((text, 3)), guidance)
+    arrays = (*normal, sigma, ids, np.zeros((text, 3)), np.ones(batch), guidance)
     return tuple(ms.Tensor(np.asarray(array, np.float32)) for array in arrays)
 
 

@@ -99,6 +99,17 @@ class Entries:
                 self._read_where_it_is_sound(row, item)
         return out
 
+    def prefetch(self, items: Sequence[str]):
+        """Have the disk read what will be needed, in the order in which it lies there, while the caller goes on.
+
+        Single rows in random order are several times slower to get from a disk. Nothing is done where the items would
+        not fit into half of the memory that is free: what is read first would be gone before it is used.
+        """
+        if len(items) * self.layout.stride_bytes < available_bytes() / 2:
+            index = self.index()
+            work = zip(index.segments, index.rows_by_segment(items))
+            threading.Thread(target=_prefetch, args=(list(work),), name="prefetch", daemon=True).start()
+
     def writer(self, **limits) -> Writer:
         """A writer of new entries, for a ``with`` block. limits: see ``Writer``."""
         return Writer(self, **limits)
@@ -182,6 +193,22 @@ class Entries:
 
     def _suffix(self, path):
         return "" if path == self.path else f".{digest(os.fsencode(os.path.abspath(path)))[:8]}"
+
+
+def _prefetch(work):
+    for segment, rows in work:
+        if len(rows):
+            with suppress(OSError):  # whoever reads it will say so
+                segment.prefetch(rows)
+
+
+def available_bytes() -> int:
+    """Memory that could be used without swapping, as the kernel estimates it; 0 where it does not say."""
+    with suppress(OSError, ValueError), open("/proc/meminfo") as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def names_in(folder):

@@ -141,11 +141,17 @@ def _all_missing(sources, texts):
 
 
 def _about(source):
-    caption = "" if source.key == source.name else f": {quoted(source.key)}"
-    return f"{printable(source.name)}{caption}"
+    if not source.name:
+        return "the empty caption"
+    return printable(source.key) if _is_of_a_file(source) else f"{printable(source.name)}: {quoted(source.key)}"
 
 
 def _change(source, old_item):
-    if source.key != source.name:
+    if not _is_of_a_file(source):
         return f"the caption of {printable(source.name)} changed, now {quoted(source.key)}"
     return f"{printable(source.name)} changed since it was encoded ({old_item[:SHORT]} -> {source.item[:SHORT]})"
+
+
+def _is_of_a_file(source):
+    """Whether it is a picture: its key is the file's name, perhaps with the size and crop behind it; not a caption."""
+    return source.key.startswith(source.name)

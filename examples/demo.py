@@ -71,9 +71,10 @@ def report() -> bool:
     from pipeline.recipes import resolve
 
     plan = resolve(load_experiment(EXPERIMENT))
-    folder = plan.run_folder(plan.photos())
+    photos = plan.photos()
+    folder, latents = plan.run_folder(photos), plan.image_needs(photos)[0].entries
     say("What each stage cost, in a process of its own:")
-    for record in records.read(plan.pooled.path, plan.txt.path, plan.latents.path, folder):
+    for record in records.read(plan.pooled.path, plan.txt.path, latents.path, folder):
         peak = record["peak_memory_bytes"]["process"] / 2**20
         print(f"  {record['stage']:<12} {record['seconds']:6.1f} s  {peak:6.0f} MB at most  {work_of(record)}")
     learned = report_loss(json.loads((folder / "loss.json").read_text()))

@@ -19,6 +19,10 @@ class Purpose(IntEnum):
     POSTERIOR = 3
     LORA_INIT = 4
     EVALUATION = 5
+    LORA_DROPOUT = 6
+    FLIP = 7
+    CROP = 8
+    CAPTION_DROPOUT = 9
 
 
 def generator(seed: int, purpose: Purpose, index: int) -> np.random.Generator:

@@ -3,15 +3,24 @@
 One item at a time: its bytes then depend on the item and the recipe only, not on what it was batched with.
 """
 
+import functools
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 
 import numpy as np
 
-from cache import Entries, caption_item
+from cache import Entries
 from pipeline import data, images, models
+from pipeline.buckets import crop_box
 from pipeline.progress import Progress
 from pipeline.recipes import Plan
 from pipeline.stopping import StopRequest
+
+Wanted = list[tuple[Entries, dict[str, tuple]]]
+"""For each recipe, by item: the name of its photo, and what it is computed from."""
+
+MAX_WRITERS = 32
+"""Recipes that are written at a time: each keeps a few files open."""
 
 
 def encode_pooled(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> dict:
@@ -28,24 +37,30 @@ def encode_txt(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> dict:
 
 
 def encode_latents(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> dict:
-    """The VAE's posterior of every image that lacks it.  Returns what the stage's record says of it."""
+    """The VAE's posterior of every variant of an image that lacks it.  Returns what the stage's record says of it."""
     import mindspore as ms
 
-    policy, entries = plan.precision.vae, plan.latents
-    width, height = entries.recipe["width"], entries.recipe["height"]
+    policy = plan.precision.vae
 
     def load():
         vae = models.load_model(plan.checkpoint, "vae", policy.params, plan.experiment.model.variant)
         dtype = models.mindspore_dtype(policy.compute)
+        read_photo = functools.lru_cache(maxsize=1)(data.read_photo)  # its variants are encoded one after another
 
-        def posterior(photo):
-            pixels = images.to_array(images.fit(data.read_photo(photo), width, height))
+        def posterior(source):
+            photo, variant = source
+            picture, size = read_photo(photo), (variant.width, variant.height)
+            box = crop_box(photo.digest, *picture.size, *size, variant.crop)
+            pixels = images.to_array(images.fit(picture, *size, box, variant.flip))
             return vae.encode(ms.Tensor(pixels[None]).astype(dtype))[0]
 
         return vae, posterior
 
-    sources = _by_item((photo.digest, photo.name, photo) for photo in photos)
-    return _encode(entries, sources, load, "VAE", "image")
+    wanted = [
+        (need.entries, {photo.digest: (photo.name, (photo, need.variant)) for photo in need.photos})
+        for need in plan.image_needs(photos)
+    ]
+    return _encode(wanted, load, "VAE", "image")
 
 
 def _encode_captions(plan, entries, photos, tokenizer_name, component, label, select) -> dict:
@@ -63,38 +78,44 @@ def _encode_captions(plan, entries, photos, tokenizer_name, component, label, se
 
         return encoder, embed
 
-    sources = _by_item((caption_item(photo.caption), photo.name, photo.caption) for photo in photos)
-    return _encode(entries, sources, load, label, "caption")
+    sources = {source.item: (source.name, source.key) for source in plan.captions(photos)}
+    return _encode([(entries, sources)], load, label, "caption")
 
 
-def _encode(entries: Entries, sources: dict, load: Callable, label: str, unit: str) -> dict:
+def _encode(wanted: Wanted, load: Callable, label: str, unit: str) -> dict:
     """Write ``compute(source)`` for every missing item, where ``model, compute = load()``; load only if any is missing.
 
-    sources: item -> (name of its photo, source).
-    Returns the recipe's id, how many were encoded, and the dtypes that were found, not assumed.
+    Returns the recipes' ids, how many entries were encoded, and the dtypes that were found, not assumed.
     """
-    with entries.writer() as writer:  # it takes over what a killed process had encoded, before anyone looks
-        missing = entries.missing(sources)
-        outcome = {"recipe": entries.id, "encoded": len(missing)}
-        if not missing:
-            return outcome
-        model, compute = load()
-        with StopRequest() as stop, Progress(label, len(missing), unit) as progress:
-            for item in missing:
-                name, source = sources[item]
-                output = compute(source)[0]
-                writer.write(item, to_storage(output, entries.dtype), name)
-                progress.advance()
-                stop.check()
+    todo = [(entries, _missing(entries, sources)) for entries, sources in wanted]
+    todo = [each for each in todo if each[1]]
+    total = sum(len(sources) for _, sources in todo)
+    outcome = {"recipes": [entries.id for entries, _ in wanted], "encoded": total}
+    if not total:
+        return outcome
+    model, compute = load()
+    with StopRequest() as stop, Progress(label, total, unit) as progress:
+        for start in range(0, len(todo), MAX_WRITERS):
+            output = _write(todo[start : start + MAX_WRITERS], compute, progress, stop)
     return outcome | {"parameters_by_dtype": models.parameters_by_dtype(model), "output_dtype": str(output.dtype)}
 
 
-def _by_item(sources: Iterable[tuple]) -> dict[str, tuple]:
-    """Item -> (name, source), of the first photo that has it."""
-    found: dict[str, tuple] = {}
-    for item, name, source in sources:
-        found.setdefault(item, (name, source))
-    return found
+def _missing(entries: Entries, sources: dict) -> dict:
+    with entries.writer():  # it takes over what a killed process had encoded, before anyone looks
+        return {item: sources[item] for item in entries.missing(sources)}
+
+
+def _write(todo: Wanted, compute: Callable, progress: Progress, stop: StopRequest):
+    """Compute and write it all, item by item, each for all its recipes.  Returns the last output."""
+    with ExitStack() as stack:
+        writers = {entries.id: stack.enter_context(entries.writer()) for entries, _ in todo}
+        for item in dict.fromkeys(item for _, sources in todo for item in sources):
+            for entries, (name, source) in [(entries, sources[item]) for entries, sources in todo if item in sources]:
+                output = compute(source)[0]
+                writers[entries.id].write(item, to_storage(output, entries.dtype), name)
+                progress.advance()
+                stop.check()
+    return output
 
 
 def to_storage(tensor, dtype: str) -> np.ndarray:

@@ -11,9 +11,21 @@ from typing import Any
 from pipeline.errors import UserError
 
 DTYPES = ("bf16", "fp16", "fp32")
-LORA_TARGETS = {"attention": ("to_q", "to_k", "to_v", "to_out.0")}
-"""Presets of ``lora.targets``, with the names that mindone's and diffusers' FLUX.1 scripts train."""
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+LORA_TARGETS = {
+    "attention": ATTENTION,
+    "all-linear": (
+        *ATTENTION,
+        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
+        *("proj_mlp", "single_transformer_blocks.*.proj_out"),
+    ),
+}
+"""Presets of ``lora.targets``: what mindone's FLUX.1 script trains; and all linear layers of the blocks, which are what
+diffusers' script trains and the single blocks' two."""
 
+LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+WEIGHTING_SCHEMES = ("none", "sigma_sqrt", "logit_normal", "mode", "cosmap")
 PRECISION_COMPONENTS = ("vae", "text_encoder", "text_encoder_2", "transformer", "trained")
 
 
@@ -41,11 +53,20 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
-    """``images``: a folder; empty: a few drawn pictures, written on first use.  ``resolution`` in pixels."""
+    """``images``: a folder; empty: a few drawn pictures, written on first use.
+
+    ``resolution``: in pixels; of several, a photo is trained on at each.  ``buckets``: at that area, about in the
+    photo's own aspect.  ``crops``: how many fixed random crops stand for a photo; 0: its centre does.  ``flip``: its
+    mirror image too.  ``repeats``: how often a photo counts in an epoch.
+    """
 
     images: str = setting("")
     prompt: str = setting("")
-    resolution: int = setting(512, minimum=16, multiple_of=16)
+    resolution: int | tuple = setting(512, minimum=16, multiple_of=16)
+    buckets: bool = setting(False)
+    crops: int = setting(0, minimum=0)
+    flip: bool = setting(False)
+    repeats: int = setting(1, minimum=1)
     max_sequence_length: int = setting(512, minimum=1)
 
 
@@ -63,27 +84,55 @@ class PrecisionSettings:
 
 @dataclass(frozen=True)
 class Lora:
-    """``targets``: ``"attention"``, or a list of module name endings such as ``["to_q", "to_out.0"]``."""
+    """``targets``: a preset, or a list of endings of module names, ``*`` standing for anything.
+
+    ``train_text_encoder``: CLIP too; T5 stays as it is.
+    """
 
     rank: int = setting(4, minimum=1)
     alpha: float = setting(4.0, above=0)
+    dropout: float = setting(0.0, minimum=0, below=1)
     targets: str | tuple = setting("attention", choices=tuple(LORA_TARGETS))
+    train_text_encoder: bool = setting(False)
 
 
 @dataclass(frozen=True)
 class Train:
+    """``epochs``: instead of ``steps``, where it is above 0.  A step is an update: ``accumulate`` batches.
+
+    ``lr_num_cycles``: 0 is diffusers' own default of the scheduler.  ``ema_decay``, ``caption_dropout``,
+    ``max_grad_norm`` and ``checkpoint_every``: 0 is off.
+    """
+
     steps: int = setting(500, minimum=1)
+    epochs: int = setting(0, minimum=0)
     batch_size: int = setting(1, minimum=1)
+    accumulate: int = setting(1, minimum=1)
     learning_rate: float = setting(1e-4, above=0)
+    text_encoder_lr: float = setting(5e-6, above=0)
+    lr_scheduler: str = setting("constant", choices=LR_SCHEDULERS)
+    lr_warmup_steps: int = setting(0, minimum=0)
+    lr_num_cycles: float = setting(0.0, minimum=0)
+    lr_power: float = setting(1.0, above=0)
     optimizer: str = setting("adamw", choices=("adamw", "adam_weight_decay"))
     adam_beta1: float = setting(0.9, minimum=0, below=1)
     adam_beta2: float = setting(0.999, minimum=0, below=1)
     adam_epsilon: float = setting(1e-8, above=0)
     weight_decay: float = setting(1e-4, minimum=0)
+    max_grad_norm: float = setting(1.0, minimum=0)
+    ema_decay: float = setting(0.0, minimum=0, below=1)
+    weighting_scheme: str = setting("none", choices=WEIGHTING_SCHEMES)
+    logit_mean: float = setting(0.0)
+    logit_std: float = setting(1.0, above=0)
+    mode_scale: float = setting(1.29, minimum=-1, below=1.75)
+    caption_dropout: float = setting(0.0, minimum=0, below=1)
     guidance_scale: float = setting(3.5, minimum=0)
     posterior: str = setting("sample", choices=("sample", "mode"))
-    mode: str = setting("pynative", choices=("pynative", "jit"))
+    gradient_checkpointing: bool = setting(False)
+    mode: str = setting("auto", choices=("auto", "pynative", "jit"))
     log_every: int = setting(1, minimum=1)
+    checkpoint_every: int = setting(500, minimum=0)
+    keep_checkpoints: int = setting(2, minimum=1)
 
 
 @dataclass(frozen=True)
@@ -198,13 +247,19 @@ def _check(spec: dataclasses.Field, value: Any) -> tuple[str, Any]:
         if not (is_list or (isinstance(value, str) and value)):
             return f"must be a name or a list of names, found {value!r}", value
         return (_list_problem(value), tuple(value)) if is_list else (_rule_problem(spec, value), value)
+    if spec.type == int | tuple:
+        values = value if isinstance(value, list) else [value]
+        if not values or any(type(each) is not int for each in values):
+            return f"must be a whole number or a list of whole numbers, found {value!r}", value
+        problem = next(filter(None, (_rule_problem(spec, each) for each in values)), "") or _list_problem(values)
+        return problem, tuple(value) if isinstance(value, list) else value
     if type(value) is not spec.type:
         return f"must be {_article(spec.type)}, found {value!r}", value
     return _rule_problem(spec, value), value
 
 
-def _list_problem(values: list[str]) -> str:
-    if wrong := [value for value in values if "\0" in value]:
+def _list_problem(values: list) -> str:
+    if wrong := [value for value in values if isinstance(value, str) and "\0" in value]:
         return f"must not hold a null character, found {wrong[0]!r}"
     twice = [value for number, value in enumerate(values) if value in values[:number]]
     return f"names {twice[0]!r} twice" if twice else ""

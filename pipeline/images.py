@@ -1,4 +1,7 @@
-"""Image files in, arrays in [-1, 1] out.  Whatever decides a pixel on its way to the VAE is in this file."""
+"""Image files in, arrays in [-1, 1] out.
+
+Whatever decides a pixel on its way to the VAE is in this file; which part of a photo is taken, `buckets.crop_box` says.
+"""
 
 import io
 import warnings
@@ -6,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from pipeline.buckets import CENTRE, crop_box
 
 # Part of the address of every cached latent.  Bump its number whenever any pixel that read_image, fit or to_array
 # returns may change; Pillow's version is left out, because its resampling is fixed-point and has kept its results.
@@ -50,16 +55,15 @@ def read_image(source: Path | str | bytes) -> Image.Image:
     return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
 
-def fit(image: Image.Image, width: int, height: int) -> Image.Image:
+def fit(image: Image.Image, width: int, height: int, box: tuple | None = None, flip: bool = False) -> Image.Image:
     """Scale ``image``, keeping its aspect, until it just covers ``width`` x ``height`` pixels; keep the centre.
 
+    box: the part to scale instead, from `buckets.crop_box`.  flip: mirror the result, left to right.
     The crop and the Lanczos resampling are one step, so that even a 1 x 10000 strip needs no large intermediate.
     """
-    scale = max(width / image.width, height / image.height)
-    crop_width, crop_height = min(width / scale, image.width), min(height / scale, image.height)
-    left, top = (image.width - crop_width) / 2, (image.height - crop_height) / 2
-    box = (left, top, left + crop_width, top + crop_height)
-    return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+    box = box or crop_box("", image.width, image.height, width, height, CENTRE)
+    fitted = image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+    return fitted.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else fitted
 
 
 def to_array(image: Image.Image) -> np.ndarray:

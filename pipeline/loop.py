@@ -1,95 +1,169 @@
-"""The train step and the loop around it, for whatever is trained: it takes a loss and the parameters to step."""
+"""The training loop, for whatever is trained: it takes a loss, the parameters to step, and the batches."""
 
 import contextlib
 import errno
 import fcntl
-import json
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pipeline import device
+from pipeline import device, resume
+from pipeline.ahead import made_ahead
 from pipeline.errors import UserError
 from pipeline.experiment import Train
+from pipeline.metrics import Metrics, Outcome
+from pipeline.optimizer import Accumulator, LossScale, Optimizer
 from pipeline.progress import Progress
+from pipeline.schedules import Schedule
+from pipeline.stopping import StopRequest
 
-METRICS_NAME = "metrics.jsonl"
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+FIRST_LOSS_SCALE = 2.0**16
+AHEAD = 2
+"""Batches that are made before they are asked for."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """One step, in PyNative or compiled by ``ms.jit``: gradient of ``loss``, then the optimizer.
+class Training:
+    """What is trained, and all that a step changes: `state` and `counters` are what a checkpoint holds.
 
-    loss: takes tensors, returns a float32 scalar; its gradient is with respect to ``trained``.
+    loss: takes the tensors of a batch, returns a float32 scalar; its gradient is with respect to ``trained``.
+    settings.mode: ``"jit"`` or ``"pynative"``.  scaled: for a loss computed in float16, see `LossScale`.
+    groups: of each parameter, 0 for ``learning_rate`` and 1 for ``text_encoder_lr``; all 0, unless given.
+    before_batch: called with the number of each batch, counted from 0.
     """
 
-    gradient: Callable
-    optimizer: Callable
+    def __init__(self, loss: Callable, trained: list, settings: Train, scaled=False, groups=(), before_batch=int):
+        import mindspore as ms
 
-    def __call__(self, *tensors):
-        """Returns the loss as a tensor, which the device may still be computing."""
-        loss, gradients = self.gradient(*tensors)
-        device.wait_asleep(gradients)
-        self.optimizer(gradients)
-        return loss
+        def scaled_loss(scale, *tensors):
+            return loss(*tensors) * scale
+
+        gradient = ms.value_and_grad(scaled_loss, None, ms.ParameterTuple(trained))
+        self._gradient = ms.jit(gradient) if settings.mode == "jit" else gradient
+        self.trained, self.step, self._before_batch = trained, 0, before_batch
+        self.optimizer = Optimizer(trained, settings, groups)
+        rates = (settings.learning_rate, settings.text_encoder_lr)
+        self.schedules = [schedule_of(settings, rate) for rate in rates[: max(self.optimizer.groups) + 1]]
+        self.accumulator = Accumulator(trained) if settings.accumulate > 1 else None
+        self.loss_scale = LossScale(FIRST_LOSS_SCALE) if scaled else None
+
+    @property
+    def state(self) -> dict:
+        """The trained parameters and the optimizer's state, by name."""
+        return {f"trained.{parameter.name}": parameter for parameter in self.trained} | self.optimizer.state()
+
+    @property
+    def counters(self) -> dict:
+        scale = self.loss_scale
+        return {
+            "num_updates": self.optimizer.num_updates,
+            "loss_scale": scale and scale.scale,
+            "good_steps": scale and scale.good_steps,
+        }
+
+    def restore(self, checkpoint: resume.Checkpoint) -> None:
+        """Go on from a checkpoint.  Raises UserError where it holds other tensors."""
+        resume.restore(checkpoint, self.state)
+        self.step, counters = checkpoint.step, checkpoint.counters
+        self.optimizer.num_updates = counters["num_updates"]
+        if self.loss_scale:
+            self.loss_scale.scale, self.loss_scale.good_steps = counters["loss_scale"], counters["good_steps"]
+
+    def save(self, folder: Path, identity: dict, keep: int) -> None:
+        """Write a checkpoint to the run's ``folder``.  Raises UserError where a number in it is not finite."""
+        resume.save(folder, self.step, self.state, self.counters, identity, keep)
+
+    @property
+    def result(self) -> dict:
+        """The parameters that the training has made, by name: their moving averages where these are kept."""
+        return {own.name: kept for own, kept in zip(self.trained, self.optimizer.averages or self.trained)}
+
+    @property
+    def learning_rates(self) -> list[float]:
+        """Of the next step, by group."""
+        return [schedule.at(self.step) for schedule in self.schedules]
+
+    def advance(self, batches: Sequence[tuple]) -> Outcome:
+        """Take one step on the mean gradient of some batches, given as the arguments of the loss."""
+        scale = self.loss_scale.scale if self.loss_scale else 1.0
+        losses, gradients = self.gradients(batches, scale)
+        norm = self._update(gradients, scale * len(batches))
+        self.step += 1
+        return Outcome(losses, scale, norm)
+
+    def gradients(self, batches: Sequence[tuple], scale: float = 1.0) -> tuple[list, Sequence]:
+        """Each batch's loss times ``scale``, and the sum of their gradients, waited for."""
+        import mindspore as ms
+
+        losses, scale = [], ms.Tensor(scale, ms.float32)
+        for number, tensors in enumerate(batches):
+            self._before_batch(self.step * len(batches) + number)
+            loss, gradients = self._gradient(scale, *tensors)
+            device.wait_asleep(gradients)
+            losses.append(loss)
+            if self.accumulator:
+                self.accumulator.add(gradients, is_first=number == 0)
+        return losses, self.accumulator.sums if self.accumulator else gradients
+
+    def _update(self, gradients, divide_by: float):
+        """Step the optimizer; a step whose gradients overflowed is skipped.  Returns the norm."""
+        rates = self.learning_rates
+        if not self.loss_scale:
+            return self.optimizer.update(gradients, rates, divide_by)
+        norm = self.optimizer.norm(gradients, divide_by)
+        if np.isfinite(norm):
+            self.optimizer.update(gradients, rates, divide_by)
+        self.loss_scale.adjust(bool(np.isfinite(norm)))
+        return norm
 
 
-def make_step(loss: Callable, trained: list, settings: Train) -> Step:
-    import mindspore as ms
+def run(
+    training: Training,
+    make: Callable[[int], object],
+    tensors: Callable[[object], tuple],
+    settings: Train,
+    folder: Path,
+    identity: dict,
+) -> dict:
+    """Train from ``training.step`` to ``settings.steps``; metrics and checkpoints go to ``folder``.
 
-    gradient = ms.value_and_grad(loss, None, ms.ParameterTuple(trained))
-    if settings.mode == "jit":
-        gradient = ms.jit(gradient)
-    return Step(gradient, _optimizer(trained, settings))
+    make: the batch of a number, counted over all batches from 0; called ahead, in a thread.
+    tensors: the arguments of the loss for a batch.
 
-
-def _optimizer(trained: list, settings: Train) -> Callable:
-    """AdamW with bias correction (arXiv:1711.05101), or MindSpore's AdamWeightDecay, which has none.
-
-    Without the correction the first steps are several times too small: the moments start at zero and are taken as they
-    are.  mindone's own scripts train that way; choose it to compare with them.
+    The device is waited for every ``log_every`` steps and at checkpoints.  Returns the last loss, the median step time
+    in seconds, and the share of all time that was spent waiting for batches.  Raises UserError where the loss is not
+    finite; Stopped, with a checkpoint written, after the step in which it was asked for.
     """
-    from mindspore import nn
-    from mindspore.experimental.optim import AdamW
-
-    betas, eps, decay = (settings.adam_beta1, settings.adam_beta2), settings.adam_epsilon, settings.weight_decay
-    if settings.optimizer == "adamw":
-        return AdamW(trained, lr=settings.learning_rate, betas=betas, eps=eps, weight_decay=decay)
-    return nn.AdamWeightDecay(trained, settings.learning_rate, *betas, eps, decay)
-
-
-def run(step: Step, tensors: Callable[[int], tuple], settings: Train, folder: Path) -> dict:
-    """Train for ``settings.steps`` steps; write loss, learning rate and step time to metrics.jsonl in ``folder``.
-
-    tensors: gives the arguments of the step by its number, from 0.  The device is waited for every ``log_every`` steps;
-    a line's step_seconds is the mean since the line before.  Returns the last loss and the median step time in seconds.
-    Raises UserError where the loss is not finite.
-    """
-    seconds, last, began = [], 0, time.perf_counter()
-    with open(folder / METRICS_NAME, "w") as metrics, Progress("train", settings.steps, "step") as progress:
-        for number in range(1, settings.steps + 1):
-            loss = step(*tensors(number - 1))
-            if number % settings.log_every == 0 or number == settings.steps:
-                value = _finite(loss, number)
-                now = time.perf_counter()
-                seconds.append((now - began) / (number - last))
-                line = {"step": number, "loss": value, "lr": settings.learning_rate, "step_seconds": seconds[-1]}
-                metrics.write(json.dumps(line) + "\n")
-                metrics.flush()
-                progress.advance(number - last, f"loss {value:.4f}")
-                last, began = number, now
-    return {"loss": value, "step_seconds": float(np.median(seconds))}
+    size = settings.accumulate
+    numbers = range(training.step * size, settings.steps * size)
+    with (
+        Metrics(folder, training.step, settings) as metrics,
+        Progress("train", settings.steps, "step", training.step) as progress,
+        StopRequest() as stop,
+        made_ahead(make, numbers, AHEAD * size) as ahead,
+    ):
+        while training.step < settings.steps:
+            rate = training.learning_rates[0]
+            outcome = training.advance([tensors(ahead.next()) for _ in range(size)])
+            if metrics.is_due(training.step):
+                loss = metrics.write(training.step, outcome, rate, ahead.waited_seconds)
+                progress.advance(training.step - progress.done, f"loss {loss:.4f}")
+            if _is_checkpoint_due(training.step, settings) or stop.requested:
+                metrics.sync()
+                training.save(folder, identity, settings.keep_checkpoints)
+            if training.step < settings.steps:
+                stop.check()
+        return metrics.summary()
 
 
-def _finite(loss, number: int) -> float:
-    value = float(loss.asnumpy())
-    if not np.isfinite(value):
-        raise UserError(f"step {number}: the loss is {value}; lower train.learning_rate, or use a wider precision")
-    return value
+def schedule_of(settings: Train, rate: float) -> Schedule:
+    s = settings
+    return Schedule(s.lr_scheduler, rate, s.lr_warmup_steps, s.steps, s.lr_num_cycles, s.lr_power)
+
+
+def _is_checkpoint_due(step: int, settings: Train) -> bool:
+    return step == settings.steps or bool(settings.checkpoint_every and step % settings.checkpoint_every == 0)
 
 
 @contextlib.contextmanager

@@ -75,6 +75,12 @@ def parameters_by_dtype(model) -> dict[str, int]:
     return counts
 
 
+def recompute_blocks(transformer) -> None:
+    """Keep no activations inside the transformer's blocks: compute them again for the gradient (arXiv:1604.06174)."""
+    for block in [*transformer.transformer_blocks, *transformer.single_transformer_blocks]:
+        block.recompute()
+
+
 def mindspore_dtype(name: str):
     import mindspore as ms
 

@@ -9,12 +9,13 @@ LINE_EVERY_SECONDS = 15
 
 
 class Progress:
-    """Counts up to ``total`` things named ``unit``.  Use it in a ``with`` block."""
+    """Counts up to ``total`` things named ``unit``, from ``done`` that are there already; for a ``with`` block."""
 
-    def __init__(self, label: str, total: int, unit: str = "item"):
+    def __init__(self, label: str, total: int, unit: str = "item", done: int = 0):
         self.label, self.total, self.unit = label, total, unit
-        self.done, self._note = 0, ""
-        self._bar = tqdm(total=total, desc=label, unit=unit, dynamic_ncols=True) if sys.stderr.isatty() else None
+        self.done, self._first, self._note = done, done, ""
+        is_terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=total, initial=done, desc=label, unit=unit, dynamic_ncols=True) if is_terminal else None
 
     def __enter__(self):
         self._began = self._said = time.monotonic()
@@ -38,7 +39,8 @@ class Progress:
     def _say(self) -> None:
         self._said = time.monotonic()
         seconds = self._said - self._began
-        left = seconds / self.done * (self.total - self.done) if self.done else 0
+        done = self.done - self._first
+        left = seconds / done * (self.total - self.done) if done else 0
         self._print(f", {left:.0f} s left")
 
     def _print(self, when: str) -> None:

@@ -4,19 +4,36 @@ A recipe holds all that decides an entry's bytes besides its item, and nothing e
 of the training.  Devices are interchangeable on purpose: what was encoded on one serves another of the same precision.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from cache import Entries, Store, canonical, caption_item, digest
-from pipeline import checkpoints, data, device, precision
+from cache import Entries, Source, Store, canonical, caption_item, digest
+from pipeline import checkpoints, data, device, precision, variants
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.images import PREPROCESSING
+from pipeline.variants import Sample, Size, Variant
 
 SCHEMA = 1
 """Bump when the encoding code may compute other bytes from the same recipe; every store is then encoded again."""
+
+UNDECISIVE = ("log_every", "checkpoint_every", "keep_checkpoints")
+"""Settings of the training that decide no weight."""
+
+
+@dataclass(frozen=True)
+class ImageNeed:
+    """What a training needs of one variant.  photos: each content once, the first photo that has it."""
+
+    variant: Variant
+    entries: Entries
+    photos: tuple[data.IndexedPhoto, ...]
+
+    @property
+    def items(self) -> list[str]:
+        return [photo.digest for photo in self.photos]
 
 
 @dataclass(frozen=True)
@@ -53,21 +70,19 @@ class Plan:
             shape=[length, checkpoints.config(self.checkpoint, "text_encoder_2")["d_model"]],
         )
 
-    @cached_property
-    def latents(self) -> Entries:
+    def latents(self, variant: Variant) -> Entries:
         """The VAE's posterior, (2 * latent_channels, height, width) per image: means, then log-variances."""
-        config, size = checkpoints.config(self.checkpoint, "vae"), self.experiment.data.resolution
-        side = size // 2 ** (len(config["block_out_channels"]) - 1)
-        return self._entries(
-            "latents",
-            "vae",
-            preprocessing=PREPROCESSING,
-            width=size,
-            height=size,
-            crop="centre",
-            flip=False,
-            shape=[2 * config["latent_channels"], side, side],
-        )
+        if variant not in self._latents:
+            config = checkpoints.config(self.checkpoint, "vae")
+            scale = 2 ** (len(config["block_out_channels"]) - 1)
+            shape = [2 * config["latent_channels"], variant.height // scale, variant.width // scale]
+            settings = {"preprocessing": PREPROCESSING, "shape": shape, **variant.recipe}
+            self._latents[variant] = self._entries("latents", "vae", **settings)
+        return self._latents[variant]
+
+    @cached_property
+    def _latents(self) -> dict[Variant, Entries]:
+        return {}
 
     def _entries(self, kind: str, component: str, **decisive) -> Entries:
         policy = getattr(self.precision, component)
@@ -88,27 +103,77 @@ class Plan:
         found = data.index_photos(self.experiment.images, self.experiment.data.prompt, self.store.facts)
         return data.by_content(found)
 
-    def run_id(self, photos: Iterable[data.IndexedPhoto]) -> str:
-        """Identifies a training run by all that decides its weights: no path, no logging."""
-        vae = checkpoints.config(self.checkpoint, "vae")
-        policies = (self.precision.transformer, self.precision.trained)
-        train = {key: value for key, value in vars(self.experiment.train).items() if key != "log_every"}
-        decisive = {
+    def captions(self, photos: Iterable[data.IndexedPhoto]) -> list[Source]:
+        """The captions that a training needs, each once; the empty one too where it drops captions."""
+        found: dict[str, Source] = {}
+        for photo in photos:
+            item = caption_item(photo.caption)
+            found.setdefault(item, Source(item, photo.name, photo.caption))
+        if self.experiment.train.caption_dropout:
+            found.setdefault(caption_item(""), Source(caption_item(""), "", ""))
+        return list(found.values())
+
+    def variants(self, photo: data.IndexedPhoto) -> list[Variant]:
+        """All in which a photo must be encoded."""
+        settings = self.experiment.data
+        return [each for size in variants.sizes(settings, photo) for each in variants.of_size(settings, size)]
+
+    def image_needs(self, photos: Iterable[data.IndexedPhoto]) -> list[ImageNeed]:
+        """What a training needs of each variant, the smallest size first; no two have the same recipe."""
+        settings = self.experiment.data
+        by_size: dict[Size, dict[str, data.IndexedPhoto]] = {}
+        for photo in photos:
+            for size in variants.sizes(settings, photo):
+                by_size.setdefault(size, {}).setdefault(photo.digest, photo)
+        return [
+            ImageNeed(variant, self.latents(variant), tuple(found.values()))
+            for size, found in sorted(by_size.items())
+            for variant in variants.of_size(settings, size)
+        ]
+
+    def samples(self, photos: Iterable[data.IndexedPhoto]) -> list[Sample]:
+        """What an epoch consists of, in the order of the photos; a photo at several sizes is several samples."""
+        return self._samples_once(photos) * self.experiment.data.repeats
+
+    def _samples_once(self, photos):
+        settings = self.experiment.data
+        return [Sample(photo, *size) for photo in photos for size in variants.sizes(settings, photo)]
+
+    def decisive(self, photos: Sequence[data.IndexedPhoto]) -> dict:
+        """All that decides a run's weights, by name: no path, no logging."""
+        settings, vae = self.experiment.data, checkpoints.config(self.checkpoint, "vae")
+        policies = {name: getattr(self.precision, name) for name in ("transformer", "trained")}
+        return {
             "schema": SCHEMA,
             "seed": self.experiment.seed,
             "device": self.device,
-            "entries": [self.pooled.id, self.txt.id, self.latents.id],
-            "pairs": [[photo.digest, caption_item(photo.caption)] for photo in photos],
+            "entries": {
+                "pooled": self.pooled.id,
+                "txt": self.txt.id,
+                "latents": [need.entries.id for need in self.image_needs(photos)],
+            },
+            "data": {
+                "samples": [
+                    [each.photo.digest, caption_item(each.photo.caption), *each.size]
+                    for each in self._samples_once(photos)
+                ],
+                "repeats": settings.repeats,
+                "crops": settings.crops,
+                "flip": settings.flip,
+            },
             "transformer": self.transformer_digest,
-            "vae": [vae.get(key) for key in ("scaling_factor", "shift_factor")],
+            "vae": {key: vae.get(key) for key in ("scaling_factor", "shift_factor")},
             "scheduler": checkpoints.working_config(self.checkpoint, "scheduler"),
-            "precision": [[policy.params, policy.compute] for policy in policies],
+            "precision": {name: {"params": each.params, "compute": each.compute} for name, each in policies.items()},
             "lora": vars(self.experiment.lora),
-            "train": train,
+            "train": {key: value for key, value in vars(self.experiment.train).items() if key not in UNDECISIVE},
         }
-        return digest(canonical(decisive))
 
-    def run_folder(self, photos: Iterable[data.IndexedPhoto]) -> Path:
+    def run_id(self, photos: Sequence[data.IndexedPhoto]) -> str:
+        """Identifies a training run by all that decides its weights."""
+        return digest(canonical(self.decisive(photos)))
+
+    def run_folder(self, photos: Sequence[data.IndexedPhoto]) -> Path:
         return self.experiment.runs / f"{self.experiment.name}-{self.run_id(photos)[:12]}"
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
-from cache import NEEDS_NAME, Store, StoreError, caption_item, lease, needs_text, write_atomically
+from cache import NEEDS_NAME, Store, StoreError, lease, needs_text, write_atomically
 from cache.files import make_folder
 from pipeline import checkpoints, data, device, encode, lora, records, train
 from pipeline.errors import UserError
@@ -152,7 +152,7 @@ def _encode_t5(plan, photos):
 
 
 def _encode_images(plan, photos):
-    return plan.latents.path, encode.encode_latents(plan, photos)
+    return plan.image_needs(photos)[0].entries.path, encode.encode_latents(plan, photos)
 
 
 def _train_lora(plan, photos):
@@ -177,11 +177,11 @@ def _measure_loss(plan, photos):
 
 
 def _captions_are_in(kind: str) -> Callable:
-    return lambda plan, photos: not getattr(plan, kind).missing(caption_item(photo.caption) for photo in photos)
+    return lambda plan, photos: not getattr(plan, kind).missing(source.item for source in plan.captions(photos))
 
 
-def _images_are_in(kind: str) -> Callable:
-    return lambda plan, photos: not getattr(plan, kind).missing(photo.digest for photo in photos)
+def _images_are_in(plan, photos) -> bool:
+    return not any(need.entries.missing(need.items) for need in plan.image_needs(photos))
 
 
 def _files_exist(*names: str) -> Callable:
@@ -193,7 +193,7 @@ STAGES = {
     "CheckData": Stage(lambda survey: survey.photos is not None, _check_data),
     "EncodeCLIP": _planned("EncodeCLIP", _captions_are_in("pooled"), _encode_clip),
     "EncodeT5": _planned("EncodeT5", _captions_are_in("txt"), _encode_t5),
-    "EncodeImages": _planned("EncodeImages", _images_are_in("latents"), _encode_images),
+    "EncodeImages": _planned("EncodeImages", _images_are_in, _encode_images),
     "TrainLoRA": _planned("TrainLoRA", _files_exist(train.RESULT_NAME, lora.WEIGHTS_NAME), _train_lora),
     "MeasureLoss": _planned("MeasureLoss", _files_exist(train.LOSS_NAME), _measure_loss),
 }

@@ -81,7 +81,7 @@ def _interrupted_by_sigterm() -> Iterator[None]:
 def _without_traceback_of_interruption(kind, error, traceback) -> None:
     if issubclass(kind, KeyboardInterrupt):
         print(
-            "interrupted, and the running stage with it; what was encoded is kept, a training starts over",
+            "interrupted, and the running stage with it; what was done is kept, the same command goes on from there",
             file=sys.stderr,
         )
     else:

@@ -6,6 +6,7 @@ import shutil
 import time
 from pathlib import Path
 
+from cache import Entries
 from pipeline import shapes, stages
 from pipeline.experiment import Experiment, load_experiment
 from pipeline.recipes import Plan, resolve
@@ -77,6 +78,12 @@ class Lab:
         return resolve(self.experiment)
 
     @property
+    def latents(self) -> Entries:
+        """Of the first variant: the only one, unless the experiment asks for more."""
+        plan = self.plan
+        return plan.image_needs(plan.photos())[0].entries
+
+    @property
     def run_folder(self) -> Path:
         plan = self.plan
         return plan.run_folder(plan.photos())
@@ -101,7 +108,7 @@ class Lab:
 
     def record(self, name: str) -> dict:
         plan = self.plan
-        folders = {"EncodeCLIP": plan.pooled.path, "EncodeT5": plan.txt.path, "EncodeImages": plan.latents.path}
+        folders = {"EncodeCLIP": plan.pooled.path, "EncodeT5": plan.txt.path, "EncodeImages": self.latents.path}
         return json.loads((folders.get(name, self.run_folder) / "records" / f"{name}.json").read_text())
 
     def captions(self) -> list[dict]:

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from lab import Lab
 
-from cache import caption_item, digest
-from pipeline import draws, loop, lora, models, train
+from cache import Entries, caption_item, digest
+from pipeline import draws, loop, lora, metrics, models, train
 from pipeline.batches import Batch, Batches
 from pipeline.draws import Purpose
 from pipeline.experiment import Lora
 from pipeline.recipes import Plan, resolve
+from pipeline.variants import Variant
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -101,9 +102,14 @@ def latents_of(lab: Lab, posterior: np.ndarray, eps: np.ndarray | float = 0.0) -
     return packed((mean + np.exp(0.5 * log_variance) * eps - vae["shift_factor"]) * vae["scaling_factor"])
 
 
+def entries_of(plan: Plan) -> Entries:
+    """The latents of every photo's only variant."""
+    return plan.latents(Variant(16 * NUM_ROWS, 16 * NUM_ROWS))
+
+
 def modes_of(lab: Lab, plan: Plan) -> np.ndarray:
     """The latents of every photo without sampling, (photos, tokens, channels), ordered as `pairs_of`."""
-    return np.stack([latents_of(lab, plan.latents.read(photo)) for photo, _ in pairs_of(lab)])
+    return np.stack([latents_of(lab, entries_of(plan).read(photo)) for photo, _ in pairs_of(lab)])
 
 
 def schedule(shift: float) -> np.ndarray:
@@ -114,12 +120,12 @@ def schedule(shift: float) -> np.ndarray:
 
 def recomputed(lab: Lab, plan: Plan, step: int) -> dict[str, np.ndarray]:
     """The batch of a training step, in float64; the checkpoint is in FLUX.1-dev's format, so that no shift applies."""
-    settings, seed, pairs = plan.experiment.train, plan.experiment.seed, pairs_of(lab)
-    channels, height, width = plan.latents.shape
+    settings, seed, pairs, entries = plan.experiment.train, plan.experiment.seed, pairs_of(lab), entries_of(plan)
+    channels, height, width = entries.shape
     shape = (settings.batch_size, channels // 2, height, width)
     chosen = [pairs[index] for index in draws.batch_indices(seed, step, settings.batch_size, len(pairs))]
     eps = draws.normal(seed, Purpose.POSTERIOR, step, shape) * (settings.posterior == "sample")
-    latents = np.stack([latents_of(lab, plan.latents.read(photo), e) for (photo, _), e in zip(chosen, eps)])
+    latents = np.stack([latents_of(lab, entries.read(photo), e) for (photo, _), e in zip(chosen, eps)])
     noise = np.stack([packed(item) for item in draws.normal(seed, Purpose.NOISE, step, shape).astype(np.float64)])
     levels = np.floor(draws.generator(seed, Purpose.SIGMA, step).random(settings.batch_size) * 1000).astype(int)
     sigma = schedule(shift=1)[levels]
@@ -131,6 +137,7 @@ def recomputed(lab: Lab, plan: Plan, step: int) -> dict[str, np.ndarray]:
         "timestep": sigma,
         "img_ids": np.array([[0, row, column] for row in range(height // 2) for column in range(width // 2)]),
         "txt_ids": np.zeros((plan.txt.shape[0], 3)),
+        "weight": np.ones(settings.batch_size),
     }
 
 
@@ -278,7 +285,7 @@ def test_sampling_adds_the_posteriors_deviation_times_noise_of_its_own(lab):
     def eps_of(batch, at_mode):
         np.testing.assert_array_equal(batch.timestep, at_mode.timestep)
         photos, *_ = origin(at_mode, modes)
-        log_variances = [mode.latents.read(pairs[photo][0])[16:].astype(np.float64) for photo in photos]
+        log_variances = [entries_of(mode).read(pairs[photo][0])[16:].astype(np.float64) for photo in photos]
         deviations = np.stack([packed(np.exp(0.5 * log_variance)) for log_variance in log_variances])
         return (clean(batch) - clean(at_mode)) / scale / deviations
 
@@ -301,7 +308,7 @@ def test_latents_are_shifted_then_scaled_as_the_vaes_config_says(lab, tmp_path, 
     plan = plan_of(other, train={"posterior": "mode"})
     batch, pairs = batches_of(plan).training(0), pairs_of(other)
     for latents, index in zip(clean(batch), draws.batch_indices(SEED, 0, BATCH_SIZE, NUM_PHOTOS)):
-        mean = plan.latents.read(pairs[index][0])[:16].astype(np.float64)
+        mean = entries_of(plan).read(pairs[index][0])[:16].astype(np.float64)
         np.testing.assert_allclose(latents, packed(mean - shift_factor) * scaling_factor, **CLOSE)
 
 
@@ -312,12 +319,13 @@ def edit(path, **values) -> None:
 def test_a_grid_that_is_not_square_is_packed_row_by_row_in_float32(lab):
     """Latents of 4 x 6, kept in half, whose values say where they come from."""
     plan = plan_of(lab, train={"posterior": "mode"})
-    entries = plan.store.entries(plan.latents.recipe | {"width": 48, "shape": [32, 4, 6], "dtype": "float16"})
+    square = Variant(16 * NUM_ROWS, 16 * NUM_ROWS)
+    entries = plan.store.entries(plan.latents(square).recipe | {"width": 48, "shape": [32, 4, 6], "dtype": "float16"})
     place = np.arange(32 * 4 * 6, dtype=np.float16).reshape(32, 4, 6) / 4
     with entries.writer() as writer:
         for number, (photo, _) in enumerate(pairs_of(lab)):
             writer.write(photo, place + np.float16(number))
-    vars(plan)["latents"] = entries
+    vars(plan)["_latents"] = {square: entries}
     batch = batches_of(plan).training(0)
     assert batch.img_ids.tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 1, 1], [0, 1, 2]]
     assert batch.txt_ids.tolist() == [[0, 0, 0]] * TEXT_LENGTH
@@ -362,7 +370,7 @@ def test_sigmas_are_uniform_over_the_schedulers_own(scheduled):
 # --- from batch to tensors ----------------------------------------------------------------------------------------
 
 POLICIES = {"fp32": np.float32, "fp16": np.float16}
-ARGUMENTS = ("x", "target", "txt", "pooled", "timestep", "img_ids", "txt_ids", "guidance")
+ARGUMENTS = ("x", "target", "txt", "pooled", "timestep", "img_ids", "txt_ids", "weight", "guidance")
 
 
 def tensors(plan: Plan, transformer, batch: Batch) -> dict:
@@ -377,7 +385,7 @@ def test_inputs_are_in_the_transformers_dtype_and_the_target_in_float32(lab, bas
     for name in ("x", "txt", "pooled", "timestep"):
         assert found[name].dtype == dtype, name
         np.testing.assert_array_equal(found[name], getattr(batch, name).astype(dtype))
-    for name in ("target", "img_ids", "txt_ids"):
+    for name in ("target", "img_ids", "txt_ids", "weight"):
         assert found[name].dtype == np.float32, name
         np.testing.assert_array_equal(found[name], getattr(batch, name))
     assert found["guidance"].dtype == dtype
@@ -424,7 +432,7 @@ def test_the_loss_is_the_mean_squared_error_of_the_models_prediction(lab, base):
         batch = batches_of(plan).training(step)
         squares = (predicted(base, vars(batch), guidance=3.5) - batch.target) ** 2
         arguments = tuple(tensors(plan, base, batch).values())
-        loss, items = train.flow_loss(base)(*arguments), train._item_losses(base, arguments)
+        loss, items = train.flow_loss(base)(*arguments), train.item_loss(base)(*arguments).asnumpy()
         assert loss.asnumpy() == pytest.approx(squares.mean(), rel=1e-5) and loss.asnumpy().dtype == np.float32
         np.testing.assert_allclose(items, squares.mean(axis=(1, 2)), rtol=1e-5)
         assert items.mean() == pytest.approx(squares.mean(), rel=1e-5)
@@ -435,10 +443,10 @@ def test_the_error_of_a_half_precision_prediction_is_taken_in_float32(lab):
     transformer = models.load_model(lab.model, "transformer", "fp16")
     plan = plan_of(lab, precision={"transformer": {"params": "fp16", "compute": "fp16"}})
     arguments = tensors(plan, transformer, a_batch(lab))
-    x, target, *conditions = arguments.values()
-    prediction = transformer(x, *conditions)[0].asnumpy()
+    inputs = [arguments[name] for name in ("x", "txt", "pooled", "timestep", "img_ids", "txt_ids", "guidance")]
+    prediction = transformer(*inputs)[0].asnumpy()
     assert prediction.dtype == np.float16
-    expected = ((prediction.astype(np.float64) - target.asnumpy()) ** 2).mean()
+    expected = ((prediction.astype(np.float64) - arguments["target"].asnumpy()) ** 2).mean()
     loss = train.flow_loss(transformer)(*arguments.values()).asnumpy()
     assert loss.dtype == np.float32 and loss == pytest.approx(expected, rel=1e-5)
 
@@ -449,7 +457,7 @@ def test_training_and_measuring_report_the_losses_of_their_own_batches(lab, base
     other = lab.copy(tmp_path / "lab").set("train", learning_rate=1e-12, steps=4, guidance_scale=2.0)
     other.run("TrainLoRA", "MeasureLoss")
     plan = other.plan
-    reported = [json.loads(line)["loss"] for line in (other.run_folder / loop.METRICS_NAME).read_text().splitlines()]
+    reported = [json.loads(line)["loss"] for line in (other.run_folder / metrics.METRICS_NAME).read_text().splitlines()]
     batches = [recomputed(other, plan, step) for step in range(4)]
     expected = [((predicted(base, batch, guidance=2.0) - batch["target"]) ** 2).mean() for batch in batches]
     np.testing.assert_allclose(reported, expected, rtol=1e-5)
@@ -467,8 +475,8 @@ def test_training_and_measuring_report_the_losses_of_their_own_batches(lab, base
 def injected(lab: Lab, seed: int = SEED, **settings) -> tuple:
     """A fresh transformer with LoRA, and its trained parameters by name."""
     transformer = models.load_model(lab.model, "transformer", "fp32")
-    trained = lora.inject(transformer, Lora(**settings), plan_of(lab).precision.trained, seed)
-    return transformer, {parameter.name: parameter for parameter in trained}
+    adapted = lora.Adapted({"transformer": transformer}, Lora(**settings), plan_of(lab).precision.trained, seed)
+    return transformer, {parameter.name: parameter for parameter in adapted.trained}
 
 
 def matrices(parameters: dict, which: str) -> list[np.ndarray]:
@@ -504,8 +512,8 @@ def test_a_comes_from_the_seed_alone_and_differs_between_layers(lab):
 def test_a_starts_in_float32_and_the_same_with_a_half_precision_transformer(lab):
     transformer = models.load_model(lab.model, "transformer", "fp16")
     policy = plan_of(lab, precision={"preset": "fp16"}).precision.trained
-    trained = lora.inject(transformer, Lora(rank=4), policy, SEED)
-    half = matrices({parameter.name: parameter for parameter in trained}, "A")
+    adapted = lora.Adapted({"transformer": transformer}, Lora(rank=4), policy, SEED)
+    half = matrices({parameter.name: parameter for parameter in adapted.trained}, "A")
     assert {a.dtype for a in half} == {np.dtype(np.float32)}
     np.testing.assert_array_equal(half, matrices(injected(lab, rank=4)[1], "A"))
 
@@ -553,7 +561,8 @@ def test_every_lora_parameter_has_a_gradient_and_it_is_the_slope_of_the_loss(lab
             lora.set_values(parameter, np.random.default_rng(number).standard_normal(parameter.shape) / 10)
     arguments = tuple(tensors(plan, transformer, a_batch(lab)).values())
     loss = train.flow_loss(transformer)
-    value, gradients = loop.make_step(loss, trained, plan.experiment.train).gradient(*arguments)
+    settings = dataclasses.replace(plan.experiment.train, mode="pynative")
+    (value,), gradients = loop.Training(loss, trained, settings).gradients([arguments])
     assert value.asnumpy() == pytest.approx(loss(*arguments).asnumpy(), rel=1e-5)
     gradients = [gradient.asnumpy().astype(np.float64) for gradient in gradients]
     norms = [np.linalg.norm(gradient) for gradient in gradients]
@@ -569,16 +578,16 @@ def test_every_lora_parameter_has_a_gradient_and_it_is_the_slope_of_the_loss(lab
 
 def test_training_moves_every_lora_parameter_and_nothing_else(lab, tmp_path):
     transformer, parameters = injected(lab, rank=4, alpha=4.0)
-    plan = plan_of(lab, train={"weight_decay": 0.0, "steps": 3})
-    settings, trained, numbers = plan.experiment.train, list(parameters.values()), []
-    batches, to_tensors = batches_of(plan), train.tensors_of(plan, transformer)
+    plan = plan_of(lab, train={"weight_decay": 0.0, "steps": 3, "mode": "pynative"})
+    settings, numbers, batches = plan.experiment.train, [], batches_of(plan)
 
-    def arguments(number):
+    def make(number):
         numbers.append(number)
-        return to_tensors(batches.training(number))
+        return batches.training(number)
 
     before = {parameter.name: parameter.asnumpy().copy() for parameter in transformer.get_parameters()}
-    loop.run(loop.make_step(train.flow_loss(transformer), trained, settings), arguments, settings, tmp_path)
+    training = loop.Training(train.flow_loss(transformer), list(parameters.values()), settings)
+    loop.run(training, make, train.tensors_of(plan, transformer), settings, tmp_path, {})
     moved = {p.name for p in transformer.get_parameters() if not np.array_equal(p.asnumpy(), before[p.name])}
     assert moved == set(parameters) == {name for name in before if "lora_" in name}
     assert numbers == [0, 1, 2]

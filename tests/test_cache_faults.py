@@ -12,6 +12,7 @@ from test_cache_store import ITEMS, REPOSITORY, array_of, assert_holds, entries_
 
 import cache.writer
 from cache import CorruptEntry, Store, StoreError
+from cache.journal import Journal
 from cache.segment import SegmentWriter
 from cache.writer import ID
 
@@ -246,17 +247,20 @@ def test_a_commit_that_fails_at_its_last_step_is_not_undone_by_what_is_written_n
     assert leftovers(entries) == []
 
 
-def test_a_write_that_is_interrupted_takes_no_later_row_with_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("part", [SegmentWriter, Journal])
+def test_a_write_that_is_interrupted_takes_no_later_row_with_it(tmp_path, monkeypatch, part):
+    """Between the row and the journal: the row is whole, and nobody was told so."""
     entries, append = entries_of(tmp_path / "living"), SegmentWriter.append
 
     def interrupted(*arguments):
-        append(*arguments)
+        if part is SegmentWriter:
+            append(*arguments)
         raise KeyboardInterrupt
 
     with entries.writer() as writer:
         writer.write(ITEMS[0], array_of(entries, 0))
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(SegmentWriter, "append", interrupted)
+            patch.setattr(part, "append", interrupted)
             writer.write(ITEMS[1], array_of(entries, 1))
         for number in range(2, 5):
             writer.write(ITEMS[number], array_of(entries, number))

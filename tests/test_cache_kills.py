@@ -98,7 +98,7 @@ def live(nursery, seconds, max_items):
         life.has_entered = True
         if word != "entered":
             getattr(life, word).append(int(number[0]))
-    assert life.status in (0, 9), nursery.stderr.read()
+    assert life.status in (0, 9), nursery.communicate()[1]
     return life
 
 
@@ -185,6 +185,7 @@ def test_kills_at_any_moment_lose_nothing_and_the_rerun_encodes_the_rest(
     tmp_path, num_kills, num_values, max_items, seconds
 ):
     chance, numbers = random.Random(0), range(40 * num_kills)
+    (tmp_path / "store").mkdir()  # the first child may be killed before it would
     nursery = child(NURSERY, tmp_path / "store", num_values, 0, len(numbers))
     held, seen, num_begun, num_in_flight, num_early = [], set(), 0, 0, 0
     for kill in range(num_kills):

@@ -710,6 +710,11 @@ def test_a_folder_that_holds_no_entries_cannot_be_compared(tmp_path, capsys):
 # --- export ---------------------------------------------------------------------------------------------------------
 
 
+def bits(array):
+    """The numbers as they are stored: MindSpore, where it is imported, has a bfloat16 of its own, equal to no other."""
+    return array.view(f"u{array.dtype.itemsize}")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
 def test_safetensors_reads_what_was_exported(tmp_path, dtype, shape):
@@ -725,11 +730,11 @@ def test_safetensors_reads_what_was_exported(tmp_path, dtype, shape):
     found = safetensors.numpy.load_file(path)
     assert sorted(found) == sorted(captions)
     for number, caption in enumerate(captions):
-        assert found[caption].dtype == entries.layout.real and found[caption].shape == shape
-        np.testing.assert_array_equal(found[caption], array_of(entries, number))
+        assert found[caption].dtype.name == dtype and found[caption].shape == shape
+        np.testing.assert_array_equal(bits(found[caption]), bits(array_of(entries, number)))
     with safetensors.safe_open(path, "np") as file:
         metadata = file.metadata()
-        np.testing.assert_array_equal(file.get_tensor(NASTY), array_of(entries, 1))
+        np.testing.assert_array_equal(bits(file.get_tensor(NASTY)), bits(array_of(entries, 1)))
     assert metadata | {"recipe": None} == {"kind": "prompts", "recipe_id": entries.id, "recipe": None}
     assert json.loads(metadata["recipe"]) == entries.recipe
     assert list(tmp_path.iterdir()).count(path) == 1 and len(list(tmp_path.iterdir())) == 2

@@ -67,7 +67,7 @@ def test_a_misspelt_field_is_told_what_may_have_been_meant(tmp_path):
     [
         ("sead = 3", "sead", "unknown field; known here: name, seed, paths"),
         ("folder = 'x'", "folder", "unknown field"),
-        ("[train]\nlr = 1", "train.lr", "unknown field; known here: steps, batch_size"),
+        ("[train]\nlr = 1", "train.lr", "unknown field; known here: steps, epochs"),
         ("[precision.vae]\ndtype = 'fp32'", "precision.vae", "unknown field dtype; known here: params"),
         ("[precision.vae]\nparams = ['fp32']", "precision.vae", "params = ['fp32']: must be one of bf16, fp16, fp32"),
         ("[precision]\nvae = 'fp32'", "precision.vae", "must be a table"),
@@ -90,6 +90,18 @@ def test_a_misspelt_field_is_told_what_may_have_been_meant(tmp_path):
         (f"[train]\nlearning_rate = {'9' * 400}", "train.learning_rate", "must be finite"),
         ("[train]\noptimizer = 'sgd'", "train.optimizer", "must be one of adamw, adam_weight_decay, found 'sgd'"),
         ("[data]\nresolution = 24", "data.resolution", "must be a multiple of 16, found 24"),
+        ("[data]\nresolution = [64, 24]", "data.resolution", "must be a multiple of 16, found 24"),
+        ("[data]\nresolution = [512, 8, 24]", "data.resolution", "must be at least 16, found 8"),
+        ("[data]\nresolution = [64, 512, 64]", "data.resolution", "names 64 twice"),
+        ("[data]\nresolution = []", "data.resolution", "must be a whole number or a list of whole numbers, found []"),
+        ("[data]\nresolution = [64, true]", "data.resolution", "must be a whole number or a list of whole numbers"),
+        ("[data]\nresolution = 512.0", "data.resolution", "must be a whole number or a list of whole numbers"),
+        ("[data]\nresolution = true", "data.resolution", "must be a whole number or a list of whole numbers"),
+        ("[data]\ncrops = -1", "data.crops", "must be at least 0, found -1"),
+        ("[data]\ncrops = true", "data.crops", "must be a whole number, found True"),
+        ("[data]\nflip = 1", "data.flip", "must be true or false, found 1"),
+        ("[data]\nbuckets = 'yes'", "data.buckets", "must be true or false, found 'yes'"),
+        ("[data]\nrepeats = 0", "data.repeats", "must be at least 1, found 0"),
         ("[device]\ntarget = 'cpu'", "device.target", "must be one of auto, Ascend, CPU, found 'cpu'"),
         ("[model]\npath = 3", "model.path", "must be a text, found 3"),
         ('[paths]\nstore = "a\\u0000b"', "paths.store", "must not hold a null character"),
@@ -153,6 +165,11 @@ def test_values_arrive_where_they_belong(tmp_path):
     assert found.lora.targets == ("to_q", "to_out.0")
     assert found.train.posterior == "mode"
     assert type(found.train.learning_rate) is float and found.train.learning_rate == 1.0
+
+
+def test_a_resolution_may_be_a_list(tmp_path):
+    assert loaded(tmp_path, "[data]\nresolution = [512, 768]").data.resolution == (512, 768)
+    assert loaded(tmp_path, "[data]\nresolution = 768").data.resolution == 768
 
 
 def test_an_empty_file_has_a_default_for_every_field(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from lab import Lab
 
 from cache import NEEDS_NAME, StoreError, caption_item, collect, read_needs
-from pipeline import checkpoints, data, images, loop, lora, models, train
+from pipeline import checkpoints, data, images, loop, lora, metrics, models, train
 from pipeline.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("cpu")
@@ -43,7 +43,7 @@ def test_cached_latents_are_what_the_vae_computes_bit_for_bit(encoded):
     for photo in plan.photos():
         pixels = images.to_array(images.fit(images.read_image(photo.path), 32, 32))
         expected = vae.encode(ms.Tensor(pixels[None]))[0].asnumpy()[0]
-        np.testing.assert_array_equal(plan.latents.read(photo.digest), expected)
+        np.testing.assert_array_equal(encoded.latents.read(photo.digest), expected)
 
 
 def test_cached_prompts_are_what_the_text_encoders_compute_bit_for_bit(encoded):
@@ -68,7 +68,7 @@ def test_half_precision_entries_are_kept_in_half(lab):
     lab.set("precision", preset="fp16")
     assert lab.encode() == {"EncodeCLIP": 3, "EncodeT5": 3, "EncodeImages": 3}
     photo = lab.plan.photos()[0]
-    assert lab.plan.latents.read(photo.digest).dtype == np.float16
+    assert lab.latents.read(photo.digest).dtype == np.float16
     assert lab.plan.txt.read(caption_item(photo.caption)).dtype == np.float16
 
 
@@ -177,14 +177,14 @@ def test_nothing_is_collected_under_a_running_stage(encoded, tmp_path, monkeypat
 
 
 def test_a_damaged_entry_is_encoded_again_alone(lab):
-    (segment,) = lab.plan.latents.segments_path.iterdir()
+    (segment,) = lab.latents.segments_path.iterdir()
     (shard,) = segment.glob("c.*")
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 255
     shard.write_bytes(content)
     for photo in lab.plan.photos():
         try:
-            lab.plan.latents.read(photo.digest)
+            lab.latents.read(photo.digest)
         except Exception as error:
             assert "latents" in str(error)
     assert lab.encode() == {"EncodeImages": 1}
@@ -246,7 +246,7 @@ def test_training_again_gives_the_same_bytes(trained, lab):
 
 
 def losses_of(lab: Lab) -> list[float]:
-    return [json.loads(line)["loss"] for line in (lab.run_folder / loop.METRICS_NAME).read_text().splitlines()]
+    return [json.loads(line)["loss"] for line in (lab.run_folder / metrics.METRICS_NAME).read_text().splitlines()]
 
 
 def test_compiled_training_has_the_losses_of_pynative(trained, lab):
@@ -255,7 +255,7 @@ def test_compiled_training_has_the_losses_of_pynative(trained, lab):
 
 
 def test_metrics_have_one_line_per_step(trained):
-    lines = [json.loads(line) for line in (trained.run_folder / loop.METRICS_NAME).read_text().splitlines()]
+    lines = [json.loads(line) for line in (trained.run_folder / metrics.METRICS_NAME).read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(line["lr"] == 1e-3 and np.isfinite(line["loss"]) and line["step_seconds"] > 0 for line in lines)
 
@@ -288,14 +288,14 @@ def test_mindone_loads_the_saved_lora_and_predicts_what_training_ended_with(trai
     plan, photos = trained.plan, trained.plan.photos()
     batch = train.Batches(plan, photos).evaluation(0, 2)
     ours = models.load_model(plan.checkpoint, "transformer", "fp32")
-    parameters = lora.inject(ours, plan.experiment.lora, plan.precision.trained, seed=7)
+    adapted = lora.Adapted({"transformer": ours}, plan.experiment.lora, plan.precision.trained, seed=7)
     arguments = train.tensors_of(plan, ours)(batch)
-    base = train._item_losses(ours, arguments)
-    lora.load(parameters, trained.run_folder / lora.WEIGHTS_NAME)
+    base = train.item_loss(ours)(*arguments).asnumpy()
+    adapted.load(trained.run_folder / lora.WEIGHTS_NAME)
     theirs = FluxTransformer2DModel.from_pretrained(str(plan.checkpoint), subfolder="transformer")
     theirs.load_lora_adapter(str(trained.run_folder), weight_name=lora.WEIGHTS_NAME, prefix="transformer")
-    found = train._item_losses(theirs.set_train(False), arguments)
-    np.testing.assert_allclose(found, train._item_losses(ours, arguments), rtol=1e-5)
+    found = train.item_loss(theirs.set_train(False))(*arguments).asnumpy()
+    np.testing.assert_allclose(found, train.item_loss(ours)(*arguments).asnumpy(), rtol=1e-5)
     assert np.abs(found - base).max() > 1e-4
 
 
@@ -330,16 +330,16 @@ def test_the_loss_falls_by_more_than_three_standard_errors(lab):
 
 def test_a_changed_frozen_weight_is_named(encoded):
     transformer = models.load_model(encoded.model, "transformer", "fp32")
-    before = train.frozen_digests(transformer)
+    before = train.frozen_digests({"transformer": transformer})
     lora.inject(transformer, encoded.experiment.lora, encoded.plan.precision.trained, seed=0)
-    train.check_frozen(transformer, before)
+    train.check_frozen({"transformer": transformer}, before)
     name = "transformer_blocks.1.attn.to_q.weight"
     parameter = next(p for p in transformer.get_parameters() if p.name.replace(".base_layer.", ".") == name)
     lora.set_values(
         parameter, parameter.asnumpy() + np.float32(1e-6) * (np.arange(parameter.size) == 5).reshape(parameter.shape)
     )
     with pytest.raises(UserError, match=name.replace(".", r"\.")):
-        train.check_frozen(transformer, before)
+        train.check_frozen({"transformer": transformer}, before)
 
 
 @pytest.mark.parametrize(
@@ -349,6 +349,7 @@ def test_a_changed_frozen_weight_is_named(encoded):
         ("everything", "no preset"),
         (("to_out",), "to_out is a CellList, expected linear layers"),
         (("norm_q",), "norm_q is a RMSNorm, expected linear layers"),
+        (("single_transformer_blocks.*.nothing",), "no module of the transformer is named single_transformer_blocks"),
     ],
 )
 def test_lora_targets_must_be_linear_layers_that_exist(encoded, targets, message):
@@ -366,6 +367,17 @@ def test_lora_parameters_are_counted_as_its_shapes_say(encoded):
     assert sum(parameter.size for parameter in trained) == 3 * (128 + 128) * (2 * 4 + 2 * 3)
 
 
+def test_all_linear_trains_every_linear_layer_of_the_blocks_but_modulation(encoded):
+    from mindspore import mint
+
+    transformer = models.load_model(encoded.model, "transformer", "fp32")
+    linear = {name for name, cell in transformer.cells_and_names() if isinstance(cell, mint.nn.Linear)}
+    expected = {name for name in linear if "transformer_blocks" in name and ".norm" not in name}
+    settings = type(encoded.experiment.lora)(targets="all-linear")
+    trained = lora.inject(transformer, settings, encoded.plan.precision.trained, seed=0)
+    assert {parameter.name.partition(".lora_")[0] for parameter in trained} == expected
+
+
 def test_two_processes_do_not_train_one_run(lab):
     lab.run_folder.mkdir(parents=True, exist_ok=True)
     with loop.locked(lab.run_folder), pytest.raises(UserError, match="another process"):
@@ -377,27 +389,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_no_lora(lab):
     with pytest.raises(UserError, match="the loss is"):
         lab.run("TrainLoRA")
     assert not lab.done("TrainLoRA") and not (lab.run_folder / lora.WEIGHTS_NAME).exists()
-
-
-def _adamw(optimizer, steps=3, gradient=0.5, lr=1e-2):
-    """The value after some steps from 1 with a constant gradient, by ``loop.make_step``'s optimizer."""
-    import mindspore as ms
-
-    from pipeline.experiment import Train
-
-    parameter = ms.Parameter(ms.Tensor(np.ones(2, np.float32)), name="p")
-    step = loop._optimizer([parameter], Train(optimizer=optimizer, learning_rate=lr, weight_decay=0.0))
-    for _ in range(steps):
-        step((ms.Tensor(np.full(2, gradient, np.float32)),))
-    return parameter.asnumpy()[0]
-
-
-def test_adamw_corrects_its_bias_and_adam_weight_decay_does_not():
-    """With a constant gradient the corrected step is lr exactly (arXiv:1412.6980); without, it is
-    lr * m / sqrt(v) with m, v as they start out: sums of (1 - b1) b1^i and (1 - b2) b2^i."""
-    assert _adamw("adamw") == pytest.approx(1 - 3 * 1e-2, abs=1e-6)
-    raw = sum((1 - 0.9**t) / np.sqrt(1 - 0.999**t) for t in (1, 2, 3))
-    assert _adamw("adam_weight_decay") == pytest.approx(1 - 1e-2 * raw, abs=1e-5)
 
 
 def test_bad_photos_are_reported_before_anything_is_encoded(encoded, tmp_path):

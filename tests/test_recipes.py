@@ -12,7 +12,6 @@ from pipeline.errors import UserError
 from pipeline.experiment import load_experiment
 
 ROOT = Path(__file__).parents[1]
-ENTRIES = ("pooled", "txt", "latents")
 
 
 def toml(value):
@@ -47,7 +46,7 @@ class Project:
 
     def ids(self, photos=None):
         plan = self.plan()
-        found = {name: getattr(plan, name).id for name in ENTRIES}
+        found = {name: entries.id for name, entries in entries_of(plan).items()}
         return found | {"run": plan.run_id(PHOTOS if photos is None else photos)}
 
 
@@ -55,6 +54,12 @@ def photo(number, caption="a cat", name="a.png"):
     return IndexedPhoto(
         path=Path("/photos") / name, name=name, caption=caption, digest=f"{number:032x}", width=64, height=64
     )
+
+
+def entries_of(plan):
+    """The entries of each kind, of an experiment in which a photo has one variant."""
+    (variant,) = plan.variants(photo(1))
+    return {"pooled": plan.pooled, "txt": plan.txt, "latents": plan.latents(variant)}
 
 
 PHOTOS = [photo(1), photo(2, "a dog", "b.png")]
@@ -190,18 +195,19 @@ def test_the_run_depends_on_the_bytes_and_captions_of_its_photos_and_not_on_thei
 
 def test_shapes_of_the_entries_are_those_of_the_models(project):
     plan = project.plan()
+    latents = entries_of(plan)["latents"]
     assert tuple(plan.pooled.shape) == (64,)
     assert tuple(plan.txt.shape) == (32, 96)
-    assert tuple(plan.latents.shape) == (32, 8, 8)
-    assert {getattr(plan, name).dtype for name in ENTRIES} == {"float32"}
+    assert tuple(latents.shape) == (32, 8, 8)
+    assert {entries.dtype for entries in entries_of(plan).values()} == {"float32"}
     assert (plan.pooled.recipe["max_length"], plan.txt.recipe["max_length"]) == (77, 32)
-    assert (plan.latents.recipe["width"], plan.latents.recipe["height"]) == (64, 64)
+    assert (latents.recipe["width"], latents.recipe["height"]) == (64, 64)
 
 
 def test_no_path_or_file_name_is_in_a_recipe(project):
     plan = project.plan()
-    for name in ENTRIES:
-        text = json.dumps(getattr(plan, name).recipe)
+    for entries in entries_of(plan).values():
+        text = json.dumps(entries.recipe)
         assert str(project.folder) not in text and "safetensors" not in text and "/" not in text
 
 
@@ -225,9 +231,10 @@ def test_addresses_are_worked_out_without_mindspore(project):
         import sys
         from pipeline import experiment, recipes
         plan = recipes.resolve(experiment.load_experiment(sys.argv[1]))
-        print(plan.pooled.id, plan.txt.id, plan.latents.id, plan.run_id([]))
+        from pipeline.variants import Variant
+        print(plan.pooled.id, plan.txt.id, plan.latents(Variant(64, 64)).id, plan.run_id([]))
         print([name for name in ("mindspore", "mindone", "transformers", "diffusers", "torch") if name in sys.modules])
     """
     command = [sys.executable, "-c", code, str(project.folder / "experiment.toml")]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert ran.stdout.splitlines() == [" ".join(expected[name] for name in (*ENTRIES, "run")), "[]"], ran.stderr
+    assert ran.stdout.splitlines() == [" ".join(expected.values()), "[]"], ran.stderr

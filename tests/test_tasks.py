@@ -148,7 +148,7 @@ def test_no_encoding_outlives_a_killed_luigi(encoded, tmp_path):
     process.wait(10)
     wait_until(lambda: not is_alive(stage), 20)
     photos = lab.plan.photos()
-    assert len(lab.plan.latents.missing(photo.digest for photo in photos)) < len(photos)
+    assert len(lab.latents.missing(photo.digest for photo in photos)) < len(photos)
 
 
 def test_a_killed_training_fails_and_is_run_alone_the_next_time(lab):
@@ -177,7 +177,7 @@ def test_a_stage_killed_while_it_encodes_keeps_what_was_committed(encoded, tmp_p
     output = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 143 and "what was finished is kept" in output
     photos = lab.plan.photos()
-    missing = lab.plan.latents.missing(photo.digest for photo in photos)
+    missing = lab.latents.missing(photo.digest for photo in photos)
     assert 0 < len(missing) < len({photo.digest for photo in photos})
     assert lab.encode()["EncodeImages"] == len(missing)
 

@@ -1,0 +1,189 @@
+"""Checkpoints of a training: all that its next step depends on, so that a resumed run goes on bit for bit.
+
+RUN/checkpoints/step-000500.safetensors    trained weights, optimizer moments, averages; in its metadata the step, the
+                                           updates, the loss scale, what the run is, and a digest of the tensors
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cache import canonical, digest, write_tensors
+from cache.files import make_folder
+from pipeline.errors import UserError
+
+FOLDER_NAME = "checkpoints"
+NAME = re.compile(r"step-(\d{6,})\.safetensors")
+DIGEST_BYTES = 16
+LENGTH = ("train.steps", "train.epochs")
+MAX_SHOWN = 80
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose digest holds.  ``counters``: the numbers beside the tensors, such as the loss scale."""
+
+    path: Path
+    step: int
+    counters: dict
+    identity: dict
+
+
+def save(folder: Path, step: int, state: dict, counters: dict, identity: dict, keep: int) -> Path:
+    """Write the checkpoint of ``step`` to the run's ``folder``, then remove all but the newest ``keep``.
+
+    state: parameters by name.  identity: what the run is, see `identity_of`.  Older checkpoints go once the new one is
+    safe on disk.  Raises UserError where a number of the state is not finite: such a checkpoint is worth nothing.
+    """
+    folder = folder / FOLDER_NAME
+    make_folder(folder)
+    path = folder / f"step-{step:06}.safetensors"
+    names = sorted(state)
+    notes = {"step": step, "counters": counters, "identity": identity}
+    notes["digest"] = _digest(step, state, names, notes)
+    tensors = {name: ("float32", tuple(state[name].shape)) for name in names}
+    metadata = {key: json.dumps(value, sort_keys=True) for key, value in notes.items()}
+    write_tensors(path, tensors, (_array(state[name]) for name in names), metadata)
+    for old in list_checkpoints(folder.parent)[keep:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint files of a run, newest first."""
+    found = [path for path in (folder / FOLDER_NAME).glob("step-*.safetensors") if NAME.fullmatch(path.name)]
+    return sorted(found, key=_step_of, reverse=True)
+
+
+def newest(folder: Path, at_most: int) -> Checkpoint | None:
+    """The newest checkpoint of a run that is whole and not past step ``at_most``; says which ones are damaged."""
+    for path in list_checkpoints(folder):
+        if _step_of(path) <= at_most:
+            try:
+                return _read(path)
+            except UserError as error:
+                print(f"{error}; going back to the one before", flush=True)
+    return None
+
+
+def find_shorter(folder: Path, identity: dict, at_most: int) -> Checkpoint | None:
+    """The newest whole checkpoint of the runs beside ``folder`` that differ from it in nothing but their length.
+
+    at_most: the last step that it may be of.
+    """
+    others = [path for path in folder.parent.glob(f"*/{FOLDER_NAME}/step-*.safetensors") if NAME.fullmatch(path.name)]
+    for path in sorted(others, key=_step_of, reverse=True):
+        if path.parent.parent != folder and _step_of(path) <= at_most:
+            with suppress(UserError):
+                if not differing(_notes(path).get("identity") or {}, identity, LENGTH):
+                    return _read(path)
+    return None
+
+
+def restore(checkpoint: Checkpoint, state: dict) -> None:
+    """Set the parameters of ``state`` to what the checkpoint holds.  Raises UserError where names or shapes differ."""
+    import mindspore as ms
+    from safetensors import safe_open
+
+    with safe_open(checkpoint.path, "numpy") as file:
+        names = set(file.keys())
+        wrong = sorted(names ^ state.keys())
+        wrong += [name for name in names & state.keys() if tuple(file.get_slice(name).get_shape()) != state[name].shape]
+        if wrong:
+            raise UserError(f"{checkpoint.path}: holds other tensors than this run trains: {', '.join(wrong[:5])}")
+        for name, parameter in state.items():
+            parameter.set_data(ms.Tensor(file.get_tensor(name)))
+
+
+def check_identity(checkpoint: Checkpoint, identity: dict, ignored: Iterable[str] = ()) -> None:
+    """Raise UserError that lists the fields in which the checkpoint is of another run."""
+    if differences := differing(checkpoint.identity, identity, ignored):
+        raise UserError("\n  ".join([f"{checkpoint.path}: is a checkpoint of another configuration", *differences]))
+
+
+def differing(found: dict, wanted: dict, ignored: Iterable[str] = ()) -> list[str]:
+    """The fields in which two identities differ, with both values."""
+    keys = sorted((found.keys() | wanted.keys()) - set(ignored))
+    return [
+        f"{key}: {found.get(key, 'unset')} there, {wanted.get(key, 'unset')} here"
+        for key in keys
+        if found.get(key) != wanted.get(key)
+    ]
+
+
+def identity_of(decisive: dict) -> dict[str, str]:
+    """All that decides a run's weights as short texts by dotted field; what is long stands as its digest."""
+    flat: dict[str, str] = {}
+
+    def add(name, value):
+        if isinstance(value, dict) and value:
+            for key in value:
+                add(f"{name}.{key}" if name else key, value[key])
+        else:
+            text = canonical(value).decode()
+            flat[name] = text if len(text) <= MAX_SHOWN else digest(text.encode())
+
+    add("", decisive)
+    return flat
+
+
+def _read(path: Path) -> Checkpoint:
+    """Raises UserError where the file is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    notes = _notes(path)
+    with suppress(OSError, SafetensorError, ValueError, KeyError, TypeError):
+        with safe_open(path, "numpy") as file:
+            claimed, hashed = notes.pop("digest"), _hasher(notes)
+            for name in sorted(file.keys()):
+                _add(hashed, name, file.get_tensor(name))
+        if hashed.hexdigest() == claimed:
+            return Checkpoint(path, int(notes["step"]), notes["counters"], notes["identity"])
+    raise UserError(f"{path}: the checkpoint is damaged")
+
+
+def _notes(path: Path) -> dict:
+    """What a checkpoint says of itself, unverified.  Raises UserError where it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            return {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path}: the checkpoint is damaged") from error
+
+
+def _hasher(notes: dict):
+    return hashlib.blake2b(canonical(notes), digest_size=DIGEST_BYTES)
+
+
+def _digest(step: int, state: dict, names: list[str], notes: dict) -> str:
+    hashed = _hasher(notes)
+    for name in names:
+        array = _array(state[name])
+        if not np.isfinite(array).all():
+            raise UserError(
+                f"step {step}: {name} is not finite any more, nothing was saved; lower train.learning_rate, or use a "
+                "wider precision"
+            )
+        _add(hashed, name, array)
+    return hashed.hexdigest()
+
+
+def _add(hashed, name: str, array: np.ndarray) -> None:
+    hashed.update(name.encode())
+    hashed.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def _array(parameter) -> np.ndarray:
+    return np.ascontiguousarray(parameter.asnumpy())
+
+
+def _step_of(path: Path) -> int:
+    return int(NAME.fullmatch(path.name)[1])

@@ -1,0 +1,247 @@
+"""A training that was interrupted, however often and however, ends as the one that never was, bit for bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from lab import Lab
+from safetensors.numpy import load_file
+
+from pipeline import loop, resume
+from pipeline.errors import UserError
+from pipeline.stopping import Stopped
+
+pytestmark = pytest.mark.usefixtures("cpu")
+
+VARIANTS = {
+    "plain": {},
+    "accumulated": {"train": {"accumulate": 2}},
+    "averaged": {"train": {"ema_decay": 0.9}},
+    "clip": {"lora": {"train_text_encoder": True}, "train": {"text_encoder_lr": 1e-3}},
+    "fp16": {"precision": {"preset": "fp16"}},
+    "dropout": {"lora": {"dropout": 0.3}, "train": {"caption_dropout": 0.3}},
+    "buckets": {"data": {"buckets": True, "flip": True, "crops": 2}, "train": {"batch_size": 1}},
+    "scheduled": {"train": {"lr_scheduler": "cosine", "lr_warmup_steps": 3, "weighting_scheme": "logit_normal"}},
+    "compiled": {"train": {"mode": "jit"}},
+}
+TOGETHER = {
+    "everything": ("accumulated", "averaged", "clip", "dropout", "buckets", "scheduled"),
+    "compiled": ("compiled", "averaged", "dropout"),
+}
+STEPS = 8  # with checkpoints at 2, 4, 6 and 8
+TIMES = ("step_seconds", "data_wait_seconds", "peak_memory_bytes")
+
+
+class Killed(BaseException):
+    """Ends a step at once, as SIGKILL would, so that a test can do it in its own process."""
+
+
+@pytest.fixture(scope="module")
+def start(cpu, tiny_model, tmp_path_factory) -> Lab:
+    return Lab(tmp_path_factory.mktemp("resume") / "lab", tiny_model).set("train", steps=STEPS, checkpoint_every=2)
+
+
+def lab_of(start: Lab, folder: Path, variant: str) -> Lab:
+    lab = start.copy(folder)
+    for name in TOGETHER.get(variant, (variant,)):
+        for table, values in VARIANTS[name].items():
+            lab.set(table, **values)
+    lab.encode()
+    return lab
+
+
+def outcome(lab: Lab) -> dict:
+    """All that must be equal: the result's bytes, the last checkpoint's tensors and counters, the metrics but times."""
+    folder = lab.run_folder
+    (newest, *_) = resume.list_checkpoints(folder)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "result": (folder / "pytorch_lora_weights.safetensors").read_bytes(),
+        "state": {name: array.tobytes() for name, array in load_file(newest).items()},
+        "counters": resume.newest(folder, 10**9).counters,
+        "metrics": [{key: value for key, value in line.items() if key not in TIMES} for line in lines],
+    }
+
+
+def kill_at(monkeypatch, steps: list[int]) -> None:
+    """Let the step with each of these numbers, as they come, end the run after it changed all it changes."""
+    advance = loop.Training.advance
+
+    def advance_or_die(training, batches):
+        result = advance(training, batches)
+        if steps and training.step == steps[0]:
+            steps.pop(0)
+            raise Killed
+        return result
+
+    monkeypatch.setattr(loop.Training, "advance", advance_or_die)
+
+
+@pytest.mark.parametrize("variant", [*TOGETHER, pytest.param("fp16", marks=pytest.mark.slow)])
+def test_an_interrupted_run_ends_as_the_unbroken_one(start, tmp_path, monkeypatch, variant):
+    lab = lab_of(start, tmp_path / "lab", variant)
+    other = lab.copy(tmp_path / "other")
+    unbroken = outcome(lab.run("TrainLoRA"))
+    kills = [5, 8]  # between two checkpoints, and after the last step
+    kill_at(monkeypatch, kills)
+    while kills:
+        with pytest.raises(Killed):
+            other.run("TrainLoRA")
+        assert not other.done("TrainLoRA")
+    assert outcome(other.run("TrainLoRA")) == unbroken
+    assert [line["step"] for line in unbroken["metrics"]] == list(range(1, STEPS + 1))
+
+
+def test_a_run_that_was_asked_to_stop_saves_the_step_it_was_in(start, tmp_path, monkeypatch):
+    lab = lab_of(start, tmp_path / "lab", "plain").set("train", checkpoint_every=0)
+    other = lab.copy(tmp_path / "other")
+    unbroken = outcome(lab.run("TrainLoRA"))
+    advance = loop.Training.advance
+    stops = iter((2, 7))
+
+    def advance_and_ask(training, batches):
+        result = advance(training, batches)
+        if training.step == asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(loop.Training, "advance", advance_and_ask)
+    for asked in stops:
+        with pytest.raises(Stopped):
+            other.run("TrainLoRA")
+        assert resume.newest(other.run_folder, STEPS).step == asked
+    assert outcome(other.run("TrainLoRA")) == unbroken
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(start, tmp_path, monkeypatch, capsys):
+    lab = lab_of(start, tmp_path / "lab", "plain")
+    other = lab.copy(tmp_path / "other")
+    unbroken = outcome(lab.run("TrainLoRA"))
+    kill_at(monkeypatch, [7])
+    with pytest.raises(Killed):
+        other.run("TrainLoRA")
+    newest, before = resume.list_checkpoints(other.run_folder)
+    data = bytearray(newest.read_bytes())
+    data[-5] ^= 4
+    newest.write_bytes(data)
+    other.run("TrainLoRA")
+    said = capsys.readouterr().out
+    assert f"{newest}: the checkpoint is damaged; going back to the one before" in said
+    assert f"going on from step 4, {before}" in said
+    assert outcome(other) == unbroken
+
+
+@pytest.mark.parametrize("offset", [3, 30, 300, -5])
+def test_a_flipped_bit_anywhere_in_a_checkpoint_is_noticed(start, tmp_path, offset):
+    lab = lab_of(start, tmp_path / "lab", "plain").set("train", steps=2).run("TrainLoRA")
+    (path, *_) = resume.list_checkpoints(lab.run_folder)
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+    assert resume.newest(lab.run_folder, STEPS) is None
+
+
+def test_only_the_newest_checkpoints_are_kept(start, tmp_path):
+    lab = lab_of(start, tmp_path / "lab", "plain").set("train", checkpoint_every=1, keep_checkpoints=3).run("TrainLoRA")
+    names = [path.name for path in resume.list_checkpoints(lab.run_folder)]
+    assert names == ["step-000008.safetensors", "step-000007.safetensors", "step-000006.safetensors"]
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_with_what_differs(start, tmp_path):
+    lab = lab_of(start, tmp_path / "lab", "plain").run("TrainLoRA")
+    (path, *_) = resume.list_checkpoints(lab.run_folder)
+    lab.set("train", learning_rate=5e-4, adam_beta2=0.99)
+    (lab.run_folder / "checkpoints").mkdir(parents=True)
+    (lab.run_folder / "checkpoints" / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(UserError) as refused:
+        lab.run("TrainLoRA")
+    assert str(refused.value).splitlines()[1:] == [
+        "  train.adam_beta2: 0.999 there, 0.99 here",
+        "  train.learning_rate: 0.001 there, 0.0005 here",
+    ]
+
+
+def test_more_steps_go_on_from_the_finished_run_and_end_as_one_run(start, tmp_path, capsys):
+    lab = lab_of(start, tmp_path / "lab", "plain")
+    other = lab.copy(tmp_path / "other").set("train", steps=4).run("TrainLoRA")
+    shorter = other.run_folder
+    other.set("train", steps=STEPS)
+    capsys.readouterr()
+    other.run("TrainLoRA")
+    assert "going on from step 4 of a shorter run" in capsys.readouterr().out
+    assert outcome(other) == outcome(lab.run("TrainLoRA"))
+    assert other.run_folder != shorter and (shorter / "pytorch_lora_weights.safetensors").exists()
+
+
+def test_more_steps_of_a_schedule_that_depends_on_their_number_start_anew_and_say_why(start, tmp_path, capsys):
+    lab = lab_of(start, tmp_path / "lab", "scheduled").set("train", steps=4).run("TrainLoRA")
+    lab.set("train", steps=6)
+    capsys.readouterr()
+    lab.run("TrainLoRA")
+    assert "with lr_scheduler = cosine the learning rate of each step depends on the number" in capsys.readouterr().out
+    assert [line["step"] for line in outcome(lab)["metrics"]] == list(range(1, 7))
+
+
+def test_a_run_of_another_setting_does_not_go_on_from_this_one(start, tmp_path, capsys):
+    lab = lab_of(start, tmp_path / "lab", "plain").set("train", steps=4).run("TrainLoRA")
+    lab.set("train", steps=6, weight_decay=0.5)
+    capsys.readouterr()
+    lab.run("TrainLoRA")
+    assert "going on" not in capsys.readouterr().out
+
+
+def train(lab: Lab) -> subprocess.Popen:
+    command = [sys.executable, "-m", "pipeline", "run", "TrainLoRA", "--experiment", str(lab.path)]
+    return subprocess.Popen(
+        command, cwd=Path(__file__).parent.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def wait_for_steps(process: subprocess.Popen, metrics: Path, step: int) -> bool:
+    """Wait until the run has written this step.  Returns whether it still runs."""
+    while process.poll() is None:
+        if metrics.exists() and metrics.read_text().count("\n") >= step:
+            return True
+        time.sleep(0.002)
+    return False
+
+
+def kill_at_random(lab: Lab, num_kills: int, steps: int) -> None:
+    """SIGKILL the stage's process at random moments around random steps, until it was killed so often; then finish."""
+    random.seed(0)
+    killed = 0
+    metrics = lab.run_folder / "metrics.jsonl"
+    while True:
+        process = train(lab)
+        reached = steps if killed == num_kills else 1 + (killed + 1) * (steps - 1) // (num_kills + 1)
+        if wait_for_steps(process, metrics, reached) and killed < num_kills:
+            time.sleep(random.uniform(0, 0.3))
+            process.kill()
+            killed += process.wait() == -signal.SIGKILL
+        elif process.wait() == 0:
+            break
+        else:
+            raise AssertionError(process.stderr.read().decode())
+    assert killed == num_kills
+
+
+def test_a_run_killed_twice_by_the_kernel_ends_as_the_unbroken_one(start, tmp_path):
+    lab = lab_of(start, tmp_path / "lab", "plain").set("train", steps=30, checkpoint_every=1, mode="pynative")
+    other = lab.copy(tmp_path / "other")
+    kill_at_random(other, num_kills=2, steps=30)
+    assert outcome(other) == outcome(lab.run("TrainLoRA"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_killed_ten_times_by_the_kernel_ends_as_the_unbroken_one(start, tmp_path, variant):
+    lab = lab_of(start, tmp_path / "lab", variant).set("train", steps=40, checkpoint_every=1)
+    other = lab.copy(tmp_path / "other")
+    kill_at_random(other, num_kills=10, steps=40)
+    assert outcome(other) == outcome(lab.run("TrainLoRA"))
