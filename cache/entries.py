@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import threading
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -89,12 +88,11 @@ class Entries:
         elif out.shape != shape or out.dtype != self.layout.real or not out.flags.c_contiguous:
             raise ValueError(f"out: {out.dtype} {out.shape}, expected {self.layout.real} {shape}, C-contiguous")
         rows = out.reshape(len(items), self.layout.num_values).view(self.layout.stored)
-        now = time.monotonic()
         for row, item, (segment, place) in zip(rows, items, self.index().best(items)):
             try:
                 if segment is None:
                     raise MissingEntry(item)
-                segment.read_into(row, place, now)
+                segment.read_into(row, place)
             except (MissingEntry, CorruptEntry):
                 self._read_where_it_is_sound(row, item)
         return out
@@ -152,7 +150,7 @@ class Entries:
         for _ in range(2):  # the collector may have moved it since the last look
             for segment, place in self.index().all(item):
                 try:
-                    return segment.read_into(row, place, time.monotonic())
+                    return segment.read_into(row, place)
                 except CorruptEntry as damage:
                     error = damage
                     if segment.is_whole():

@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def _all_garbage(store, keep, leased, min_age_seconds) -> Iterator[Garbage]:
     before = time.time_ns() - int(min_age_seconds * 1e9)
     for entries in all_entries(store):
         needed = keep.get(entries.id, set()) | leased.get(entries.id, set())
+        _prove_what_is_held_twice(entries, needed)
         yield _garbage_of(entries, sorted(needed), sorted(leased.get(entries.id, ())), before)
 
 
@@ -121,6 +123,14 @@ def _garbage_of(entries, needed, leased, before):
         else:
             garbage.removed.append(segment)
     return garbage
+
+
+def _prove_what_is_held_twice(entries, needed):
+    """Read what would be kept of items with several rows: where that is damaged, a sound one is kept instead."""
+    index = entries.index()
+    for item in [item for item in needed if len(index.all(item)) > 1]:
+        with suppress(CorruptEntry):
+            entries.read(item)
 
 
 def _is_small(segment):
@@ -167,7 +177,7 @@ def _copy(segment, rows, writer):
     items, buffer = segment.items(), np.empty(segment.layout.num_values, segment.layout.stored)
     for row in rows.tolist():
         try:
-            segment.read_into(buffer, row, time.monotonic())
+            segment.read_into(buffer, row)
         except CorruptEntry:  # to be encoded again by whoever needs it
             continue
         writer.write(items[row], buffer.reshape(segment.layout.shape), names[row])

@@ -29,7 +29,6 @@ REAL = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "bfloat16": np.d
 CRC_BYTES = 4
 SIZE_BYTES = 8
 PAGE_BYTES = 4096
-CHECK_SECONDS = 0.5
 LARGE_BYTES = 16 * PAGE_BYTES  # rows from this size on begin at a page, for mapped reads; smaller ones lie side by side
 
 
@@ -166,20 +165,20 @@ class Segment:
         except OSError:
             return False
 
-    def read_into(self, out, row, now):
-        """Copy one item into ``out``, flat, in the stored dtype, C-contiguous. now: by ``time.monotonic``.
+    def read_into(self, out, row):
+        """Copy one item into ``out``, flat, in the stored dtype, C-contiguous.
 
         Raises CorruptEntry where it is damaged, StoreError where it cannot be read now.
         """
-        if self._verified is None:
-            self._open(row)
-        if self._verified[row]:
-            if now > self._check_at:
-                self._check_size(row, now)
+        verified = self._verified
+        if verified is None:
+            verified = self._open(row)
+        if verified[row]:
+            self._check_size(row)
             out[:] = self._rows[row]
         else:
             self._read_and_verify(out, row)
-            self._verified[row] = True
+            verified[row] = True
 
     def prefetch(self, rows):
         """Ask the kernel to read some rows, ascending, into its page cache; what lies side by side in one request."""
@@ -215,7 +214,7 @@ class Segment:
         return keys, int.from_bytes(size, "little")
 
     def _open(self, row):
-        """Map the shard, to read a row. Raises as ``read_into`` does."""
+        """Map the shard, to read a row, and return which rows are verified: none. Raises as ``read_into`` does."""
         _allow_many_files()
         try:
             with _opened(self.shard_path) as file:
@@ -225,14 +224,14 @@ class Segment:
         layout = self.layout
         strides = (layout.stride_bytes, layout.stored.itemsize)
         self._rows = np.ndarray((self.num_rows, layout.num_values), layout.stored, self._map, 0, strides)
-        self._verified, self._check_at = np.zeros(self.num_rows, bool), 0.0
+        verified = self._verified = np.zeros(self.num_rows, bool)
+        return verified
 
-    def _check_size(self, row, now):
-        """To touch what a truncated file has lost would end the process (SIGBUS): look now and then."""
+    def _check_size(self, row):
+        """What a truncated file has lost reads as zeros, or ends the process (SIGBUS)."""
         if self._map.size() != self.size_bytes:
             self._verified = None  # so that what may replace the shard is mapped anew
             self._fail(row, None)
-        self._check_at = now + CHECK_SECONDS
 
     def _read_and_verify(self, out, row):
         """Read by a system call, not through the map: a bad disk is then an error and not the end of the process."""

@@ -64,6 +64,7 @@ class Writer:
         """
         array = _checked(self._entries, item, array)
         with explained(self._entries.path, array.nbytes):
+            self._leave_what_is_lost()
             if self._segment is None:
                 self._begin()
             if item not in self._segment.names:
@@ -73,6 +74,8 @@ class Writer:
 
     def commit(self):
         """Make everything written so far visible to all readers, durably. Does nothing where nothing is new."""
+        with explained(self._entries.path, ROW_BYTES):
+            self._leave_what_is_lost()
         if self._segment is None:
             return
         segment = self._segment
@@ -84,6 +87,14 @@ class Writer:
                 if not segment.names or not segment.folder.exists():  # it is where readers see it, and ours no more
                     self._drop_segment()
         self._entries.refresh()
+
+    def _leave_what_is_lost(self):
+        """Where somebody has removed our lock, others take us for dead and commit our rows, or we do."""
+        if self._lock is not None and not _is_in_place(self._lock):
+            for file in filter(None, (self._segment, self._journal, self._lock)):
+                file.close()
+            self._workspace = self._lock = self._segment = self._journal = None
+            salvage(self._entries)
 
     def _append(self, item, array, name):
         try:

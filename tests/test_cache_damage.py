@@ -10,7 +10,7 @@ import pytest
 from test_cache_faults import as_after_a_kill, flip, leftovers
 from test_cache_store import ITEMS, array_of, assert_holds, entries_of, fill, segments
 
-from cache import CorruptEntry
+from cache import CorruptEntry, collect
 from cache.verify import verify
 
 LARGE = (4, 64, 66)  # of float32: 67,584 bytes and a checksum, on 17 pages
@@ -282,3 +282,12 @@ def test_a_recipe_that_is_damaged_loses_nothing_and_is_mended(store):
     flip(path, 20)
     assert_rerun_encodes(store, [NOTED, *NEVER])
     assert path.read_bytes() == text and entries.missing(ITEMS) == []
+
+
+@pytest.mark.parametrize("num_needed", [20, 12])
+def test_the_collector_keeps_the_sound_one_of_two_copies(tmp_path, num_needed):
+    """Whether the segment with the damaged one is kept as it is, or what is needed of it is copied."""
+    entries = fill(fill(entries_of(tmp_path)))
+    flip(segments(entries)[0] / "c.0.0.0", 3 * 28)
+    collect(tmp_path, {entries.id: set(ITEMS[:num_needed])}, min_age_seconds=-1)
+    assert_holds(entries_of(tmp_path), ITEMS[:num_needed])

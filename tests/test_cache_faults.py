@@ -302,3 +302,25 @@ def test_modes_of_what_was_taken_over_follow_the_umask(tmp_path, umask):
     assert len(segments(entries)) == 3
     for path in (tmp_path / "dead").rglob("*"):
         assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
+
+
+@pytest.mark.parametrize("is_taken_over", [True, False])
+def test_a_writer_whose_lock_is_removed_is_taken_over_by_others_or_itself_and_loses_no_row(tmp_path, is_taken_over):
+    entries = entries_of(tmp_path)
+    with entries.writer() as writer:
+        for number in range(3):
+            writer.write(ITEMS[number], array_of(entries, number))
+        (leftovers(entries)[0] / "lock").unlink()
+        if is_taken_over:
+            with entries_of(tmp_path).writer():
+                pass
+            assert_holds(entries_of(tmp_path), ITEMS[:3])
+        for number in range(3, 5):
+            writer.write(ITEMS[number], array_of(entries, number))
+        assert_holds(entries_of(tmp_path), ITEMS[:3])
+        writer.commit()
+        assert_holds(entries_of(tmp_path), ITEMS[:5])
+        writer.write(ITEMS[5], array_of(entries, 5))
+        (leftovers(entries)[0] / "lock").unlink()
+    assert_holds(entries_of(tmp_path), ITEMS[:6])
+    assert leftovers(entries) == []

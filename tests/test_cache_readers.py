@@ -27,6 +27,18 @@ try:
 except StoreError as error:
     print(error)
 """
+READ_WHAT_IS_TRUNCATED = """
+import os, sys
+from cache import Store, StoreError, digest
+entries = Store(sys.argv[1]).entries({"kind": "latents", "dtype": "float32", "shape": [4]})
+for _ in range(3):
+    entries.read(digest(b"19"))
+os.truncate(sys.argv[2], int(sys.argv[3]))
+try:
+    print(entries.read(digest(b"19")))
+except StoreError as error:
+    print(error)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +138,13 @@ def test_threads_that_meet_damage_at_once_lose_nothing_else(tmp_path, restless):
     damaged = [number for number in numbers if number % 10 == 4]
     assert outcomes == [{number: "damaged" if number in damaged else [number] * 3 for number in numbers}] * 8
     assert rows_of(tmp_path, 3).missing(map(item_of, numbers)) == [item_of(number) for number in damaged]
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_shard_that_is_truncated_between_two_reads_is_an_error_not_zeros_and_not_the_end(tmp_path, size):
+    entries = rows_of(tmp_path, 4)
+    with entries.writer() as writer:
+        for number in range(20):
+            writer.write(item_of(number), np.full(4, number, np.float32))
+    output, errors = child(READ_WHAT_IS_TRUNCATED, tmp_path, segments(entries)[0] / "c.0.0", size).communicate()
+    assert errors == "" and output.count("\n") == 1 and f"item {item_of(19)} is damaged" in output
