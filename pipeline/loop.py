@@ -140,12 +140,14 @@ def run(
     with (
         Metrics(folder, training.step, settings) as metrics,
         Progress("train", settings.steps, "step", training.step) as progress,
-        StopRequest() as stop,
         made_ahead(make, numbers, AHEAD * size) as ahead,
+        contextlib.ExitStack() as safe,
     ):
+        stop = None
         while training.step < settings.steps:
             rate = training.learning_rates[0]
             outcome = training.advance([tensors(ahead.next()) for _ in range(size)])
+            stop = stop or safe.enter_context(StopRequest())  # before, there was nothing to keep: a step may compile
             if metrics.is_due(training.step):
                 loss = metrics.write(training.step, outcome, rate, ahead.waited_seconds)
                 progress.advance(training.step - progress.done, f"loss {loss:.4f}")

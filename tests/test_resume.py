@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,6 +46,20 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def start(cpu, tiny_model, tmp_path_factory) -> Lab:
     return Lab(tmp_path_factory.mktemp("resume") / "lab", tiny_model).set("train", steps=STEPS, checkpoint_every=2)
+
+
+@pytest.fixture(scope="module")
+def finished(start, tmp_path_factory) -> Lab:
+    """The plain variant, trained without a break."""
+    return lab_of(start, tmp_path_factory.mktemp("finished") / "lab", "plain").run("TrainLoRA")
+
+
+@pytest.fixture
+def plain(finished, tmp_path) -> Lab:
+    """The plain variant, encoded and not trained."""
+    lab = finished.copy(tmp_path / "plain")
+    shutil.rmtree(lab.folder / "runs")
+    return lab
 
 
 def lab_of(start: Lab, folder: Path, variant: str) -> Lab:
@@ -98,10 +113,8 @@ def test_an_interrupted_run_ends_as_the_unbroken_one(start, tmp_path, monkeypatc
     assert [line["step"] for line in unbroken["metrics"]] == list(range(1, STEPS + 1))
 
 
-def test_a_run_that_was_asked_to_stop_saves_the_step_it_was_in(start, tmp_path, monkeypatch):
-    lab = lab_of(start, tmp_path / "lab", "plain").set("train", checkpoint_every=0)
-    other = lab.copy(tmp_path / "other")
-    unbroken = outcome(lab.run("TrainLoRA"))
+def test_a_run_that_was_asked_to_stop_saves_the_step_it_was_in(finished, plain, monkeypatch):
+    other = plain.set("train", checkpoint_every=0)
     advance = loop.Training.advance
     stops = iter((2, 7))
 
@@ -116,13 +129,11 @@ def test_a_run_that_was_asked_to_stop_saves_the_step_it_was_in(start, tmp_path, 
         with pytest.raises(Stopped):
             other.run("TrainLoRA")
         assert resume.newest(other.run_folder, STEPS).step == asked
-    assert outcome(other.run("TrainLoRA")) == unbroken
+    assert outcome(other.run("TrainLoRA")) == outcome(finished)
 
 
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(start, tmp_path, monkeypatch, capsys):
-    lab = lab_of(start, tmp_path / "lab", "plain")
-    other = lab.copy(tmp_path / "other")
-    unbroken = outcome(lab.run("TrainLoRA"))
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(finished, plain, monkeypatch, capsys):
+    other = plain
     kill_at(monkeypatch, [7])
     with pytest.raises(Killed):
         other.run("TrainLoRA")
@@ -134,27 +145,30 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(st
     said = capsys.readouterr().out
     assert f"{newest}: the checkpoint is damaged; going back to the one before" in said
     assert f"going on from step 4, {before}" in said
-    assert outcome(other) == unbroken
+    assert outcome(other) == outcome(finished)
 
 
 @pytest.mark.parametrize("offset", [3, 30, 300, -5])
-def test_a_flipped_bit_anywhere_in_a_checkpoint_is_noticed(start, tmp_path, offset):
-    lab = lab_of(start, tmp_path / "lab", "plain").set("train", steps=2).run("TrainLoRA")
-    (path, *_) = resume.list_checkpoints(lab.run_folder)
+def test_a_flipped_bit_anywhere_in_a_checkpoint_is_noticed(finished, tmp_path, offset):
+    (path, *_) = resume.list_checkpoints(finished.run_folder)
+    (tmp_path / "checkpoints").mkdir()
+    copy = tmp_path / "checkpoints" / path.name
     data = bytearray(path.read_bytes())
+    copy.write_bytes(data)
+    assert resume.newest(tmp_path, STEPS).step == STEPS
     data[offset] ^= 1
-    path.write_bytes(data)
-    assert resume.newest(lab.run_folder, STEPS) is None
+    copy.write_bytes(data)
+    assert resume.newest(tmp_path, STEPS) is None
 
 
-def test_only_the_newest_checkpoints_are_kept(start, tmp_path):
-    lab = lab_of(start, tmp_path / "lab", "plain").set("train", checkpoint_every=1, keep_checkpoints=3).run("TrainLoRA")
-    names = [path.name for path in resume.list_checkpoints(lab.run_folder)]
+def test_only_the_newest_checkpoints_are_kept(plain):
+    plain.set("train", checkpoint_every=1, keep_checkpoints=3).run("TrainLoRA")
+    names = [path.name for path in resume.list_checkpoints(plain.run_folder)]
     assert names == ["step-000008.safetensors", "step-000007.safetensors", "step-000006.safetensors"]
 
 
-def test_a_checkpoint_of_another_configuration_is_refused_with_what_differs(start, tmp_path):
-    lab = lab_of(start, tmp_path / "lab", "plain").run("TrainLoRA")
+def test_a_checkpoint_of_another_configuration_is_refused_with_what_differs(finished, tmp_path):
+    lab = finished.copy(tmp_path / "lab")
     (path, *_) = resume.list_checkpoints(lab.run_folder)
     lab.set("train", learning_rate=5e-4, adam_beta2=0.99)
     (lab.run_folder / "checkpoints").mkdir(parents=True)
@@ -167,15 +181,14 @@ def test_a_checkpoint_of_another_configuration_is_refused_with_what_differs(star
     ]
 
 
-def test_more_steps_go_on_from_the_finished_run_and_end_as_one_run(start, tmp_path, capsys):
-    lab = lab_of(start, tmp_path / "lab", "plain")
-    other = lab.copy(tmp_path / "other").set("train", steps=4).run("TrainLoRA")
+def test_more_steps_go_on_from_the_finished_run_and_end_as_one_run(finished, plain, capsys):
+    other = plain.set("train", steps=4).run("TrainLoRA")
     shorter = other.run_folder
     other.set("train", steps=STEPS)
     capsys.readouterr()
     other.run("TrainLoRA")
     assert "going on from step 4 of a shorter run" in capsys.readouterr().out
-    assert outcome(other) == outcome(lab.run("TrainLoRA"))
+    assert outcome(other) == outcome(finished)
     assert other.run_folder != shorter and (shorter / "pytorch_lora_weights.safetensors").exists()
 
 
@@ -188,9 +201,8 @@ def test_more_steps_of_a_schedule_that_depends_on_their_number_start_anew_and_sa
     assert [line["step"] for line in outcome(lab)["metrics"]] == list(range(1, 7))
 
 
-def test_a_run_of_another_setting_does_not_go_on_from_this_one(start, tmp_path, capsys):
-    lab = lab_of(start, tmp_path / "lab", "plain").set("train", steps=4).run("TrainLoRA")
-    lab.set("train", steps=6, weight_decay=0.5)
+def test_a_run_of_another_setting_does_not_go_on_from_this_one(finished, tmp_path, capsys):
+    lab = finished.copy(tmp_path / "lab").set("train", steps=9, weight_decay=0.5)
     capsys.readouterr()
     lab.run("TrainLoRA")
     assert "going on" not in capsys.readouterr().out
@@ -231,8 +243,8 @@ def kill_at_random(lab: Lab, num_kills: int, steps: int) -> None:
     assert killed == num_kills
 
 
-def test_a_run_killed_twice_by_the_kernel_ends_as_the_unbroken_one(start, tmp_path):
-    lab = lab_of(start, tmp_path / "lab", "plain").set("train", steps=30, checkpoint_every=1, mode="pynative")
+def test_a_run_killed_twice_by_the_kernel_ends_as_the_unbroken_one(plain, tmp_path):
+    lab = plain.set("train", steps=30, checkpoint_every=1, mode="pynative")
     other = lab.copy(tmp_path / "other")
     kill_at_random(other, num_kills=2, steps=30)
     assert outcome(other) == outcome(lab.run("TrainLoRA"))

@@ -106,7 +106,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def wait_until(condition, seconds: float = 90):
+def wait_until(condition, seconds: float = 240):
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -116,7 +116,7 @@ def wait_until(condition, seconds: float = 90):
 
 def start_training(lab: Lab, *options: str) -> tuple[subprocess.Popen, int]:
     """Luigi in the middle of a training: some steps done, many to go.  Returns Luigi and the stage's process id."""
-    lab.set("train", steps=100_000)
+    lab.set("train", steps=100_000, mode="pynative")
     arguments = [*command("TrainLoRA", lab), *options]
     process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     (stage,) = wait_until(lambda: stages_under(process.pid))
