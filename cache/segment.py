@@ -29,6 +29,7 @@ REAL = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "bfloat16": np.d
 CRC_BYTES = 4
 SIZE_BYTES = 8
 PAGE_BYTES = 4096
+PREFETCH_BYTES = 1 << 20
 LARGE_BYTES = 16 * PAGE_BYTES  # rows from this size on begin at a page, for mapped reads; smaller ones lie side by side
 
 
@@ -181,12 +182,13 @@ class Segment:
             verified[row] = True
 
     def prefetch(self, rows):
-        """Ask the kernel to read some rows, ascending, into its page cache; what lies side by side in one request."""
+        """Ask the kernel to read some rows, ascending, into its page cache, in requests that it does not cut short."""
         breaks = np.flatnonzero(np.diff(rows) != 1) + 1
         with _opened(self.shard_path) as file:
             for run in np.split(rows, breaks):
                 offset, num_bytes = int(run[0]) * self.layout.stride_bytes, len(run) * self.layout.stride_bytes
-                os.posix_fadvise(file, offset, num_bytes, os.POSIX_FADV_WILLNEED)
+                for start in range(offset, offset + num_bytes, PREFETCH_BYTES):
+                    os.posix_fadvise(file, start, PREFETCH_BYTES, os.POSIX_FADV_WILLNEED)
 
     def damaged_rows(self):
         """The rows whose bytes on disk are not those that were written, found by reading all of them."""

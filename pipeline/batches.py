@@ -49,7 +49,11 @@ class Batches:
         self.samples = plan.samples(photos)
         self.sizes = [sample.size for sample in self.samples]
         self.order = Order(self.seed, _numbered(self.sizes), self.train.batch_size)
-        self.latents = {need.variant: need.entries for need in plan.image_needs(photos)}
+        needs = plan.image_needs(photos)
+        self.latents = {need.variant: need.entries for need in needs}
+        for need in needs:
+            need.entries.prefetch(need.items)
+        plan.txt.prefetch([source.item for source in plan.captions(photos)])
         self.txt, self.pooled, self.tokens = plan.txt, plan.pooled, tokens
         vae = checkpoints.config(plan.checkpoint, "vae")
         self.shift_factor, self.scaling_factor = vae["shift_factor"], vae["scaling_factor"]
