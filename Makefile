@@ -1,5 +1,6 @@
 # make demo and make test do all the set-up on a fresh machine, once; run again they start at once.
 # A certain interpreter: make demo PYTHON=/path/to/python3.11     Some of the tests: make test ARGS="-k store"
+# Tests run in two processes, of about 2.5 GB each; make test WORKERS=0 runs them in one.
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-slow demo lint clean
@@ -31,6 +32,9 @@ export PIP_ROOT_USER_ACTION := ignore
 export PIP_USER := 0
 PIP := .venv/bin/python -I -m pip
 
+WORKERS := 2
+PYTEST = .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
+
 help: ## list the targets
 	@echo "make demo   on a fresh machine installs everything into .venv and trains a LoRA on five photos, on CPU"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
@@ -39,10 +43,10 @@ setup: $(STAMP) ## install into .venv (Python 3.11; once: 2 to 5 minutes, 3.4 GB
 	@echo "Everything is installed in .venv."
 
 test: $(STAMP) ## run the tests, the slow ones left out (ARGS="..." goes to pytest)
-	@.venv/bin/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 test-slow: $(STAMP) ## run the slow tests
-	@.venv/bin/python -m pytest -m slow $(ARGS)
+	@$(PYTEST) -m slow $(ARGS)
 
 demo: $(STAMP) ## train a LoRA on five photos with a tiny FLUX.1, on CPU
 	@PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/python examples/demo.py

@@ -18,18 +18,22 @@ BLOCKS = 3
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds per turn; medians are printed")
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--image-tokens", type=int, default=64, help="64 is a picture of 128 x 128 pixels")
-    parser.add_argument("--text-tokens", type=int, default=32)
-    parser.add_argument("--width", type=int, default=128, help="of the transformer, a multiple of 32")
-    parser.add_argument("--blocks", type=int, default=2, help="double blocks, and as many single ones")
     parser.add_argument("--json", action="store_true")
+    add_shape(parser)
     options = parser.parse_args()
     from pipeline import device
 
     device.use("CPU")
     result = measure(options)
     print(json.dumps(result, indent=2) if options.json else table(result))
+
+
+def add_shape(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--image-tokens", type=int, default=64, help="64 is a picture of 128 x 128 pixels")
+    parser.add_argument("--text-tokens", type=int, default=32)
+    parser.add_argument("--width", type=int, default=128, help="of the transformer, a multiple of 32")
+    parser.add_argument("--blocks", type=int, default=2, help="double blocks, and as many single ones")
 
 
 def measure(options) -> dict:
@@ -69,27 +73,37 @@ def parts_of(training, arguments: tuple, loss) -> dict:
     }
 
 
-def prepare(options, mode: str):
+def prepare(options, mode: str, checkpointing: bool = False):
     """The training of one mode, the arguments of its batch, and the loss alone in that mode."""
     import mindspore as ms
 
-    from pipeline import loop, lora, tiny, train
+    from pipeline import loop, lora, models, train
     from pipeline.experiment import Lora, Train
     from pipeline.precision import Policy
+
+    transformer = random_transformer(options)
+    trained = lora.inject(transformer, Lora(), Policy("fp32", "fp32", "fp32"), seed=0)
+    if checkpointing:
+        models.recompute_blocks(transformer)
+    loss = train.flow_loss(transformer)
+    training = loop.Training(loss, trained, Train(mode=mode, learning_rate=LEARNING_RATE))
+    batch = tuple(ms.Tensor(array) for array in random_batch(options))
+    return training, batch, ms.jit(loss) if mode == "jit" else loss
+
+
+def random_transformer(options):
+    """Frozen, the same whenever it is made."""
+    from pipeline import tiny
 
     transformer = tiny.transformer(options.blocks, options.width)
     tiny.randomize(transformer, "transformer", seed=0)
     for parameter in transformer.get_parameters():
         parameter.requires_grad = False
-    trained = lora.inject(transformer.set_train(False), Lora(), Policy("fp32", "fp32", "fp32"), seed=0)
-    loss = train.flow_loss(transformer)
-    training = loop.Training(loss, trained, Train(mode=mode, learning_rate=LEARNING_RATE))
-    return training, random_batch(options), ms.jit(loss) if mode == "jit" else loss
+    return transformer.set_train(False)
 
 
-def random_batch(options) -> tuple:
-    import mindspore as ms
-
+def random_batch(options) -> list[np.ndarray]:
+    """The arguments of `pipeline.train.flow_loss`, float32."""
     generator = np.random.default_rng(0)
     batch, image, text = options.batch_size, options.image_tokens, options.text_tokens
     normal = (
@@ -99,7 +113,7 @@ def random_batch(options) -> tuple:
     sigma, guidance = generator.random(batch), np.full(batch, 3.5)
     ids = np.stack([np.zeros(image), np.arange(image) // 8, np.arange(image) % 8], axis=-1)
     arrays = (*normal, sigma, ids, np.zeros((text, 3)), np.ones(batch), guidance)
-    return tuple(ms.Tensor(np.asarray(array, np.float32)) for array in arrays)
+    return [np.asarray(array, np.float32) for array in arrays]
 
 
 def table(result: dict) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.schedules import LR_END
 
 DTYPES = ("bf16", "fp16", "fp32")
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -210,10 +211,22 @@ DEFAULT = Path(__file__).with_name("default.toml")
 def _build(document: dict, path: Path, folder: Path) -> Experiment:
     problems: list[str] = []
     experiment = _table(Experiment, document, "", problems)
+    problems += [] if problems else _contradictions(experiment)
     if problems:
         noun = "problem" if len(problems) == 1 else "problems"
         raise UserError("\n  ".join([f"{path}: {len(problems)} {noun} in the experiment file", *problems]))
     return dataclasses.replace(experiment, folder=folder)
+
+
+def _contradictions(experiment: Experiment) -> list[str]:
+    """What is wrong with fields that are each right by themselves."""
+    train, problems = experiment.train, []
+    if train.lr_scheduler == "constant" and train.lr_warmup_steps:
+        problems.append("train.lr_warmup_steps: constant has none; set train.lr_scheduler = 'constant_with_warmup'")
+    for name in ("learning_rate", "text_encoder_lr") if train.lr_scheduler == "polynomial" else ():
+        if getattr(train, name) <= LR_END:
+            problems.append(f"train.{name}: polynomial ends at {LR_END}; set it above that")
+    return problems
 
 
 def _table(cls, table: dict, prefix: str, problems: list[str]):

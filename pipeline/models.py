@@ -76,9 +76,29 @@ def parameters_by_dtype(model) -> dict[str, int]:
 
 
 def recompute_blocks(transformer) -> None:
-    """Keep no activations inside the transformer's blocks: compute them again for the gradient (arXiv:1604.06174)."""
+    """Keep no activations inside the transformer's blocks: compute them again for the gradient (arXiv:1604.06174).
+
+    Call it when LoRA layers are in place: a block notes then which of its parameters train.
+    """
+    transformer.pos_embed = _make_constant(transformer.pos_embed)
     for block in [*transformer.transformer_blocks, *transformer.single_transformer_blocks]:
         block.recompute()
+
+
+def _make_constant(cell):
+    """``cell``, whose output is a pair of tensors, without a gradient: recomputed cells take no others in a tuple."""
+    from mindspore import nn, ops
+
+    class Constant(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.cell = cell
+
+        def construct(self, ids):
+            first, second = self.cell(ids)
+            return ops.stop_gradient(first), ops.stop_gradient(second)
+
+    return Constant()
 
 
 def mindspore_dtype(name: str):

@@ -88,6 +88,8 @@ def test_a_misspelt_field_is_told_what_may_have_been_meant(tmp_path):
         ("[train]\nguidance_scale = -inf", "train.guidance_scale", "must be finite, found -inf"),
         ("[train]\nweight_decay = 1e999", "train.weight_decay", "must be finite, found inf"),
         (f"[train]\nlearning_rate = {'9' * 400}", "train.learning_rate", "must be finite"),
+        ("[train]\nlr_warmup_steps = 5", "train.lr_warmup_steps", "constant has none; set train.lr_scheduler"),
+        ("[train]\nlr_scheduler = 'polynomial'\nlearning_rate = 1e-7", "train.learning_rate", "polynomial ends at"),
         ("[train]\noptimizer = 'sgd'", "train.optimizer", "must be one of adamw, adam_weight_decay, found 'sgd'"),
         ("[data]\nresolution = 24", "data.resolution", "must be a multiple of 16, found 24"),
         ("[data]\nresolution = [64, 24]", "data.resolution", "must be a multiple of 16, found 24"),
