@@ -3,7 +3,7 @@
 # Tests run in two processes, of about 2.5 GB each; make test WORKERS=0 runs them in one.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow demo lint clean
+.PHONY: help setup test test-slow demo demo-controlnet lint clean
 
 # Written last, holds the place it was written at: there is no stamp, or another place in it, unless all is installed.
 STAMP := .venv/.installed
@@ -37,7 +37,7 @@ PYTEST = .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
 help: ## list the targets
 	@echo "make demo   on a fresh machine installs everything into .venv and trains a LoRA on five photos, on CPU"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## install into .venv (Python 3.11; once: 2 to 5 minutes, 3.4 GB)
 	@echo "Everything is installed in .venv."
@@ -50,6 +50,9 @@ test-slow: $(STAMP) ## run the slow tests
 
 demo: $(STAMP) ## train a LoRA on five photos with a tiny FLUX.1, on CPU
 	@PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/python examples/demo.py
+
+demo-controlnet: $(STAMP) ## train a ControlNet on drawn circles and their outlines
+	@PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/python examples/demo_controlnet.py
 
 lint: $(STAMP) ## check the style
 	@.venv/bin/python -m ruff check . && .venv/bin/python -m ruff format --check .

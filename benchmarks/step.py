@@ -77,15 +77,16 @@ def prepare(options, mode: str, checkpointing: bool = False):
     """The training of one mode, the arguments of its batch, and the loss alone in that mode."""
     import mindspore as ms
 
-    from pipeline import loop, lora, models, train
+    from pipeline import loop, lora, models
     from pipeline.experiment import Lora, Train
+    from pipeline.loss import flow_loss
     from pipeline.precision import Policy
 
     transformer = random_transformer(options)
     trained = lora.inject(transformer, Lora(), Policy("fp32", "fp32", "fp32"), seed=0)
     if checkpointing:
         models.recompute_blocks(transformer)
-    loss = train.flow_loss(transformer)
+    loss = flow_loss(transformer)
     training = loop.Training(loss, trained, Train(mode=mode, learning_rate=LEARNING_RATE))
     batch = tuple(ms.Tensor(array) for array in random_batch(options))
     return training, batch, ms.jit(loss) if mode == "jit" else loss
@@ -103,7 +104,7 @@ def random_transformer(options):
 
 
 def random_batch(options) -> list[np.ndarray]:
-    """The arguments of `pipeline.train.flow_loss`, float32."""
+    """The arguments of `pipeline.loss.flow_loss`, float32."""
     generator = np.random.default_rng(0)
     batch, image, text = options.batch_size, options.image_tokens, options.text_tokens
     normal = (

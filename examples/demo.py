@@ -66,17 +66,13 @@ def say(text: str) -> None:
 
 def report() -> bool:
     """Say what was made, what it cost and what to type next.  Returns whether the model learned."""
-    from pipeline import records
     from pipeline.experiment import load_experiment
     from pipeline.recipes import resolve
 
     plan = resolve(load_experiment(EXPERIMENT))
     photos = plan.photos()
     folder, latents = plan.run_folder(photos), plan.image_needs(photos)[0].entries
-    say("What each stage cost, in a process of its own:")
-    for record in records.read(plan.pooled.path, plan.txt.path, latents.path, folder):
-        peak = record["peak_memory_bytes"]["process"] / 2**20
-        print(f"  {record['stage']:<12} {record['seconds']:6.1f} s  {peak:6.0f} MB at most  {work_of(record)}")
+    report_costs(plan.pooled.path, plan.txt.path, latents.path, folder)
     learned = report_loss(json.loads((folder / "loss.json").read_text()))
     place = folder.relative_to(ROOT)
     say(f"What it made, in {place}/:")
@@ -89,6 +85,16 @@ def report() -> bool:
     print("  luigi --module tasks TrainLoRA --local-scheduler --experiment examples/cat.toml")
     print("  # your own photos, NAME.txt beside NAME.jpg: see 'Your own data' in README.md")
     return learned
+
+
+def report_costs(*folders: Path) -> None:
+    """Say what the stages cost whose records are in some folders."""
+    from pipeline import records
+
+    say("What each stage cost, in a process of its own:")
+    for record in records.read(*folders):
+        peak = record["peak_memory_bytes"]["process"] / 2**20
+        print(f"  {record['stage']:<17} {record['seconds']:6.1f} s  {peak:6.0f} MB at most  {work_of(record)}")
 
 
 def work_of(record: dict) -> str:

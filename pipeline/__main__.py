@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 from cache import StoreError
+from pipeline import preflight
 from pipeline.errors import UserError
 from pipeline.experiment import load_experiment
+from pipeline.recipes import CONTROLNET, LORA, device_and_precision, resolve
 from pipeline.stages import STAGES, run
 from pipeline.stopping import Stopped, end_with_parent
 
@@ -50,6 +52,13 @@ def _parser() -> argparse.ArgumentParser:
     stage.add_argument("--parent", type=int, default=0, help=argparse.SUPPRESS)
     stage.set_defaults(command=_run_stage)
 
+    plan = commands.add_parser("plan", help="what an experiment has, lacks and takes, before any weight is read")
+    plan.add_argument("experiment", nargs="?", default="", metavar="EXPERIMENT")
+    plan.add_argument("--model-config", metavar="DIR", help="configs alone: a folder, FLUX.1-dev or FLUX.1-schnell")
+    plan.add_argument("--controlnet", action="store_true", help="of the ControlNet's training instead of the LoRA's")
+    plan.add_argument("--json", action="store_true")
+    plan.set_defaults(command=_plan)
+
     tiny = commands.add_parser("tiny-model", help="write a tiny, untrained checkpoint in FLUX.1 format")
     tiny.add_argument("folder", type=Path, metavar="DIR")
     tiny.add_argument("--seed", type=int, default=0)
@@ -63,6 +72,19 @@ def _run_stage(options) -> None:
     if options.parent:
         end_with_parent(options.parent)
     run(options.stage, load_experiment(options.experiment))
+
+
+def _plan(options) -> None:
+    experiment = load_experiment(options.experiment)
+    trains = CONTROLNET if options.controlnet or CONTROLNET in experiment.tables else LORA
+    if options.model_config:
+        configs = preflight.config_folder(options.model_config)
+        target, policies = device_and_precision(experiment)
+        found = preflight.of_configs(configs, experiment, policies, target, trains)
+    else:
+        plan = resolve(experiment, trains)
+        found = preflight.of_plan(plan, plan.photos())
+    print(preflight.as_json(found) if options.json else preflight.table(found))
 
 
 def _write_tiny_model(options) -> None:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cache import caption_item
-from pipeline import checkpoints, data, draws, flow, models, variants
+from cache import Entries, caption_item
+from pipeline import checkpoints, conditions, data, draws, flow, models, variants
 from pipeline.draws import Purpose
 from pipeline.order import Order
-from pipeline.recipes import Plan
+from pipeline.recipes import CONTROLNET, Plan
 from pipeline.variants import Sample, Size, Variant
 from pipeline.weighting import densities, level_indices, loss_weights
 
@@ -24,6 +24,7 @@ class Batch:
     txt: (batch, length, d_model).  pooled: (batch, hidden_size); or CLIP's tokens, (batch, length), int32.
     timestep: (batch,), in [0, 1] as the model takes it.  img_ids, txt_ids: (tokens, 3), positions.
     weight: (batch,), the factor on each item's loss.
+    control: (batch, tokens, channels), the condition's latents; None where no ControlNet trains.
     """
 
     x: np.ndarray
@@ -34,6 +35,7 @@ class Batch:
     img_ids: np.ndarray
     txt_ids: np.ndarray
     weight: np.ndarray
+    control: np.ndarray | None = None
 
 
 class Batches:
@@ -51,7 +53,9 @@ class Batches:
         self.order = Order(self.seed, _numbered(self.sizes), self.train.batch_size)
         needs = plan.image_needs(photos)
         self.latents = {need.variant: need.entries for need in needs}
-        for need in needs:
+        controls = plan.control_needs(photos) if plan.trains == CONTROLNET else []
+        self.controls = {need.variant: need.entries for need in controls}
+        for need in [*needs, *controls]:
             need.entries.prefetch(need.items)
         plan.txt.prefetch([source.item for source in plan.captions(photos)])
         self.txt, self.pooled, self.tokens = plan.txt, plan.pooled, tokens
@@ -76,11 +80,12 @@ class Batches:
         u = densities(settings.weighting_scheme, generator(Purpose.SIGMA), len(samples), *shape)
         return self._make(
             self._drawn_variants(samples, generator(Purpose.CROP), generator(Purpose.FLIP)),
-            [sample.photo.digest for sample in samples],
+            [sample.photo for sample in samples],
             self._drawn_captions(samples, generator(Purpose.CAPTION_DROPOUT)),
             level_indices(u, len(self.sigmas)),
             generator(Purpose.NOISE),
             generator(Purpose.POSTERIOR),
+            generator(Purpose.CONTROL_POSTERIOR),
             settings.weighting_scheme,
         )
 
@@ -94,13 +99,15 @@ class Batches:
         samples = [self.samples[place] for place in places]
         generators = (draws.generator(self.seed, Purpose.EVALUATION, 3 * index + part) for part in range(3))
         for_levels, for_noise, for_posterior = generators
+        for_control = draws.generator(self.seed, Purpose.EVALUATION, (1 << 40) + index)
         return self._make(
             [variants.of_size(self.data, sample.size)[0] for sample in samples],
-            [sample.photo.digest for sample in samples],
+            [sample.photo for sample in samples],
             [caption_item(sample.photo.caption) for sample in samples],
             level_indices(for_levels.random(size), len(self.sigmas)),
             for_noise,
             for_posterior,
+            for_control,
         )
 
     def _drawn_variants(self, samples: list[Sample], for_crops, for_flips) -> list[Variant]:
@@ -115,9 +122,11 @@ class Batches:
         is_dropped = generator.random(len(samples)) < self.train.caption_dropout
         return [caption_item("" if drop else sample.photo.caption) for sample, drop in zip(samples, is_dropped)]
 
-    def _make(self, chosen: list[Variant], photos, captions, levels, for_noise, for_posterior, scheme="none") -> Batch:
-        """photos, captions: their addresses.  levels: (batch,), indices into the schedule."""
-        posterior = self._posterior(chosen, photos)
+    def _make(
+        self, chosen: list[Variant], photos, captions, levels, for_noise, for_posterior, for_control, scheme="none"
+    ) -> Batch:
+        """captions: their addresses.  levels: (batch,), indices into the schedule."""
+        posterior = self._posterior(self.latents, chosen, [photo.digest for photo in photos])
         batch, channels, height, width = posterior.shape
         latents = self._sampled(posterior, for_posterior)
         noise = flow.pack(for_noise.standard_normal((batch, channels // 2, height, width), dtype=np.float32))
@@ -131,19 +140,25 @@ class Batches:
             img_ids=flow.image_ids(height, width),
             txt_ids=np.zeros((self.txt.shape[0], 3), np.float32),
             weight=loss_weights(scheme, sigma),
+            control=self._control(chosen, photos, for_control) if self.controls else None,
         )
+
+    def _control(self, chosen: list[Variant], photos: list[data.IndexedPhoto], for_posterior) -> np.ndarray:
+        """The conditions of the photos in the very variants that were chosen for these."""
+        items = [conditions.item(photo, variant) for photo, variant in zip(photos, chosen)]
+        return self._sampled(self._posterior(self.controls, chosen, items), for_posterior)
 
     def _pooled(self, captions: list[str]) -> np.ndarray:
         if self.tokens is None:
             return self.pooled.read_many(captions).astype(np.float32)
         return np.stack([self.tokens(caption) for caption in captions])
 
-    def _posterior(self, chosen: list[Variant], photos: list[str]) -> np.ndarray:
-        """(batch, 2 * channels, height, width): each photo in its variant, all of one size."""
-        posterior = np.empty((len(photos), *self.latents[chosen[0]].shape), np.float32)
+    def _posterior(self, entries: dict[Variant, Entries], chosen: list[Variant], items: list[str]) -> np.ndarray:
+        """(batch, 2 * channels, height, width): each item in its variant, all of one size."""
+        posterior = np.empty((len(items), *entries[chosen[0]].shape), np.float32)
         for variant in dict.fromkeys(chosen):
             rows = [row for row, each in enumerate(chosen) if each == variant]
-            posterior[rows] = self.latents[variant].read_many([photos[row] for row in rows])
+            posterior[rows] = entries[variant].read_many([items[row] for row in rows])
         return posterior
 
     def _sampled(self, posterior: np.ndarray, for_posterior) -> np.ndarray:

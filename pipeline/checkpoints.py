@@ -12,6 +12,8 @@ from pipeline.errors import UserError
 COMPONENTS = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "vae", "transformer", "scheduler")
 WEIGHTS = {"text_encoder": "model", "text_encoder_2": "model", "vae": "diffusion_pytorch_model"}
 WEIGHTS["transformer"] = "diffusion_pytorch_model"
+CONTROLNET = "controlnet"
+"""No part of a checkpoint: its folder is its own."""
 CONFIG_NAMES = dict.fromkeys(("tokenizer", "tokenizer_2"), "tokenizer_config.json")
 CONFIG_NAMES["scheduler"] = "scheduler_config.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -23,6 +25,7 @@ EXPECTED = {
     "text_encoder_2": ("T5EncoderModel", ("d_model",)),
     "vae": ("AutoencoderKL", ("block_out_channels", "latent_channels", "scaling_factor", "shift_factor")),
     "transformer": ("FluxTransformer2DModel", ()),
+    CONTROLNET: ("FluxControlNetModel", ("num_layers", "num_single_layers")),
 }
 """The class of each model, and what its config must say for us to plan with it."""
 
@@ -108,8 +111,13 @@ def _patterns(variant: str) -> list[str]:
     return [*configs, "tokenizer*/*.txt", "tokenizer*/*.model", *weights]
 
 
+def part_of(folder: Path, component: str) -> Path:
+    """The folder of a checkpoint's component."""
+    return folder if component == CONTROLNET else folder / component
+
+
 def config(folder: Path, component: str) -> dict:
-    return _json(folder / component / CONFIG_NAMES.get(component, "config.json"))
+    return _json(part_of(folder, component) / CONFIG_NAMES.get(component, "config.json"))
 
 
 def _json(path: Path) -> dict:
@@ -129,7 +137,7 @@ def weight_files(folder: Path, component: str, variant: str = "") -> list[Path]:
 
     Raises UserError where a file is missing, leaves the folder, or where there are pickles only.
     """
-    part, stem = folder / component, WEIGHTS[component]
+    part, stem = part_of(folder, component), WEIGHTS.get(component, "diffusion_pytorch_model")
     suffix = f".{variant}" if variant else ""
     single = part / f"{stem}{suffix}.safetensors"
     indices = (part / f"{stem}.safetensors.index{suffix}.json", part / f"{stem}{suffix}.safetensors.index.json")

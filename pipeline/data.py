@@ -1,5 +1,6 @@
 """The photos of an experiment: decoded once, addressed by content, and every fault reported at once."""
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable
@@ -19,15 +20,21 @@ from pipeline.photos import METADATA, Photo, Problem, list_photos
 MAX_WORKERS = 8  # decoded photos in memory at a time
 BATCH = 64  # photos between two notes of what was learnt, so that a killed run keeps the rest
 MAX_LISTED = 500
+ASPECT_TOLERANCE = 1.01
+NO_CONDITION = f'no condition: its line in {METADATA} has no "conditioning_image"'
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexedPhoto(Photo):
-    """A photo that decodes.  digest: of the file's bytes; width, height: in pixels, after EXIF orientation."""
+    """A photo that decodes.  digest: of the file's bytes; width, height: in pixels, after EXIF orientation.
+
+    condition: the image beside it that a ControlNet is conditioned on, where it was asked for.
+    """
 
     digest: str
     width: int
     height: int
+    condition: "IndexedPhoto | None" = None
 
 
 def index_photos(
@@ -42,6 +49,49 @@ def index_photos(
     if problems or undecodable:
         raise UserError(_report(folder, sorted(problems + undecodable)))
     return indexed
+
+
+def index_pairs(
+    folder: Path, prompt: str, facts: FileFacts, progress: Callable[[int, int], None] | None = None
+) -> list[IndexedPhoto]:
+    """As `index_photos`, each photo with its ``condition``; a pair is of one shape, up to its scale."""
+    photos, problems = list_photos(folder, prompt)
+    conditions = conditions_of(folder, photos)
+    problems += [Problem(photo.name, NO_CONDITION) for photo in photos if photo.conditioning is None]
+    indexed, undecodable = inspect([*photos, *conditions], facts, progress)
+    pairs = _paired(indexed, photos)
+    problems += [Problem(pair.name, _mismatch(pair)) for pair in pairs if not _fits(pair)]
+    if problems or undecodable:
+        raise UserError(_report(folder, sorted(problems + undecodable)))
+    return pairs
+
+
+def conditions_of(folder: Path, photos: list[Photo]) -> list[Photo]:
+    """The images that the photos name as their conditions, each once, without those that are photos themselves."""
+    own = {photo.name for photo in photos}
+    names = dict.fromkeys(photo.conditioning for photo in photos if photo.conditioning is not None)
+    return [Photo(name, Path(folder) / name, "") for name in names if name not in own]
+
+
+def _paired(indexed: list[IndexedPhoto], photos: list[Photo]) -> list[IndexedPhoto]:
+    """Those of the photos that were indexed and whose conditions were."""
+    known = {photo.name: photo for photo in indexed}
+    found = [photo for photo in photos if photo.name in known and photo.conditioning in known]
+    return [dataclasses.replace(known[photo.name], condition=known[photo.conditioning]) for photo in found]
+
+
+def _fits(pair: IndexedPhoto) -> bool:
+    """Whether a photo and its condition have the same aspect, up to the rounding of a scaled file."""
+    across, down = pair.width * pair.condition.height, pair.height * pair.condition.width
+    return max(across, down) <= ASPECT_TOLERANCE * min(across, down)
+
+
+def _mismatch(pair: IndexedPhoto) -> str:
+    condition = pair.condition
+    return (
+        f"{pair.width} x {pair.height}, but its conditioning_image {condition.name} is {condition.width} x "
+        f"{condition.height}: expected the same shape"
+    )
 
 
 def inspect(
@@ -72,13 +122,26 @@ def inspect(
 
 def by_content(photos: list[IndexedPhoto]) -> list[IndexedPhoto]:
     """Order photos by what is in them, so that renaming or moving a file changes nothing of a training."""
-    return sorted(photos, key=lambda photo: (photo.digest, photo.caption))
+    return sorted(photos, key=lambda photo: (photo.digest, photo.caption, _digest_of(photo.condition)))
+
+
+def _digest_of(condition: IndexedPhoto | None) -> str:
+    return condition.digest if condition else ""
 
 
 def remembered(photos: list[Photo], facts: FileFacts) -> list[IndexedPhoto] | None:
     """Return what ``inspect`` would, where it had nothing to decode; None where it had."""
     known = _known(photos, facts)
     return [_indexed(photo, known[photo.path]) for photo in photos] if len(known) == len(photos) else None
+
+
+def remembered_pairs(folder: Path, photos: list[Photo], facts: FileFacts) -> list[IndexedPhoto] | None:
+    """Return what `index_pairs` would, where it had nothing to decode and nothing to report; None where it had."""
+    indexed = remembered([*photos, *conditions_of(folder, photos)], facts)
+    if indexed is None or any(photo.conditioning is None for photo in photos):
+        return None
+    pairs = _paired(indexed, photos)
+    return pairs if all(map(_fits, pairs)) else None
 
 
 def read_photo(photo: IndexedPhoto) -> Image.Image:

@@ -4,16 +4,17 @@ One item at a time: its bytes then depend on the item and the recipe only, not o
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 
 import numpy as np
 
 from cache import Entries
-from pipeline import data, images, models
+from pipeline import conditions, data, images, measured, models
 from pipeline.buckets import crop_box
+from pipeline.precision import Policy
 from pipeline.progress import Progress
-from pipeline.recipes import Plan
+from pipeline.recipes import ImageNeed, Plan
 from pipeline.stopping import StopRequest
 
 Wanted = list[tuple[Entries, dict[str, tuple]]]
@@ -38,6 +39,26 @@ def encode_txt(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> dict:
 
 def encode_latents(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> dict:
     """The VAE's posterior of every variant of an image that lacks it.  Returns what the stage's record says of it."""
+
+    def photo_in(photo, variant, read):
+        picture, size = read(photo), (variant.width, variant.height)
+        return images.fit(picture, *size, crop_box(photo.digest, *picture.size, *size, variant.crop), variant.flip)
+
+    return _encode_pictures(plan, plan.image_needs(photos), photo_in, "image")
+
+
+def encode_controls(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> dict:
+    """As `encode_latents`, of the photos' conditions."""
+    condition = plan.experiment.controlnet.condition
+
+    def condition_in(photo, variant, read):
+        return conditions.picture(photo, read(photo.condition or photo), variant, condition)
+
+    return _encode_pictures(plan, plan.control_needs(photos), condition_in, "control")
+
+
+def _encode_pictures(plan: Plan, needs: Sequence[ImageNeed], picture_in: Callable, unit: str) -> dict:
+    """Encode what is missing of ``picture_in(photo, variant, read)``, where ``read(photo)`` decodes a file."""
     import mindspore as ms
 
     policy = plan.precision.vae
@@ -48,19 +69,16 @@ def encode_latents(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> dict:
         read_photo = functools.lru_cache(maxsize=1)(data.read_photo)  # its variants are encoded one after another
 
         def posterior(source):
-            photo, variant = source
-            picture, size = read_photo(photo), (variant.width, variant.height)
-            box = crop_box(photo.digest, *picture.size, *size, variant.crop)
-            pixels = images.to_array(images.fit(picture, *size, box, variant.flip))
+            pixels = images.to_array(picture_in(*source, read_photo))
             return vae.encode(ms.Tensor(pixels[None]).astype(dtype))[0]
 
         return vae, posterior
 
     wanted = [
-        (need.entries, {photo.digest: (photo.name, (photo, need.variant)) for photo in need.photos})
-        for need in plan.image_needs(photos)
+        (need.entries, {item: (photo.name, (photo, need.variant)) for item, photo in zip(need.items, need.photos)})
+        for need in needs
     ]
-    return _encode(wanted, load, "VAE", "image")
+    return _encode(wanted, load, "vae", policy, "VAE", unit)
 
 
 def _encode_captions(plan, entries, photos, tokenizer_name, component, label, select) -> dict:
@@ -79,13 +97,14 @@ def _encode_captions(plan, entries, photos, tokenizer_name, component, label, se
         return encoder, embed
 
     sources = {source.item: (source.name, source.key) for source in plan.captions(photos)}
-    return _encode([(entries, sources)], load, label, "caption")
+    return _encode([(entries, sources)], load, component, policy, label, "caption")
 
 
-def _encode(wanted: Wanted, load: Callable, label: str, unit: str) -> dict:
+def _encode(wanted: Wanted, load: Callable, component: str, policy: Policy, label: str, unit: str) -> dict:
     """Write ``compute(source)`` for every missing item, where ``model, compute = load()``; load only if any is missing.
 
-    Returns the recipes' ids, how many entries were encoded, and the dtypes that were found, not assumed.
+    Returns the recipes' ids, how many entries were encoded, and the dtypes that were found, not assumed.  Raises
+    UserError, before anything is written, where these are not what the policy says.
     """
     todo = [(entries, _missing(entries, sources)) for entries, sources in wanted]
     todo = [each for each in todo if each[1]]
@@ -94,10 +113,25 @@ def _encode(wanted: Wanted, load: Callable, label: str, unit: str) -> dict:
     if not total:
         return outcome
     model, compute = load()
+    compute, found = _checked(compute, model, component, policy)
     with StopRequest() as stop, Progress(label, total, unit) as progress:
         for start in range(0, len(todo), MAX_WRITERS):
-            output = _write(todo[start : start + MAX_WRITERS], compute, progress, stop)
-    return outcome | {"parameters_by_dtype": models.parameters_by_dtype(model), "output_dtype": str(output.dtype)}
+            _write(todo[start : start + MAX_WRITERS], compute, progress, stop)
+    return outcome | {"precision": found}
+
+
+def _checked(compute: Callable, model, component: str, policy: Policy) -> tuple[Callable, dict]:
+    """``compute``, whose first output is looked at, and what is found then."""
+    found: dict = {}
+
+    def checked(source):
+        output = compute(source)
+        if not found:
+            found.update(measured.found_in(model, output))
+            measured.check(component, policy, found)
+        return output
+
+    return checked, found
 
 
 def _missing(entries: Entries, sources: dict) -> dict:
@@ -105,8 +139,8 @@ def _missing(entries: Entries, sources: dict) -> dict:
         return {item: sources[item] for item in entries.missing(sources)}
 
 
-def _write(todo: Wanted, compute: Callable, progress: Progress, stop: StopRequest):
-    """Compute and write it all, item by item, each for all its recipes.  Returns the last output."""
+def _write(todo: Wanted, compute: Callable, progress: Progress, stop: StopRequest) -> None:
+    """Compute and write it all, item by item, each for all its recipes."""
     with ExitStack() as stack:
         writers = {entries.id: stack.enter_context(entries.writer()) for entries, _ in todo}
         for item in dict.fromkeys(item for _, sources in todo for item in sources):
@@ -115,7 +149,6 @@ def _write(todo: Wanted, compute: Callable, progress: Progress, stop: StopReques
                 writers[entries.id].write(item, to_storage(output, entries.dtype), name)
                 progress.advance()
                 stop.check()
-    return output
 
 
 def to_storage(tensor, dtype: str) -> np.ndarray:

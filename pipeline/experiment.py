@@ -98,6 +98,22 @@ class Lora:
 
 
 @dataclass(frozen=True)
+class ControlNet:
+    """``init_from``: a ControlNet's folder; empty: the transformer's first blocks, so many of each kind.
+
+    ``condition``: ``file`` is "conditioning_image" in metadata.jsonl; the others are computed from the photos.
+    ``save_dtype``: of the saved weights; they train in fp32.
+    """
+
+    init_from: str = setting("")
+    num_double_layers: int = setting(4, minimum=0)
+    num_single_layers: int = setting(0, minimum=0)
+    condition: str = setting("file", choices=("file", "canny", "grey", "blur", "tile"))
+    conditioning_scale: float = setting(1.0, above=0)
+    save_dtype: str = setting("fp32", choices=DTYPES)
+
+
+@dataclass(frozen=True)
 class Train:
     """``epochs``: instead of ``steps``, where it is above 0.  A step is an update: ``accumulate`` batches.
 
@@ -143,7 +159,10 @@ class Device:
 
 @dataclass(frozen=True)
 class Experiment:
-    """All settings of one experiment.  ``folder`` is what relative paths in it are relative to."""
+    """All settings of one experiment.
+
+    ``folder`` is what relative paths in it are relative to, ``tables`` names the tables that its file has.
+    """
 
     name: str = setting("experiment")
     seed: int = setting(0, minimum=0, below=2**63)
@@ -152,9 +171,11 @@ class Experiment:
     data: Data = Data()
     precision: PrecisionSettings = PrecisionSettings()
     lora: Lora = Lora()
+    controlnet: ControlNet = ControlNet()
     train: Train = Train()
     device: Device = Device()
     folder: Path = field(default=Path("."), metadata={"internal": True})
+    tables: tuple = field(default=(), metadata={"internal": True})
 
     @property
     def stores(self) -> tuple[Path, ...]:
@@ -165,6 +186,11 @@ class Experiment:
     @property
     def runs(self) -> Path:
         return self._resolve(self.paths.runs)
+
+    @property
+    def init_from(self) -> Path | None:
+        """The folder of the ControlNet to start from."""
+        return self._resolve(self.controlnet.init_from) if self.controlnet.init_from else None
 
     @property
     def images(self) -> Path:
@@ -215,7 +241,7 @@ def _build(document: dict, path: Path, folder: Path) -> Experiment:
     if problems:
         noun = "problem" if len(problems) == 1 else "problems"
         raise UserError("\n  ".join([f"{path}: {len(problems)} {noun} in the experiment file", *problems]))
-    return dataclasses.replace(experiment, folder=folder)
+    return dataclasses.replace(experiment, folder=folder, tables=tuple(document))
 
 
 def _contradictions(experiment: Experiment) -> list[str]:
@@ -223,6 +249,8 @@ def _contradictions(experiment: Experiment) -> list[str]:
     train, problems = experiment.train, []
     if train.lr_scheduler == "constant" and train.lr_warmup_steps:
         problems.append("train.lr_warmup_steps: constant has none; set train.lr_scheduler = 'constant_with_warmup'")
+    if not experiment.controlnet.num_double_layers + experiment.controlnet.num_single_layers:
+        problems.append("controlnet.num_double_layers, controlnet.num_single_layers: both are 0; set one above it")
     for name in ("learning_rate", "text_encoder_lr") if train.lr_scheduler == "polynomial" else ():
         if getattr(train, name) <= LR_END:
             problems.append(f"train.{name}: polynomial ends at {LR_END}; set it above that")

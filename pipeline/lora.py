@@ -1,6 +1,5 @@
 """LoRA (arXiv:2106.09685) on the FLUX.1 transformer and on CLIP: injecting, initialising, saving, loading."""
 
-import fnmatch
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cache import write_tensors
-from pipeline import draws, models
+from pipeline import counts, draws, models
 from pipeline.dropout import Dropouts
 from pipeline.errors import UserError
 from pipeline.experiment import LORA_TARGETS, Lora
@@ -50,11 +49,17 @@ class Adapted:
 
     def add_dropout(self) -> Dropouts:
         """Put dropout before the LoRA layers, where the settings ask for it."""
+        return Dropouts(self._layers() if self.settings.dropout else [], ADAPTER, self.settings.dropout, self.seed)
+
+    def first_layer(self):
+        """A layer that trains: the last of the low-rank two beside the first linear layer that has such."""
+        return self._layers()[0].lora_B[ADAPTER]
+
+    def _layers(self) -> list:
         from mindone.peft.tuners.tuners_utils import BaseTunerLayer
 
         cells = [each for cell in self.cells.values() for _, each in cell.cells_and_names()]
-        layers = [cell for cell in cells if isinstance(cell, BaseTunerLayer)] if self.settings.dropout else []
-        return Dropouts(layers, ADAPTER, self.settings.dropout, self.seed)
+        return [cell for cell in cells if isinstance(cell, BaseTunerLayer)]
 
     def save(self, folder: Path, result: Mapping, metadata: dict[str, str]) -> Path:
         """Write the LoRA as diffusers and others load it, atomically.  result: its parameters by name.
@@ -134,7 +139,7 @@ def _matching(transformer, target: str) -> list[str]:
     """The names of the modules that ``target`` stands for.  Raises UserError unless all of them are linear layers."""
     from mindspore import mint
 
-    cells = {name: cell for name, cell in transformer.cells_and_names() if _is_meant(name, target)}
+    cells = {name: cell for name, cell in transformer.cells_and_names() if counts.is_meant(name, target)}
     if not cells:
         raise UserError(f"lora.targets: no module of the transformer is named {target}")
     wrong = {type(cell).__name__ for cell in cells.values() if not isinstance(cell, mint.nn.Linear)}
@@ -142,10 +147,6 @@ def _matching(transformer, target: str) -> list[str]:
         found = " and ".join(sorted(wrong))
         raise UserError(f"lora.targets: {target} is a {found}, expected linear layers such as to_q or to_out.0")
     return list(cells)
-
-
-def _is_meant(name: str, target: str) -> bool:
-    return fnmatch.fnmatchcase(name, target) or fnmatch.fnmatchcase(name, f"*.{target}")
 
 
 def _use_precision(transformer, policy: Policy) -> None:

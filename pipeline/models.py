@@ -5,11 +5,12 @@ Every loader raises UserError for what a user can put right, and returns nothing
 
 import math
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.checkpoints import EXPECTED, check_config, config, one_line, weight_files
+from pipeline.checkpoints import EXPECTED, check_config, config, one_line, part_of, weight_files
 from pipeline.errors import UserError
 
 TIED = {"encoder.embed_tokens.weight"}
@@ -37,10 +38,10 @@ def load_model(folder: Path, component: str, dtype: str, variant: str = ""):
     """
     for path in weight_files(folder, component, variant):
         _check_header(path)
-    check_config(folder / component / "config.json", config(folder, component), *EXPECTED[component])
+    check_config(part_of(folder, component) / "config.json", config(folder, component), *EXPECTED[component])
     cls = _model_class(component)
     model, info = _from_pretrained(cls, folder, component, dtype, variant)
-    _check_loaded(folder / component, info)
+    _check_loaded(part_of(folder, component), info)
     if component == "text_encoder_2":
         _use_exact_buckets(model)
     for parameter in model.get_parameters():
@@ -60,19 +61,11 @@ def _check_header(path: Path) -> None:
 
 
 def _model_class(component: str):
-    from mindone.diffusers import AutoencoderKL, FluxTransformer2DModel
+    from mindone.diffusers import AutoencoderKL, FluxControlNetModel, FluxTransformer2DModel
     from mindone.transformers import CLIPTextModel, T5EncoderModel
 
-    known = {cls.__name__: cls for cls in (AutoencoderKL, FluxTransformer2DModel, CLIPTextModel, T5EncoderModel)}
-    return known[EXPECTED[component][0]]
-
-
-def parameters_by_dtype(model) -> dict[str, int]:
-    """How many numbers a loaded model keeps in each dtype, such as {"Float16": 4, ...}: measured, not assumed."""
-    counts: dict[str, int] = {}
-    for parameter in model.get_parameters():
-        counts[str(parameter.dtype)] = counts.get(str(parameter.dtype), 0) + parameter.size
-    return counts
+    classes = AutoencoderKL, FluxControlNetModel, FluxTransformer2DModel, CLIPTextModel, T5EncoderModel
+    return {cls.__name__: cls for cls in classes}[EXPECTED[component][0]]
 
 
 def recompute_blocks(transformer) -> None:
@@ -112,9 +105,11 @@ def _from_pretrained(cls, folder: Path, component: str, dtype: str, variant: str
     options = {"use_safetensors": True, dtype_option: mindspore_dtype(dtype), "output_loading_info": True}
     options |= {"local_files_only": True, **({"variant": variant} if variant else {})}
     try:
-        return cls.from_pretrained(os.fspath(folder / component), **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of mindone about a name that mindone uses
+            return cls.from_pretrained(os.fspath(part_of(folder, component)), **options)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / component}: cannot load {cls.__name__}: {one_line(error)}") from error
+        raise UserError(f"{part_of(folder, component)}: cannot load {cls.__name__}: {one_line(error)}") from error
 
 
 def _check_loaded(part: Path, info: dict) -> None:

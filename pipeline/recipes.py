@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from cache import Entries, Source, Store, canonical, caption_item, digest
-from pipeline import checkpoints, data, device, precision, variants
+from pipeline import checkpoints, conditions, data, device, precision, variants
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.images import PREPROCESSING
@@ -18,6 +18,11 @@ from pipeline.variants import Sample, Size, Variant
 
 SCHEMA = 1
 """Bump when the encoding code may compute other bytes from the same recipe; every store is then encoded again."""
+
+RESULT_NAME = "result.json"
+"""Written last in a run's folder: a run that has it is done."""
+
+LORA, CONTROLNET = "lora", "controlnet"
 
 UNDECISIVE = ("log_every", "checkpoint_every", "keep_checkpoints")
 """Settings of the training that decide no weight."""
@@ -36,15 +41,27 @@ class ImageNeed:
         return [photo.digest for photo in self.photos]
 
 
+class ControlNeed(ImageNeed):
+    """What a training needs of the photos' conditions in one variant."""
+
+    @property
+    def items(self) -> list[str]:
+        return [conditions.item(photo, self.variant) for photo in self.photos]
+
+
 @dataclass(frozen=True)
 class Plan:
-    """An experiment, resolved on this machine: device, precision, checkpoint folder, store."""
+    """An experiment, resolved on this machine: device, precision, checkpoint folder, store.
+
+    trains: LORA or CONTROLNET, of which an experiment has one run each.
+    """
 
     experiment: Experiment
     device: str
     precision: precision.Precision
     checkpoint: Path
     store: Store
+    trains: str = LORA
 
     @cached_property
     def pooled(self) -> Entries:
@@ -70,18 +87,27 @@ class Plan:
             shape=[length, checkpoints.config(self.checkpoint, "text_encoder_2")["d_model"]],
         )
 
-    def latents(self, variant: Variant) -> Entries:
-        """The VAE's posterior, (2 * latent_channels, height, width) per image: means, then log-variances."""
-        if variant not in self._latents:
+    def latents(self, variant: Variant, condition: str = conditions.FILE) -> Entries:
+        """The VAE's posterior, (2 * latent_channels, height, width) per image: means, then log-variances.
+
+        condition: computed from the image, and encoded in its place.
+        """
+        key = variant, condition
+        if key not in self._latents:
             config = checkpoints.config(self.checkpoint, "vae")
             scale = 2 ** (len(config["block_out_channels"]) - 1)
             shape = [2 * config["latent_channels"], variant.height // scale, variant.width // scale]
-            settings = {"preprocessing": PREPROCESSING, "shape": shape, **variant.recipe}
-            self._latents[variant] = self._entries("latents", "vae", **settings)
-        return self._latents[variant]
+            settings = {
+                "preprocessing": PREPROCESSING,
+                "shape": shape,
+                **variant.recipe,
+                **conditions.recipe(condition),
+            }
+            self._latents[key] = self._entries("latents", "vae", **settings)
+        return self._latents[key]
 
     @cached_property
-    def _latents(self) -> dict[Variant, Entries]:
+    def _latents(self) -> dict[tuple[Variant, str], Entries]:
         return {}
 
     def _entries(self, kind: str, component: str, **decisive) -> Entries:
@@ -99,9 +125,16 @@ class Plan:
         return self._digest_of("transformer")
 
     def photos(self) -> list[data.IndexedPhoto]:
-        """The indexed photos in training's order; the first time, each is decoded and checked."""
-        found = data.index_photos(self.experiment.images, self.experiment.data.prompt, self.store.facts)
-        return data.by_content(found)
+        """The indexed photos in training's order; the first time, each is decoded and checked.
+
+        With their conditions, where these are files that are trained with.
+        """
+        index = data.index_pairs if self.has_pairs else data.index_photos
+        return data.by_content(index(self.experiment.images, self.experiment.data.prompt, self.store.facts))
+
+    @property
+    def has_pairs(self) -> bool:
+        return has_pairs(self.experiment, self.trains)
 
     def captions(self, photos: Iterable[data.IndexedPhoto]) -> list[Source]:
         """The captions that a training needs, each once; the empty one too where it drops captions."""
@@ -128,6 +161,19 @@ class Plan:
         return [
             ImageNeed(variant, self.latents(variant), tuple(found.values()))
             for size, found in sorted(by_size.items())
+            for variant in variants.of_size(settings, size)
+        ]
+
+    def control_needs(self, photos: Iterable[data.IndexedPhoto]) -> list[ControlNeed]:
+        """What a ControlNet's training needs of the conditions, in the order of `image_needs`."""
+        condition, settings = self.experiment.controlnet.condition, self.experiment.data
+        found: dict[Variant, dict[str, data.IndexedPhoto]] = {}
+        for photo in photos:
+            for variant in self.variants(photo):
+                found.setdefault(variant, {}).setdefault(conditions.item(photo, variant), photo)
+        return [
+            ControlNeed(variant, self.latents(variant, condition), tuple(found[variant].values()))
+            for size in sorted({(variant.width, variant.height) for variant in found})
             for variant in variants.of_size(settings, size)
         ]
 
@@ -165,8 +211,23 @@ class Plan:
             "vae": {key: vae.get(key) for key in ("scaling_factor", "shift_factor")},
             "scheduler": checkpoints.working_config(self.checkpoint, "scheduler"),
             "precision": {name: {"params": each.params, "compute": each.compute} for name, each in policies.items()},
-            "lora": vars(self.experiment.lora),
             "train": {key: value for key, value in vars(self.experiment.train).items() if key not in UNDECISIVE},
+        } | (self._controlnet(photos) if self.trains == CONTROLNET else {"lora": vars(self.experiment.lora)})
+
+    def _controlnet(self, photos) -> dict:
+        """What decides a ControlNet's weights besides."""
+        settings, origin = vars(self.experiment.controlnet), self.experiment.init_from
+        if origin:
+            settings = {
+                key: value for key, value in settings.items() if key not in ("num_double_layers", "num_single_layers")
+            }
+            settings["init_from"] = checkpoints.component_digest(origin, checkpoints.CONTROLNET, self.store.facts)
+        return {
+            "controlnet": settings,
+            "controls": {
+                "entries": [need.entries.id for need in self.control_needs(photos)],
+                "items": [conditions.item(photo, Variant(0, 0)) for photo in photos],
+            },
         }
 
     def run_id(self, photos: Sequence[data.IndexedPhoto]) -> str:
@@ -177,14 +238,19 @@ class Plan:
         return self.experiment.runs / f"{self.experiment.name}-{self.run_id(photos)[:12]}"
 
 
-def resolve(experiment: Experiment) -> Plan:
+def has_pairs(experiment: Experiment, trains: str) -> bool:
+    """Whether photos are trained with files that are their conditions."""
+    return trains == CONTROLNET and experiment.controlnet.condition == conditions.FILE
+
+
+def resolve(experiment: Experiment, trains: str = LORA) -> Plan:
     """Raises UserError where the device cannot run the precision policy or there is no checkpoint yet."""
     target, policies = device_and_precision(experiment)
     model = experiment.model
     if not model.path and not experiment.model_path.exists():
         raise UserError(f"{experiment.model_path}: the embedded model is not written yet; run GetModel first")
     checkpoint = checkpoints.local_folder(experiment.model_path, model.revision, model.variant)
-    return Plan(experiment, target, policies, checkpoint, Store(*experiment.stores))
+    return Plan(experiment, target, policies, checkpoint, Store(*experiment.stores), trains)
 
 
 def device_and_precision(experiment: Experiment) -> tuple[str, precision.Precision]:

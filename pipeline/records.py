@@ -31,6 +31,10 @@ def write(stage: str, plan: Plan, folder: Path, seconds: float, outcome: dict) -
     write_atomically(folder / "records" / f"{stage}.json", json.dumps(record, indent=2) + "\n")
 
 
+def exists(stage: str, folder: Path) -> bool:
+    return (folder / "records" / f"{stage}.json").is_file()
+
+
 def read(*folders: Path) -> list[dict]:
     """The records in some folders, in the order in which their stages finished."""
     found = [json.loads(path.read_text()) for folder in folders for path in (folder / "records").glob("*.json")]

@@ -11,13 +11,13 @@ from functools import cached_property
 
 from cache import NEEDS_NAME, Store, StoreError, lease, needs_text, write_atomically
 from cache.files import make_folder
-from pipeline import checkpoints, data, device, encode, lora, records, train
+from pipeline import checkpoints, controlnet, data, device, encode, lora, measure, preflight, records, train
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.needs import needed
 from pipeline.photos import list_photos
 from pipeline.progress import Progress
-from pipeline.recipes import Plan, resolve
+from pipeline.recipes import CONTROLNET, LORA, RESULT_NAME, Plan, has_pairs, resolve
 
 QUICK_BYTES = 1 << 30
 """Weights that are read in passing; more than that is read by GetModel, which says so."""
@@ -27,21 +27,32 @@ class Survey:
     """An experiment's photos and plan, looked at once: to list a million photos takes a minute or two.
 
     What the store and the run folder hold is looked up anew each time it is asked for.
+    trains: as of `Plan`; photos have their conditions where these are trained with.
     """
 
-    def __init__(self, experiment: Experiment):
-        self.experiment = experiment
+    def __init__(self, experiment: Experiment, trains: str = LORA):
+        self.experiment, self.trains = experiment, trains
 
     @cached_property
     def photos(self) -> list[data.IndexedPhoto] | None:
         """The indexed photos, or None while any of them is faulty or has not been checked as it now is."""
-        photos, problems = list_photos(self.experiment.images, self.experiment.data.prompt)
-        known = data.remembered(photos, Store(*self.experiment.stores).facts)
-        return None if problems or known is None else data.by_content(known)
+        folder = self.experiment.images
+        photos, problems = list_photos(folder, self.experiment.data.prompt)
+        facts = Store(*self.experiment.stores).facts
+        known = None
+        if not problems:
+            pairs = has_pairs(self.experiment, self.trains)
+            known = data.remembered_pairs(folder, photos, facts) if pairs else data.remembered(photos, facts)
+        return None if known is None else data.by_content(known)
+
+    @cached_property
+    def for_controlnet(self) -> "Survey":
+        """The same experiment, looked at for its ControlNet."""
+        return Survey(self.experiment, CONTROLNET)
 
     @cached_property
     def plan(self) -> Plan:
-        return resolve(self.experiment)
+        return resolve(self.experiment, self.trains)
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,18 @@ def _check_data(experiment: Experiment) -> None:
     print(f"{experiment.images}: {len(photos)} captioned photos, all sound", flush=True)
 
 
+def _check_controls(experiment: Experiment) -> None:
+    """Decode every photo and condition that is new or changed; report all that is wrong, of both, at once."""
+    if not has_pairs(experiment, CONTROLNET):
+        return _check_data(experiment)
+    facts = Store(*experiment.stores).facts
+    with Progress("check pairs", 0, "file") as progress:
+        pairs = data.index_pairs(experiment.images, experiment.data.prompt, facts, progress.set)
+    known = data.remembered_pairs(experiment.images, list_photos(experiment.images, experiment.data.prompt)[0], facts)
+    _check_memory(facts, known is not None)
+    print(f"{experiment.images}: {len(pairs)} captioned photos with their conditions, all sound", flush=True)
+
+
 def _check_memory(facts, is_kept: bool) -> None:
     if not is_kept:
         raise UserError(
@@ -119,25 +142,44 @@ def _check_memory(facts, is_kept: bool) -> None:
         )
 
 
+def _has_room(survey: Survey) -> bool:
+    survey = survey.for_controlnet if CONTROLNET in survey.experiment.tables else survey
+    if survey.photos is None:
+        return False
+    preflight.check_room(survey.plan, survey.photos)
+    return True
+
+
+def _check_room(experiment: Experiment) -> None:
+    """Say what the experiment will take, and that a disk has no room for it."""
+    plan = resolve(experiment, CONTROLNET if CONTROLNET in experiment.tables else LORA)
+    photos = plan.photos()
+    print(preflight.table(preflight.of_plan(plan, photos)), flush=True)
+    preflight.check_room(plan, photos)
+
+
 # --- stages of a plan ---------------------------------------------------------------------------------------------
 
 
-def _planned(name: str, done: Callable, work: Callable) -> Stage:
+def _planned(name: str, done: Callable, work: Callable, trains: str = LORA) -> Stage:
     """A stage whose ``done(plan, photos)`` and ``work(plan, photos)`` need a resolved experiment.
 
-    The work returns a folder and what the record that is left there says of it.
+    The work returns a folder and what the record that is left there says of it.  trains: as of `Plan`.
     """
 
     def is_done(survey):
+        survey = survey.for_controlnet if trains == CONTROLNET else survey
         return survey.photos is not None and done(survey.plan, survey.photos)
 
     def do(experiment):
         began = time.time()
-        plan = resolve(experiment)
+        plan = resolve(experiment, trains)
         photos = plan.photos()
         device.use(plan.device)
         with lease(plan.store.path, needed(plan, photos)):
             folder, outcome = work(plan, photos)
+        if outcome.get("encoded") == 0 and records.exists(name, folder):
+            return  # what it says was found when there was something to do
         records.write(name, plan, folder, time.time() - began, outcome)
 
     return Stage(is_done, do)
@@ -155,21 +197,27 @@ def _encode_images(plan, photos):
     return plan.image_needs(photos)[0].entries.path, encode.encode_latents(plan, photos)
 
 
-def _train_lora(plan, photos):
+def _encode_controls(plan, photos):
+    controlnet.check(plan.experiment, checkpoints.config(plan.checkpoint, "transformer"))  # before hours of encoding
+    return plan.control_needs(photos)[0].entries.path, encode.encode_controls(plan, photos)
+
+
+def _train(plan, photos):
     folder = plan.run_folder(photos)
     make_folder(folder)
     settings = {key: value for key, value in asdict(plan.experiment).items() if key != "folder"}
     write_atomically(folder / "experiment.json", json.dumps(settings, indent=2) + "\n")
     write_atomically(folder / NEEDS_NAME, needs_text(needed(plan, photos)))
-    return folder, train.train_lora(plan, photos, folder)
+    return folder, (train.train_controlnet if plan.trains == CONTROLNET else train.train_lora)(plan, photos, folder)
 
 
 def _measure_loss(plan, photos):
     folder = plan.run_folder(photos)
-    if not (folder / train.RESULT_NAME).is_file():
-        raise UserError(f"{folder}: there is no trained LoRA to measure yet; run TrainLoRA first")
-    result = train.measure_lora(plan, photos, folder)
-    path = folder / train.LOSS_NAME
+    if not (folder / RESULT_NAME).is_file():
+        name = train.NAMES[plan.trains]
+        raise UserError(f"{folder}: there is no trained {name} to measure yet; run Train{name} first")
+    measured = measure.measure_controlnet if plan.trains == CONTROLNET else measure.measure_lora
+    result, path = measured(plan, photos, folder), folder / measure.LOSS_NAME
     write_atomically(path, json.dumps(result, indent=2) + "\n")
     print("loss: {before:.4f} before, {after:.4f} after, ".format(**result), end="")
     print("a gain of {gain:.4f} +- {standard_error:.4f}; in ".format(**result) + str(path), flush=True)
@@ -184,6 +232,10 @@ def _images_are_in(plan, photos) -> bool:
     return not any(need.entries.missing(need.items) for need in plan.image_needs(photos))
 
 
+def _controls_are_in(plan, photos) -> bool:
+    return not any(need.entries.missing(need.items) for need in plan.control_needs(photos))
+
+
 def _files_exist(*names: str) -> Callable:
     return lambda plan, photos: all((plan.run_folder(photos) / name).is_file() for name in names)
 
@@ -191,9 +243,16 @@ def _files_exist(*names: str) -> Callable:
 STAGES = {
     "GetModel": Stage(_model_is_here, _get_model),
     "CheckData": Stage(lambda survey: survey.photos is not None, _check_data),
+    "CheckControls": Stage(lambda survey: survey.for_controlnet.photos is not None, _check_controls),
+    "CheckRoom": Stage(_has_room, _check_room),
     "EncodeCLIP": _planned("EncodeCLIP", _captions_are_in("pooled"), _encode_clip),
     "EncodeT5": _planned("EncodeT5", _captions_are_in("txt"), _encode_t5),
     "EncodeImages": _planned("EncodeImages", _images_are_in, _encode_images),
-    "TrainLoRA": _planned("TrainLoRA", _files_exist(train.RESULT_NAME, lora.WEIGHTS_NAME), _train_lora),
-    "MeasureLoss": _planned("MeasureLoss", _files_exist(train.LOSS_NAME), _measure_loss),
+    "EncodeControls": _planned("EncodeControls", _controls_are_in, _encode_controls, CONTROLNET),
+    "TrainLoRA": _planned("TrainLoRA", _files_exist(RESULT_NAME, lora.WEIGHTS_NAME), _train),
+    "TrainControlNet": _planned(
+        "TrainControlNet", _files_exist(RESULT_NAME, controlnet.WEIGHTS_NAME), _train, CONTROLNET
+    ),
+    "MeasureLoss": _planned("MeasureLoss", _files_exist(measure.LOSS_NAME), _measure_loss),
+    "MeasureControlNet": _planned("MeasureControlNet", _files_exist(measure.LOSS_NAME), _measure_loss, CONTROLNET),
 }

@@ -1,74 +1,130 @@
 """Training on cached tensors: the transformer is the only model in the process."""
 
 import dataclasses
-import hashlib
 import json
 import shutil
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from cache import write_atomically
-from pipeline import data, loop, lora, metrics, models, resume
-from pipeline.batches import Batch, Batches
+from pipeline import controlnet, data, guard, loop, lora, measured, metrics, models, resume
+from pipeline.batches import Batches
 from pipeline.errors import UserError
 from pipeline.experiment import Train
-from pipeline.recipes import Plan
+from pipeline.loss import flow_loss, tensors_of
+from pipeline.recipes import CONTROLNET, LORA, RESULT_NAME, Plan
 from pipeline.schedules import depends_on_total
 
-RESULT_NAME = "result.json"
-LOSS_NAME = "loss.json"
-NUM_EVALUATED = 64
+NAMES = {LORA: "LoRA", CONTROLNET: "ControlNet"}
 STEPS_THAT_REPAY_COMPILING = 100
 """On CPU, for each size of batch: three to ten times what ``benchmarks.step`` gives, so that it is repaid surely."""
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is trained beside or inside a frozen transformer.
+
+    networks: the models that predict, by name; their blocks are what checkpointing recomputes.  trained, groups: as
+    `loop.Training` takes them.  layer: one that trains, by name, whose output shows what they compute in.  loss: as
+    of `flow_loss`.  save: takes the run's folder, the trained parameters by name, and metadata; writes the result and
+    returns its path.  before_batch: called with the number of each batch.
+    """
+
+    networks: dict
+    trained: list
+    groups: list
+    layer: tuple[str, object]
+    loss: Callable
+    save: Callable[[Path, Mapping, dict], Path]
+    before_batch: Callable[[int], object] = int
+
+
 def train_lora(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) -> dict:
-    """Train a LoRA on the photos' cached tensors; the weights and, last of all, result.json go to ``folder``.
+    """Train a LoRA on the photos' cached tensors: see `train`."""
+    return train(plan, photos, folder, _lora)
+
+
+def train_controlnet(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) -> dict:
+    """Train a ControlNet on the cached tensors of the photos and their conditions: see `train`."""
+    return train(plan, photos, folder, _controlnet)
+
+
+def train(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path, prepare: Callable) -> dict:
+    """Train on the photos' cached tensors; the weights and, last of all, result.json go to ``folder``.
+
+    prepare: makes the `Subject` of a plan and its frozen models.
 
     Goes on from the run's newest checkpoint, or from that of a run that differs in nothing but its length.  Returns
     what result.json says.  Raises UserError where the loss is not finite, where a frozen weight has changed, or where
     another process trains this run.
     """
-    experiment = plan.experiment
     batches = Batches(plan, photos, clip_tokens(plan, photos))
     settings = settle(plan, batches)
     with loop.locked(folder):
-        cells = load_cells(plan)
-        before = frozen_digests(cells)
-        adapted = lora.Adapted(cells, experiment.lora, plan.precision.trained, experiment.seed)
-        print(describe(cells, adapted.trained), flush=True)
-        _check_room(folder, adapted.trained, settings)
+        frozen = load_frozen(plan)
+        before = guard.frozen_digests(frozen)
+        subject = prepare(plan, frozen)
+        print(describe(frozen, subject), flush=True)
+        _check_room(folder, subject.trained, settings)
         if settings.gradient_checkpointing:
-            models.recompute_blocks(cells[lora.TRANSFORMER])
-        dropouts = adapted.add_dropout()
+            for network in subject.networks.values():
+                models.recompute_blocks(network)
+        to_tensors = tensors_of(plan, *subject.networks.values())
+        first = to_tensors(batches.evaluation(0, settings.batch_size))
+        name, layer = subject.layer
+        trained = {name: (layer, subject.trained)}
+        found = measured.precision(plan, photos, frozen, trained, lambda: subject.loss(*first))
         training = loop.Training(
-            flow_loss(**cells), adapted.trained, settings, _is_scaled(plan), adapted.groups, dropouts.reseed
+            subject.loss, subject.trained, settings, _is_scaled(plan), subject.groups, subject.before_batch
         )
         identity = resume.identity_of(plan.decisive(photos) | {"mode": settings.mode})
         go_on(training, folder, identity, settings)
-        to_tensors = tensors_of(plan, cells[lora.TRANSFORMER])
         result = loop.run(training, batches.training, to_tensors, settings, folder, identity)
-        path = adapted.save(folder, training.result, _lineage(plan, photos, settings))
-        _check_frozen_or_discard(cells, before, path)
-        result |= {"steps": settings.steps, "trained_parameters": sum(parameter.size for parameter in adapted.trained)}
-        result |= {"mode": settings.mode, "parameters_by_dtype": _parameters_by_dtype(cells)}
+        path = subject.save(folder, training.result, _lineage(plan, photos, settings))
+        guard.check_frozen_or_discard(frozen, before, path)
+        result |= {"steps": settings.steps, "trained_parameters": sum(parameter.size for parameter in subject.trained)}
+        result |= {"mode": settings.mode, "precision": found}
         write_atomically(folder / RESULT_NAME, json.dumps(result, indent=2) + "\n")
-    print(f"LoRA: {path}", flush=True)
+    print(f"{NAMES[plan.trains]}: {path}", flush=True)
     return result
 
 
-def load_cells(plan: Plan) -> dict:
-    """The models that the LoRA goes into, by the prefix of their diffusers keys."""
+def _lora(plan: Plan, frozen: dict) -> Subject:
+    adapted = lora.Adapted(frozen, plan.experiment.lora, plan.precision.trained, plan.experiment.seed)
+    dropouts = adapted.add_dropout()
+    networks = {lora.TRANSFORMER: frozen[lora.TRANSFORMER]}
+    loss, layer = flow_loss(**frozen), (LORA, adapted.first_layer())
+    return Subject(networks, adapted.trained, adapted.groups, layer, loss, adapted.save, dropouts.reseed)
+
+
+def _controlnet(plan: Plan, frozen: dict) -> Subject:
+    transformer, settings = frozen[lora.TRANSFORMER], plan.experiment.controlnet
+    network = controlnet.make(transformer, plan.experiment, plan.precision.trained)
+    trained = list(network.get_parameters())
+    loss = flow_loss(transformer, controlnet=network, conditioning_scale=settings.conditioning_scale)
+
+    def save(folder, result, metadata):
+        return controlnet.save(network, folder, result, settings.save_dtype, metadata)
+
+    networks = {lora.TRANSFORMER: transformer, controlnet.FOLDER: network}
+    return Subject(networks, trained, [0] * len(trained), (CONTROLNET, network), loss, save)
+
+
+def load_frozen(plan: Plan) -> dict:
+    """The frozen models that a training works with, by the prefix of their diffusers keys."""
     variant, policy = plan.experiment.model.variant, plan.precision
     cells = {lora.TRANSFORMER: models.load_model(plan.checkpoint, "transformer", policy.transformer.params, variant)}
-    if plan.experiment.lora.train_text_encoder:
+    if _trains_clip(plan):
         encoder = models.load_model(plan.checkpoint, "text_encoder", policy.text_encoder.params, variant)
         cells[lora.TEXT_ENCODER] = encoder
     return cells
+
+
+def _trains_clip(plan: Plan) -> bool:
+    return plan.trains == LORA and plan.experiment.lora.train_text_encoder
 
 
 def _is_scaled(plan: Plan) -> bool:
@@ -77,7 +133,7 @@ def _is_scaled(plan: Plan) -> bool:
 
 def clip_tokens(plan: Plan, photos: Sequence[data.IndexedPhoto]) -> Callable | None:
     """Where CLIP trains: its tokens, (length,), int32, by a caption's address, made when they are asked for."""
-    if not plan.experiment.lora.train_text_encoder:
+    if not _trains_clip(plan):
         return None
     captions = {source.item: source.key for source in plan.captions(photos)}
     tokenizer, length = models.load_tokenizer(plan.checkpoint, "tokenizer"), plan.pooled.recipe["max_length"]
@@ -141,35 +197,6 @@ def go_on(training: loop.Training, folder: Path, identity: dict, settings: Train
     print(f"going on from step {shorter.step} of a shorter run, {shorter.path}", flush=True)
 
 
-def measure_lora(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) -> dict:
-    """The loss before and after training over fixed pairs of noise and noise level on the experiment's photos.
-
-    Returns both means, and the mean and standard error of the paired difference (before - after).
-    """
-    cells = load_cells(plan)
-    adapted = lora.Adapted(cells, plan.experiment.lora, plan.precision.trained, plan.experiment.seed)
-    batches = Batches(plan, photos, clip_tokens(plan, photos))
-    to_tensors = tensors_of(plan, cells[lora.TRANSFORMER])
-    item_losses = item_loss(**cells)
-
-    def losses():
-        return np.concatenate(
-            [item_losses(*to_tensors(batches.evaluation(i, 8))).asnumpy() for i in range(NUM_EVALUATED // 8)]
-        )
-
-    before = losses()  # B is still zero: this is the base model
-    adapted.load(folder / lora.WEIGHTS_NAME)
-    after = losses()
-    gain = before - after
-    return {
-        "pairs": NUM_EVALUATED,
-        "before": float(before.mean()),
-        "after": float(after.mean()),
-        "gain": float(gain.mean()),
-        "standard_error": float(gain.std(ddof=1) / np.sqrt(len(gain))),
-    }
-
-
 def _check_room(folder: Path, trained: list, settings: Train) -> None:
     """Raise UserError now, rather than after hours, where the disk has no room for the result and its checkpoints."""
     num_bytes, copies = sum(parameter.nbytes for parameter in trained), 4 if settings.ema_decay else 3
@@ -182,99 +209,11 @@ def _check_room(folder: Path, trained: list, settings: Train) -> None:
         )
 
 
-def flow_loss(transformer, text_encoder=None) -> Callable:
-    """The mean squared error of the predicted velocity, weighted by item, float32, of the tensors of one batch."""
-    item_losses = item_loss(transformer, text_encoder)
-
-    def loss(x, target, txt, pooled, timestep, img_ids, txt_ids, weight, guidance):
-        return (item_losses(x, target, txt, pooled, timestep, img_ids, txt_ids, weight, guidance) * weight).mean()
-
-    return loss
-
-
-def item_loss(transformer, text_encoder=None) -> Callable:
-    """As `flow_loss`, of each item by itself and unweighted: (batch,).
-
-    With a text encoder that trains, ``pooled`` are CLIP's tokens, (batch, length), of which it makes the pooled output.
-    """
-    import mindspore as ms
-
-    def losses(x, target, txt, pooled, timestep, img_ids, txt_ids, weight, guidance):
-        if text_encoder is not None:
-            pooled = text_encoder(pooled)[1].astype(x.dtype)
-        prediction = transformer(x, txt, pooled, timestep, img_ids, txt_ids, guidance)[0]
-        error = prediction.astype(ms.float32) - target
-        return (error * error).mean(axis=(1, 2))
-
-    return losses
-
-
-def tensors_of(plan: Plan, transformer) -> Callable[[Batch], tuple]:
-    """How a batch becomes the arguments of `flow_loss`: inputs in the transformer's dtype, the target in float32.
-
-    A checkpoint without guidance embedding (FLUX.1-schnell) gets no guidance.
-    """
-    import mindspore as ms
-
-    compute = models.mindspore_dtype(plan.precision.transformer.compute)
-    scale = plan.experiment.train.guidance_scale if transformer.config.guidance_embeds else None
-
-    def to_tensors(batch: Batch) -> tuple:
-        x, target, txt, pooled, timestep, img_ids, txt_ids, weight = map(ms.Tensor, vars(batch).values())
-        guidance = None if scale is None else cast(ms.Tensor(np.full(timestep.shape, scale, np.float32)))
-        if pooled.dtype != ms.int32:  # else CLIP's tokens
-            pooled = cast(pooled)
-        return cast(x), target, cast(txt), pooled, cast(timestep), img_ids, txt_ids, weight, guidance
-
-    def cast(tensor):
-        return tensor if tensor.dtype == compute else tensor.astype(compute)  # to its own dtype it takes 0.2 ms on CPU
-
-    return to_tensors
-
-
-def frozen_digests(cells: dict) -> dict[str, str]:
-    """A digest of the bytes of every parameter that does not train, by its model's prefix and its name."""
-    return {
-        f"{prefix}.{parameter.name}": hashlib.blake2b(_bytes_of(parameter.asnumpy()), digest_size=16).hexdigest()
-        for prefix, cell in cells.items()
-        for parameter in cell.get_parameters()
-        if not parameter.requires_grad
-    }
-
-
-def _bytes_of(array: np.ndarray) -> np.ndarray:
-    """The array's bytes, without a copy."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-
-def _check_frozen_or_discard(cells: dict, before: dict[str, str], path: Path) -> None:
-    """`check_frozen`, once the result is safe on disk; a result that fails it is removed."""
-    try:
-        check_frozen(cells, before)
-    except UserError:
-        path.unlink()
-        raise
-
-
-def check_frozen(cells: dict, before: dict[str, str]) -> None:
-    """Raise UserError that names every frozen parameter whose bytes differ from ``before``."""
-    after = {name.replace(".base_layer.", "."): value for name, value in frozen_digests(cells).items()}
-    changed = sorted(name for name in before if after.get(name) != before[name])
-    if changed:
-        raise UserError(f"training changed frozen weights, so its result is refused: {', '.join(changed[:10])}")
-
-
-def describe(cells: dict, trained: list) -> str:
+def describe(frozen: dict, subject: Subject) -> str:
+    cells = frozen | subject.networks
     total = sum(parameter.size for cell in cells.values() for parameter in cell.get_parameters())
-    count = sum(parameter.size for parameter in trained)
+    count = sum(parameter.size for parameter in subject.trained)
     return f"{' and '.join(cells)}: {total:,} parameters, of which {count:,} train"
-
-
-def _parameters_by_dtype(cells: dict) -> dict[str, int]:
-    counts = Counter()
-    for cell in cells.values():
-        counts.update(models.parameters_by_dtype(cell))
-    return dict(counts)
 
 
 def _lineage(plan: Plan, photos, settings: Train) -> dict[str, str]:

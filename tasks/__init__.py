@@ -72,9 +72,22 @@ class CheckData(StageTask):
     """Every photo decodes and has a caption; what is wrong is reported all at once."""
 
 
-class EncodeStage(StageTask):
+class CheckControls(StageTask):
+    """Every photo has a condition that decodes and is of its shape; what is wrong is reported all at once."""
+
+    priority = 3  # before hours of encoding
+
+
+class CheckRoom(StageTask):
+    """The disks have room for all that the experiment will write: done at once, unless there is something to say."""
+
     def requires(self):
         return GetModel(self.experiment), CheckData(self.experiment)
+
+
+class EncodeStage(StageTask):
+    def requires(self):
+        return CheckRoom(self.experiment)
 
 
 class EncodeCLIP(EncodeStage):
@@ -100,6 +113,15 @@ class EncodeImages(EncodeStage):
     """The VAE's posterior of every image."""
 
 
+class EncodeControls(EncodeStage):
+    """The VAE's posterior of every photo's condition; also, that a ControlNet can be made as the experiment says."""
+
+    priority = 3
+
+    def requires(self):
+        return CheckRoom(self.experiment), CheckControls(self.experiment)
+
+
 class TrainLoRA(StageTask):
     """A LoRA trained on the cached tensors."""
 
@@ -107,8 +129,23 @@ class TrainLoRA(StageTask):
         return EncodePrompts(self.experiment), EncodeImages(self.experiment)
 
 
+class TrainControlNet(StageTask):
+    """A ControlNet trained on the cached tensors."""
+
+    def requires(self):
+        stages = EncodePrompts, EncodeImages, EncodeControls
+        return [stage(self.experiment) for stage in stages]
+
+
 class MeasureLoss(StageTask):
     """The loss on the experiment's own photos before and after training, over fixed pairs of noise and level."""
 
     def requires(self):
         return TrainLoRA(self.experiment)
+
+
+class MeasureControlNet(StageTask):
+    """As MeasureLoss, without and with the ControlNet."""
+
+    def requires(self):
+        return TrainControlNet(self.experiment)

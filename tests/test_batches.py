@@ -12,10 +12,12 @@ import pytest
 from lab import Lab
 
 from cache import Entries, caption_item, digest
-from pipeline import draws, loop, lora, metrics, models, train
+from pipeline import draws, loop, lora, measure, metrics, models
 from pipeline.batches import Batch, Batches
+from pipeline.conditions import FILE
 from pipeline.draws import Purpose
 from pipeline.experiment import Lora
+from pipeline.loss import flow_loss, item_loss, tensors_of
 from pipeline.recipes import Plan, resolve
 from pipeline.variants import Variant
 
@@ -147,7 +149,7 @@ def test_a_batch_is_what_the_recipe_gives(lab, posterior):
     batches = batches_of(plan)
     for step in (0, 1, 7):
         batch, expected = batches.training(step), recomputed(lab, plan, step)
-        assert vars(batch).keys() == expected.keys()
+        assert vars(batch).keys() - {"control"} == expected.keys() and batch.control is None
         for name, value in expected.items():
             found = getattr(batch, name)
             assert found.dtype == np.float32 and found.shape == value.shape, name
@@ -325,13 +327,13 @@ def test_a_grid_that_is_not_square_is_packed_row_by_row_in_float32(lab):
     with entries.writer() as writer:
         for number, (photo, _) in enumerate(pairs_of(lab)):
             writer.write(photo, place + np.float16(number))
-    vars(plan)["_latents"] = {square: entries}
+    vars(plan)["_latents"] = {(square, FILE): entries}
     batch = batches_of(plan).training(0)
     assert batch.img_ids.tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 1, 1], [0, 1, 2]]
     assert batch.txt_ids.tolist() == [[0, 0, 0]] * TEXT_LENGTH
     for latents, index in zip(clean(batch), draws.batch_indices(SEED, 0, BATCH_SIZE, NUM_PHOTOS)):
         np.testing.assert_allclose(latents, latents_of(lab, entries.read(pairs_of(lab)[index][0])), atol=1e-4)
-    assert {value.dtype for value in vars(batch).values()} == {np.dtype(np.float32)}
+    assert {value.dtype for value in vars(batch).values() if value is not None} == {np.dtype(np.float32)}
 
 
 # --- the schedule -------------------------------------------------------------------------------------------------
@@ -374,7 +376,7 @@ ARGUMENTS = ("x", "target", "txt", "pooled", "timestep", "img_ids", "txt_ids", "
 
 
 def tensors(plan: Plan, transformer, batch: Batch) -> dict:
-    return dict(zip(ARGUMENTS, train.tensors_of(plan, transformer)(batch), strict=True))
+    return dict(zip(ARGUMENTS, tensors_of(plan, transformer)(batch), strict=True))
 
 
 @pytest.mark.parametrize("compute", POLICIES)
@@ -403,7 +405,7 @@ def test_a_checkpoint_without_guidance_gets_none(lab, schnell):
     transformer = models.load_model(schnell, "transformer", "fp32")
     found = tensors(plan_of(lab), transformer, a_batch(lab))
     assert found["guidance"] is None
-    assert np.isfinite(train.flow_loss(transformer)(*found.values()).asnumpy())
+    assert np.isfinite(flow_loss(transformer)(*found.values()).asnumpy())
 
 
 # --- the loss -----------------------------------------------------------------------------------------------------
@@ -432,7 +434,7 @@ def test_the_loss_is_the_mean_squared_error_of_the_models_prediction(lab, base):
         batch = batches_of(plan).training(step)
         squares = (predicted(base, vars(batch), guidance=3.5) - batch.target) ** 2
         arguments = tuple(tensors(plan, base, batch).values())
-        loss, items = train.flow_loss(base)(*arguments), train.item_loss(base)(*arguments).asnumpy()
+        loss, items = flow_loss(base)(*arguments), item_loss(base)(*arguments).asnumpy()
         assert loss.asnumpy() == pytest.approx(squares.mean(), rel=1e-5) and loss.asnumpy().dtype == np.float32
         np.testing.assert_allclose(items, squares.mean(axis=(1, 2)), rtol=1e-5)
         assert items.mean() == pytest.approx(squares.mean(), rel=1e-5)
@@ -447,13 +449,13 @@ def test_the_error_of_a_half_precision_prediction_is_taken_in_float32(lab):
     prediction = transformer(*inputs)[0].asnumpy()
     assert prediction.dtype == np.float16
     expected = ((prediction.astype(np.float64) - arguments["target"].asnumpy()) ** 2).mean()
-    loss = train.flow_loss(transformer)(*arguments.values()).asnumpy()
+    loss = flow_loss(transformer)(*arguments.values()).asnumpy()
     assert loss.dtype == np.float32 and loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_training_and_measuring_report_the_losses_of_their_own_batches(lab, base, tmp_path, monkeypatch):
     """With steps too small to change anything, they are the base model's losses."""
-    monkeypatch.setattr(train, "NUM_EVALUATED", 16)
+    monkeypatch.setattr(measure, "NUM_EVALUATED", 16)
     other = lab.copy(tmp_path / "lab").set("train", learning_rate=1e-12, steps=4, guidance_scale=2.0)
     other.run("TrainLoRA", "MeasureLoss")
     plan = other.plan
@@ -560,7 +562,7 @@ def test_every_lora_parameter_has_a_gradient_and_it_is_the_slope_of_the_loss(lab
         if "lora_B" in parameter.name:
             lora.set_values(parameter, np.random.default_rng(number).standard_normal(parameter.shape) / 10)
     arguments = tuple(tensors(plan, transformer, a_batch(lab)).values())
-    loss = train.flow_loss(transformer)
+    loss = flow_loss(transformer)
     settings = dataclasses.replace(plan.experiment.train, mode="pynative")
     (value,), gradients = loop.Training(loss, trained, settings).gradients([arguments])
     assert value.asnumpy() == pytest.approx(loss(*arguments).asnumpy(), rel=1e-5)
@@ -586,8 +588,8 @@ def test_training_moves_every_lora_parameter_and_nothing_else(lab, tmp_path):
         return batches.training(number)
 
     before = {parameter.name: parameter.asnumpy().copy() for parameter in transformer.get_parameters()}
-    training = loop.Training(train.flow_loss(transformer), list(parameters.values()), settings)
-    loop.run(training, make, train.tensors_of(plan, transformer), settings, tmp_path, {})
+    training = loop.Training(flow_loss(transformer), list(parameters.values()), settings)
+    loop.run(training, make, tensors_of(plan, transformer), settings, tmp_path, {})
     moved = {p.name for p in transformer.get_parameters() if not np.array_equal(p.asnumpy(), before[p.name])}
     assert moved == set(parameters) == {name for name in before if "lora_" in name}
     assert numbers == [0, 1, 2]

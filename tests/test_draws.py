@@ -79,5 +79,6 @@ def test_the_streams_are_those_of_every_earlier_release():
 def test_purposes_keep_their_numbers():
     assert {purpose.name: purpose.value for purpose in Purpose} == {
         "ORDER": 0, "NOISE": 1, "SIGMA": 2, "POSTERIOR": 3, "LORA_INIT": 4, "EVALUATION": 5,
-        "LORA_DROPOUT": 6, "FLIP": 7, "CROP": 8, "CAPTION_DROPOUT": 9
+        "LORA_DROPOUT": 6, "FLIP": 7, "CROP": 8, "CAPTION_DROPOUT": 9,
+        "CONTROL_POSTERIOR": 10,
     }  # fmt: skip

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from pipeline import loop, lora, models, recipes, resume, train
 from pipeline.batches import Batches
 from pipeline.experiment import WEIGHTING_SCHEMES, Lora, Train
+from pipeline.loss import flow_loss, tensors_of
 from pipeline.schedules import Schedule
 
 pytestmark = pytest.mark.usefixtures("cpu")
@@ -71,17 +72,17 @@ def losses(result: dict) -> list[float]:
 def fresh(lab: Lab, settings: Train, checkpointing: bool = False) -> tuple[loop.Training, list[tuple]]:
     """A training that has not begun, and the tensors of five items: each a batch by itself, then all in one."""
     plan, photos = lab.plan, lab.plan.photos()
-    cells = train.load_cells(plan)
+    cells = train.load_frozen(plan)
     adapted = lora.Adapted(cells, Lora(), plan.precision.trained, seed=3)
     if checkpointing:
         models.recompute_blocks(cells["transformer"])
     for parameter in adapted.trained:  # else A's gradients were all zero
         if "lora_B" in parameter.name:
             lora.set_values(parameter, np.random.default_rng(5).normal(size=parameter.shape) / 100)
-    to_tensors, batches = train.tensors_of(plan, cells["transformer"]), Batches(plan, photos)
+    to_tensors, batches = tensors_of(plan, cells["transformer"]), Batches(plan, photos)
     joined = to_tensors(batches.evaluation(0, 5))
     single = [tuple(split(tensor, i) for tensor in joined) for i in range(5)]
-    return loop.Training(train.flow_loss(**cells), adapted.trained, settings), [*single, joined]
+    return loop.Training(flow_loss(**cells), adapted.trained, settings), [*single, joined]
 
 
 def split(tensor, item: int):
@@ -158,7 +159,7 @@ def test_the_loss_is_the_weighted_mean_of_squared_errors(lab, tmp_path, scheme):
     plan = other.plan
     transformer = models.load_model(plan.checkpoint, "transformer", "fp32")
     batch = Batches(plan, plan.photos()).training(1)
-    arguments = train.tensors_of(plan, transformer)(batch)
+    arguments = tensors_of(plan, transformer)(batch)
     x, target, txt, pooled, timestep, img_ids, txt_ids, _, guidance = arguments
     prediction = transformer(x, txt, pooled, timestep, img_ids, txt_ids, guidance)[0].asnumpy().astype(np.float64)
     sigma = batch.timestep.astype(np.float64)
@@ -167,7 +168,7 @@ def test_the_loss_is_the_weighted_mean_of_squared_errors(lab, tmp_path, scheme):
         "cosmap": 2 / (np.pi * (1 - 2 * sigma + 2 * sigma**2)),
     }.get(scheme, np.ones_like(sigma))
     expected = (((prediction - batch.target) ** 2) * weight[:, None, None]).mean()
-    assert train.flow_loss(transformer)(*arguments).asnumpy() == pytest.approx(expected, rel=1e-5)
+    assert flow_loss(transformer)(*arguments).asnumpy() == pytest.approx(expected, rel=1e-5)
 
 
 def test_guidance_reaches_the_model(lab, tmp_path, plain):
@@ -274,7 +275,7 @@ def test_mindone_loads_clips_part_too(lab, tmp_path):
     other.encode()
     other.run("TrainLoRA")
     plan, path = other.plan, other.run_folder / lora.WEIGHTS_NAME
-    cells = train.load_cells(plan)
+    cells = train.load_frozen(plan)
     ours = lora.Adapted(cells, plan.experiment.lora, plan.precision.trained, seed=9)
     photos = plan.photos()
     tokens = np.stack([train.clip_tokens(plan, photos)(recipes.caption_item(photos[0].caption))])

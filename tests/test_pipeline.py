@@ -8,8 +8,10 @@ import pytest
 from lab import Lab
 
 from cache import NEEDS_NAME, StoreError, caption_item, collect, read_needs
-from pipeline import checkpoints, data, images, loop, lora, metrics, models, train
+from pipeline import checkpoints, data, guard, images, loop, lora, measure, metrics, models, train
+from pipeline.batches import Batches
 from pipeline.errors import UserError
+from pipeline.loss import item_loss, tensors_of
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -224,9 +226,10 @@ def test_a_store_that_cannot_remember_files_is_said_so(lab):
 
 def test_records_say_which_dtypes_were_found(encoded, trained):
     outcome = encoded.record("EncodeT5")["outcome"]
-    assert set(outcome["parameters_by_dtype"]) == {"Float32"} and outcome["output_dtype"] == "Float32"
+    assert set(outcome["precision"]["parameters"]) == {"float32"} and outcome["precision"]["output"] == "float32"
     found = trained.record("TrainLoRA")["outcome"]
-    assert found["parameters_by_dtype"]["Float32"] == 1_867_712 + found["trained_parameters"]
+    assert found["precision"]["transformer"] == {"parameters": {"float32": 1_867_712}, "output": "float32"}
+    assert found["precision"]["lora"] == {"parameters": {"float32": found["trained_parameters"]}, "output": "float32"}
 
 
 def test_a_full_disk_is_said_before_the_training(lab, monkeypatch):
@@ -286,16 +289,16 @@ def test_mindone_loads_the_saved_lora_and_predicts_what_training_ended_with(trai
     from mindone.diffusers import FluxTransformer2DModel
 
     plan, photos = trained.plan, trained.plan.photos()
-    batch = train.Batches(plan, photos).evaluation(0, 2)
+    batch = Batches(plan, photos).evaluation(0, 2)
     ours = models.load_model(plan.checkpoint, "transformer", "fp32")
     adapted = lora.Adapted({"transformer": ours}, plan.experiment.lora, plan.precision.trained, seed=7)
-    arguments = train.tensors_of(plan, ours)(batch)
-    base = train.item_loss(ours)(*arguments).asnumpy()
+    arguments = tensors_of(plan, ours)(batch)
+    base = item_loss(ours)(*arguments).asnumpy()
     adapted.load(trained.run_folder / lora.WEIGHTS_NAME)
     theirs = FluxTransformer2DModel.from_pretrained(str(plan.checkpoint), subfolder="transformer")
     theirs.load_lora_adapter(str(trained.run_folder), weight_name=lora.WEIGHTS_NAME, prefix="transformer")
-    found = train.item_loss(theirs.set_train(False))(*arguments).asnumpy()
-    np.testing.assert_allclose(found, train.item_loss(ours)(*arguments).asnumpy(), rtol=1e-5)
+    found = item_loss(theirs.set_train(False))(*arguments).asnumpy()
+    np.testing.assert_allclose(found, item_loss(ours)(*arguments).asnumpy(), rtol=1e-5)
     assert np.abs(found - base).max() > 1e-4
 
 
@@ -322,7 +325,7 @@ def test_half_precision_training_keeps_the_trained_parameters_in_fp32(lab):
 
 def test_the_loss_falls_by_more_than_three_standard_errors(lab):
     lab.set("train", steps=40, learning_rate=3e-3, mode="jit").run("TrainLoRA", "MeasureLoss")
-    result = json.loads((lab.run_folder / train.LOSS_NAME).read_text())
+    result = json.loads((lab.run_folder / measure.LOSS_NAME).read_text())
     assert result["pairs"] == 64
     assert result["gain"] > 3 * result["standard_error"] > 0
     assert result["gain"] == pytest.approx(result["before"] - result["after"])
@@ -330,16 +333,16 @@ def test_the_loss_falls_by_more_than_three_standard_errors(lab):
 
 def test_a_changed_frozen_weight_is_named(encoded):
     transformer = models.load_model(encoded.model, "transformer", "fp32")
-    before = train.frozen_digests({"transformer": transformer})
+    before = guard.frozen_digests({"transformer": transformer})
     lora.inject(transformer, encoded.experiment.lora, encoded.plan.precision.trained, seed=0)
-    train.check_frozen({"transformer": transformer}, before)
+    guard.check_frozen({"transformer": transformer}, before)
     name = "transformer_blocks.1.attn.to_q.weight"
     parameter = next(p for p in transformer.get_parameters() if p.name.replace(".base_layer.", ".") == name)
     lora.set_values(
         parameter, parameter.asnumpy() + np.float32(1e-6) * (np.arange(parameter.size) == 5).reshape(parameter.shape)
     )
     with pytest.raises(UserError, match=name.replace(".", r"\.")):
-        train.check_frozen({"transformer": transformer}, before)
+        guard.check_frozen({"transformer": transformer}, before)
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,12 @@
 
 import json
 import os
-import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
+from kills import kill_at_random
 from lab import Lab
 from safetensors.numpy import load_file
 
@@ -208,45 +205,10 @@ def test_a_run_of_another_setting_does_not_go_on_from_this_one(finished, tmp_pat
     assert "going on" not in capsys.readouterr().out
 
 
-def train(lab: Lab) -> subprocess.Popen:
-    command = [sys.executable, "-m", "pipeline", "run", "TrainLoRA", "--experiment", str(lab.path)]
-    return subprocess.Popen(
-        command, cwd=Path(__file__).parent.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-
-
-def wait_for_steps(process: subprocess.Popen, metrics: Path, step: int) -> bool:
-    """Wait until the run has written this step.  Returns whether it still runs."""
-    while process.poll() is None:
-        if metrics.exists() and metrics.read_text().count("\n") >= step:
-            return True
-        time.sleep(0.002)
-    return False
-
-
-def kill_at_random(lab: Lab, num_kills: int, steps: int) -> None:
-    """SIGKILL the stage's process at random moments around random steps, until it was killed so often; then finish."""
-    random.seed(0)
-    killed = 0
-    metrics = lab.run_folder / "metrics.jsonl"
-    while True:
-        process = train(lab)
-        reached = steps if killed == num_kills else 1 + (killed + 1) * (steps - 1) // (num_kills + 1)
-        if wait_for_steps(process, metrics, reached) and killed < num_kills:
-            time.sleep(random.uniform(0, 0.3))
-            process.kill()
-            killed += process.wait() == -signal.SIGKILL
-        elif process.wait() == 0:
-            break
-        else:
-            raise AssertionError(process.stderr.read().decode())
-    assert killed == num_kills
-
-
 def test_a_run_killed_twice_by_the_kernel_ends_as_the_unbroken_one(plain, tmp_path):
     lab = plain.set("train", steps=30, checkpoint_every=1, mode="pynative")
     other = lab.copy(tmp_path / "other")
-    kill_at_random(other, num_kills=2, steps=30)
+    kill_at_random(other, "TrainLoRA", other.run_folder, num_kills=2, steps=30)
     assert outcome(other) == outcome(lab.run("TrainLoRA"))
 
 
@@ -255,5 +217,5 @@ def test_a_run_killed_twice_by_the_kernel_ends_as_the_unbroken_one(plain, tmp_pa
 def test_a_run_killed_ten_times_by_the_kernel_ends_as_the_unbroken_one(start, tmp_path, variant):
     lab = lab_of(start, tmp_path / "lab", variant).set("train", steps=40, checkpoint_every=1)
     other = lab.copy(tmp_path / "other")
-    kill_at_random(other, num_kills=10, steps=40)
+    kill_at_random(other, "TrainLoRA", other.run_folder, num_kills=10, steps=40)
     assert outcome(other) == outcome(lab.run("TrainLoRA"))

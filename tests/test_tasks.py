@@ -74,7 +74,7 @@ def test_from_photos_to_a_lora_and_luigi_never_imports_mindspore(tiny_model, tmp
     )
     assert result.returncode == 0, result.stderr
     assert "IMPORTED []" in result.stdout
-    assert ran(result.stderr) == ["CheckData", "EncodeCLIP", "EncodeT5", "EncodeImages", "TrainLoRA"]
+    assert ran(result.stderr) == ["CheckData", "CheckRoom", "EncodeCLIP", "EncodeT5", "EncodeImages", "TrainLoRA"]
     assert lab.done("TrainLoRA")
     again = run_luigi("TrainLoRA", lab)
     assert again.returncode == 0 and ran(again.stderr) == []

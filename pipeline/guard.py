@@ -1,0 +1,40 @@
+"""The guard: what is frozen has the same bytes after a training as before, or the training has failed."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import UserError
+
+
+def frozen_digests(cells: dict) -> dict[str, str]:
+    """A digest of the bytes of every parameter that does not train, by its model's name and its own."""
+    return {
+        f"{prefix}.{parameter.name}": hashlib.blake2b(_bytes_of(parameter.asnumpy()), digest_size=16).hexdigest()
+        for prefix, cell in cells.items()
+        for parameter in cell.get_parameters()
+        if not parameter.requires_grad
+    }
+
+
+def _bytes_of(array: np.ndarray) -> np.ndarray:
+    """The array's bytes, without a copy."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def check_frozen(cells: dict, before: dict[str, str]) -> None:
+    """Raise UserError that names every frozen parameter whose bytes differ from ``before``."""
+    after = {name.replace(".base_layer.", "."): value for name, value in frozen_digests(cells).items()}
+    changed = sorted(name for name in before if after.get(name) != before[name])
+    if changed:
+        raise UserError(f"training changed frozen weights, so its result is refused: {', '.join(changed[:10])}")
+
+
+def check_frozen_or_discard(cells: dict, before: dict[str, str], path: Path) -> None:
+    """`check_frozen`, once the result is safe on disk at ``path``; a result that fails it is removed."""
+    try:
+        check_frozen(cells, before)
+    except UserError:
+        path.unlink()
+        raise

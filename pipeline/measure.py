@@ -1,0 +1,67 @@
+"""What a training has gained: the loss before and after it over the same pairs of noise and noise level."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import checkpoints, controlnet, data, lora, models
+from pipeline.batches import Batches
+from pipeline.loss import item_loss, tensors_of
+from pipeline.recipes import Plan
+from pipeline.train import clip_tokens, load_frozen
+
+LOSS_NAME = "loss.json"
+NUM_EVALUATED, SIZE = 64, 8
+
+
+def measure_lora(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) -> dict:
+    """The loss without and with the run's LoRA, over fixed pairs of noise and noise level on the experiment's photos.
+
+    Returns both means, and the mean and standard error of the paired difference (before - after).
+    """
+    cells = load_frozen(plan)
+    adapted = lora.Adapted(cells, plan.experiment.lora, plan.precision.trained, plan.experiment.seed)
+    batches = _batches(plan, photos, cells[lora.TRANSFORMER])
+    before = _losses(item_loss(**cells), batches)  # B is still zero: this is the base model
+    adapted.load(folder / lora.WEIGHTS_NAME)
+    return _gain(before, _losses(item_loss(**cells), batches))
+
+
+def measure_controlnet(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) -> dict:
+    """As `measure_lora`, without and with the run's ControlNet on the photos' conditions.
+
+    Also with_other_conditions: the mean loss where each photo has the condition of another one.
+    """
+    from mindspore import ops
+
+    transformer, policy = load_frozen(plan)[lora.TRANSFORMER], plan.precision.trained
+    trained = models.load_model(folder / controlnet.FOLDER, checkpoints.CONTROLNET, policy.params)
+    controlnet.use_precision(trained, policy)
+    batches = _batches(plan, photos, transformer, trained)
+    scale = plan.experiment.controlnet.conditioning_scale
+    with_control = item_loss(transformer, controlnet=trained, conditioning_scale=scale)
+    found = _gain(_losses(item_loss(transformer), batches), _losses(with_control, batches))
+    others = [(*inputs, ops.cat((control[1:], control[:1]))) for *inputs, control in batches]
+    return found | {"with_other_conditions": float(_losses(with_control, others).mean())}
+
+
+def _batches(plan: Plan, photos: Sequence[data.IndexedPhoto], *networks) -> list[tuple]:
+    """The arguments of `item_loss` for NUM_EVALUATED items."""
+    batches, to_tensors = Batches(plan, photos, clip_tokens(plan, photos)), tensors_of(plan, *networks)
+    return [to_tensors(batches.evaluation(index, SIZE)) for index in range(NUM_EVALUATED // SIZE)]
+
+
+def _losses(losses: Callable, batches: list[tuple]) -> np.ndarray:
+    return np.concatenate([losses(*batch).asnumpy() for batch in batches])
+
+
+def _gain(before: np.ndarray, after: np.ndarray) -> dict:
+    gain = before - after
+    return {
+        "pairs": len(gain),
+        "before": float(before.mean()),
+        "after": float(after.mean()),
+        "gain": float(gain.mean()),
+        "standard_error": float(gain.std(ddof=1) / np.sqrt(len(gain))),
+    }

@@ -1,0 +1,482 @@
+"""ControlNets: what they are made of, what training them changes, what they are conditioned on."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from kills import kill_at_random
+from lab import Lab
+from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from pipeline import controlnet, flow, guard, loop, models, recipes, resume, stages
+from pipeline.batches import Batches
+from pipeline.errors import UserError
+from pipeline.experiment import ControlNet
+from pipeline.loss import flow_loss, prediction, tensors_of
+from pipeline.precision import Policy
+
+pytestmark = pytest.mark.usefixtures("cpu")
+
+FP32, FP16 = Policy("fp32", "fp32", "fp32"), Policy("fp32", "fp16", "fp16")
+STAGES = ("EncodeCLIP", "EncodeT5", "EncodeImages", "EncodeControls")
+TIMES = ("step_seconds", "data_wait_seconds", "peak_memory_bytes")
+
+
+@pytest.fixture(scope="module")
+def paired(cpu, tiny_model, tmp_path_factory) -> Lab:
+    """Drawn pictures, each with its negative as its condition; nothing is encoded yet."""
+    lab = Lab(tmp_path_factory.mktemp("controlnet") / "lab", tiny_model)
+    add_conditions(lab, lambda picture: Image.eval(picture, lambda value: 255 - value))
+    return lab.set("controlnet", num_double_layers=1, num_single_layers=1)
+
+
+@pytest.fixture(scope="module")
+def encoded(paired, tmp_path_factory) -> Lab:
+    lab = paired.copy(tmp_path_factory.mktemp("encoded") / "lab")
+    encode(lab)
+    return lab
+
+
+@pytest.fixture(scope="module")
+def trained(encoded, tmp_path_factory) -> Lab:
+    return encoded.copy(tmp_path_factory.mktemp("trained") / "lab").run("TrainControlNet")
+
+
+def add_conditions(lab: Lab, make, suffix: str = ".png") -> None:
+    """A condition beside every picture, ``make`` of it."""
+    rows = lab.captions()
+    for row in rows:
+        row["conditioning_image"] = f"conditions/{row['file_name'].removesuffix('.png')}{suffix}"
+        path = lab.pictures / row["conditioning_image"]
+        path.parent.mkdir(exist_ok=True)
+        make(Image.open(lab.pictures / row["file_name"])).save(path)
+    lab.write_captions(rows)
+    lab.settle()
+
+
+def encode(lab: Lab) -> dict[str, int]:
+    """Run what a scheduler would before a ControlNet's training.  Returns how many entries each stage wrote."""
+    lab.run("CheckData", "CheckControls")
+    written = {}
+    for name in STAGES:
+        if not lab.done(name):
+            lab.run(name)
+            plan = plan_of(lab)
+            entries = {"EncodeCLIP": plan.pooled, "EncodeT5": plan.txt}.get(name, first_control(plan))
+            entries = lab.latents if name == "EncodeImages" else entries
+            written[name] = json.loads((entries.path / f"records/{name}.json").read_text())["outcome"]["encoded"]
+    return written
+
+
+def first_control(plan):
+    return plan.control_needs(plan.photos())[0].entries
+
+
+def plan_of(lab: Lab):
+    return recipes.resolve(lab.experiment, recipes.CONTROLNET)
+
+
+def run_folder(lab: Lab):
+    plan = plan_of(lab)
+    return plan.run_folder(plan.photos())
+
+
+def transformer_of(lab: Lab, dtype: str = "fp32"):
+    return models.load_model(lab.model, "transformer", dtype)
+
+
+def parameters_of(cell) -> dict[str, np.ndarray]:
+    return {parameter.name: parameter.asnumpy().copy() for parameter in cell.get_parameters()}
+
+
+def metrics_of(folder) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+# --- what it is made of -------------------------------------------------------------------------------------------
+
+
+def test_it_starts_as_the_transformers_first_blocks_with_nothing_coming_out(encoded):
+    transformer = transformer_of(encoded)
+    made = controlnet.make(transformer, encoded.experiment, FP32)
+    weights, own = parameters_of(transformer), parameters_of(made)
+    assert all(parameter.requires_grad for parameter in made.get_parameters())
+    zero = {name for name, array in own.items() if not array.any() and "block" in name and "controlnet_" in name}
+    assert {f"controlnet.controlnet_{kind}blocks.0.weight" for kind in ("", "single_")} <= zero
+    assert not own["controlnet.controlnet_x_embedder.weight"].any()
+    copied = {name for name in own if name.removeprefix("controlnet.") in weights}
+    assert len(own) == len(copied) + 6
+    for name in copied:
+        np.testing.assert_array_equal(own[name], weights[name.removeprefix("controlnet.")])
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_it_shares_no_memory_with_the_transformer(encoded, dtype):
+    from mindspore import ops
+
+    transformer = transformer_of(encoded, dtype)
+    before = guard.frozen_digests({"transformer": transformer})
+    for parameter in controlnet.make(transformer, encoded.experiment, FP32).get_parameters():
+        ops.assign(parameter, parameter + 1.0)
+    assert guard.frozen_digests({"transformer": transformer}) == before
+
+
+@pytest.mark.parametrize("policy", [FP32, FP16], ids=["fp32", "fp16"])
+def test_the_first_prediction_is_the_transformers_alone_exactly(encoded, policy):
+    plan = plan_of(encoded)
+    transformer = transformer_of(encoded, policy.compute)
+    made = controlnet.make(transformer, encoded.experiment, policy)
+    arguments = arguments_of(plan, policy, transformer, made)
+    alone = prediction(transformer)(*arguments).asnumpy()
+    beside = prediction(transformer, controlnet=made)(*arguments).asnumpy()
+    assert alone.dtype == beside.dtype and alone.tobytes() == beside.tobytes()
+    for parameter in made.get_parameters():
+        if "controlnet_blocks" in parameter.name:
+            parameter.set_data(parameter + 0.1)
+    assert prediction(transformer, controlnet=made)(*arguments).asnumpy().tobytes() != alone.tobytes()
+
+
+def arguments_of(plan, policy: Policy, *networks) -> tuple:
+    """The arguments of a prediction for one batch."""
+    arguments = list(tensors_of(plan, *networks)(Batches(plan, plan.photos()).training(0)))
+    dtype = models.mindspore_dtype(policy.compute)
+    arguments = [each.astype(dtype) if index not in (1, 5, 6, 7) else each for index, each in enumerate(arguments)]
+    x, _, txt, pooled, timestep, img_ids, txt_ids, _, guidance, control = arguments
+    return x, txt, pooled, timestep, img_ids, txt_ids, guidance, control
+
+
+def test_half_precision_computes_in_half_with_the_gradients_of_fp32(encoded):
+    plan, found = plan_of(encoded), {}
+    for policy in (FP32, FP16):
+        transformer = transformer_of(encoded, policy.compute)
+        made = controlnet.make(transformer, encoded.experiment, policy)
+        for number, parameter in enumerate(made.get_parameters()):
+            if parameter.name.startswith("controlnet.controlnet_"):
+                values = np.random.default_rng(number).normal(size=parameter.shape) * 0.1
+                parameter.set_data(as_tensor(values))
+        x, txt, pooled, timestep, img_ids, txt_ids, guidance, control = arguments_of(plan, policy, transformer, made)
+        double, single = made(x, control, None, 1.0, txt, pooled, timestep, img_ids, txt_ids, guidance)
+        assert {str(each.dtype) for each in (*double, *single)} == {"Float32" if policy is FP32 else "Float16"}
+        assert {str(parameter.dtype) for parameter in made.get_parameters()} == {"Float32"}
+        target, weight = as_tensor(np.zeros(x.shape)), as_tensor(np.ones(len(x)))
+        loss = flow_loss(transformer, controlnet=made)
+        settings = dataclasses.replace(plan.experiment.train, mode="pynative")
+        batch = x, target, txt, pooled, timestep, img_ids, txt_ids, weight, guidance, control
+        training = loop.Training(loss, list(made.get_parameters()), settings)
+        (value,), gradients = training.gradients([batch], scale=1024.0 if policy is FP16 else 1.0)
+        flat = np.concatenate([gradient.asnumpy().ravel() for gradient in gradients])
+        found[policy] = value.asnumpy(), flat
+    (exact, expected), (rough, flat) = found[FP32], found[FP16]
+    assert rough / 1024 == pytest.approx(float(exact), rel=1e-2)
+    cosine = flat @ expected / np.linalg.norm(flat) / np.linalg.norm(expected)
+    assert cosine > 0.999 and np.linalg.norm(flat) / 1024 == pytest.approx(np.linalg.norm(expected), rel=0.02)
+
+
+def as_tensor(array):
+    import mindspore as ms
+
+    return ms.Tensor(np.asarray(array, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"num_double_layers": 3}, "num_double_layers: 3, but the transformer has 2"),
+        ({"num_single_layers": 9}, "has 2"),
+    ],
+)
+def test_more_blocks_than_the_transformer_has_are_refused(encoded, settings, said):
+    with pytest.raises(UserError, match=said):
+        controlnet.make(
+            transformer_of(encoded), dataclasses.replace(encoded.experiment, controlnet=ControlNet(**settings)), FP32
+        )
+
+
+def test_a_controlnet_that_cannot_be_made_is_said_before_anything_is_encoded(paired, tmp_path):
+    lab = paired.copy(tmp_path / "lab").set("controlnet", init_from="nowhere")
+    lab.run("CheckControls")
+    with pytest.raises(UserError, match="nowhere/config.json: missing"):
+        lab.run("EncodeControls")
+    assert not lab.done("EncodeControls")
+
+
+# --- training -----------------------------------------------------------------------------------------------------
+
+
+def test_training_changes_the_controlnet_and_not_the_transformer(encoded, trained):
+    found = load_file(run_folder(trained) / controlnet.WEIGHTS_NAME)
+    start = parameters_of(controlnet.make(transformer_of(encoded), encoded.experiment, FP32))
+    start = {models.name_in_file(name.removeprefix("controlnet.")): array for name, array in start.items()}
+    assert found.keys() == start.keys()
+    moved = {name for name in found if found[name].tobytes() != start[name].tobytes()}
+    assert {"controlnet_blocks.0.weight", "controlnet_single_blocks.0.weight"} <= moved
+    assert load_file(trained.model / "transformer/diffusion_pytorch_model.safetensors").keys() == set(
+        map(models.name_in_file, parameters_of(transformer_of(trained)))
+    )
+    result = json.loads((run_folder(trained) / "result.json").read_text())
+    assert result["trained_parameters"] == sum(array.size for array in found.values())
+    assert result["precision"]["controlnet"] == {
+        "parameters": {"float32": result["trained_parameters"]},
+        "output": "float32",
+    }
+
+
+@pytest.mark.parametrize("preset", ["fp32", "fp16", "fp16-text-fp32"])
+def test_the_precision_of_the_design_is_what_is_measured(paired, tmp_path, preset):
+    lab = paired.copy(tmp_path / "lab").set("precision", preset=preset).set("train", steps=1)
+    encode(lab)
+    lab.run("TrainControlNet")
+    table = json.loads((run_folder(lab) / "result.json").read_text())["precision"]
+    half, text = {"fp32": (32, 32), "fp16": (16, 16), "fp16-text-fp32": (16, 32)}[preset]
+    parameters = {name: "+".join(row["parameters"]) for name, row in table.items()}
+    outputs = {name: row["output"] for name, row in table.items()}
+    kept = {"vae": half, "text_encoder": text, "text_encoder_2": text, "transformer": half, "controlnet": 32}
+    expected = {name: f"float{bits}" for name, bits in kept.items()}
+    if text == 16:
+        expected["text_encoder_2"] = "float16+float32"  # the projections that overflow in float16
+    assert parameters == expected
+    assert outputs == {name: f"float{bits}" for name, bits in (kept | {"controlnet": half}).items()}
+
+
+def test_a_killed_training_ends_as_the_unbroken_one(encoded, tmp_path, monkeypatch):
+    lab = encoded.copy(tmp_path / "lab").set("train", steps=5, checkpoint_every=2, ema_decay=0.9)
+    other = lab.copy(tmp_path / "other")
+    lab.run("TrainControlNet")
+    kills, advance = [3, 5], loop.Training.advance
+
+    def advance_or_die(training, batches):
+        result = advance(training, batches)
+        if kills and training.step == kills[0]:
+            kills.pop(0)
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(loop.Training, "advance", advance_or_die)
+    while kills:
+        with pytest.raises(KeyboardInterrupt):
+            other.run("TrainControlNet")
+    other.run("TrainControlNet")
+    one, two = run_folder(lab), run_folder(other)
+    assert metrics_of(one) == metrics_of(two)
+    assert (one / controlnet.WEIGHTS_NAME).read_bytes() == (two / controlnet.WEIGHTS_NAME).read_bytes()
+    assert state_of(one) == state_of(two)
+
+
+@pytest.mark.slow
+def test_a_training_killed_by_the_kernel_ends_as_the_unbroken_one(encoded, tmp_path):
+    lab = encoded.copy(tmp_path / "lab").set("train", steps=40, checkpoint_every=1)
+    other = lab.copy(tmp_path / "other")
+    kill_at_random(other, "TrainControlNet", run_folder(other), num_kills=6, steps=40)
+    one, two = run_folder(lab.run("TrainControlNet")), run_folder(other)
+    assert metrics_of(one) == metrics_of(two) and state_of(one) == state_of(two)
+    assert (one / controlnet.WEIGHTS_NAME).read_bytes() == (two / controlnet.WEIGHTS_NAME).read_bytes()
+
+
+def state_of(folder) -> dict[str, bytes]:
+    (newest, *_) = resume.list_checkpoints(folder)
+    return {name: array.tobytes() for name, array in load_file(newest).items()}
+
+
+def test_compiled_training_has_the_losses_of_pynative(encoded, trained, tmp_path):
+    lab = encoded.copy(tmp_path / "lab").set("train", mode="jit").run("TrainControlNet")
+    found, expected = ([line["loss"] for line in metrics_of(run_folder(each))] for each in (lab, trained))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_checkpointing_changes_nothing(encoded, trained, tmp_path):
+    lab = encoded.copy(tmp_path / "lab").set("train", gradient_checkpointing=True).run("TrainControlNet")
+    found, expected = ([line["loss"] for line in metrics_of(run_folder(each))] for each in (lab, trained))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_the_conditioning_scale_reaches_the_prediction(trained, tmp_path):
+    plan, transformer = plan_of(trained), transformer_of(trained)
+    made = models.load_model(run_folder(trained) / "controlnet", "controlnet", "fp32")
+    arguments = arguments_of(plan, FP32, transformer, made)
+    alone = prediction(transformer)(*arguments).asnumpy()
+    by_scale = [
+        prediction(transformer, controlnet=made, conditioning_scale=s)(*arguments).asnumpy() for s in (0.0, 1.0)
+    ]
+    np.testing.assert_array_equal(by_scale[0], alone)
+    assert np.abs(by_scale[1] - alone).max() > 1e-4
+    other = trained.copy(tmp_path / "lab").set("controlnet", conditioning_scale=0.5)
+    assert run_folder(other).name != run_folder(trained).name
+
+
+# --- the result ---------------------------------------------------------------------------------------------------
+
+
+def test_mindone_loads_the_result_and_its_metadata_name_its_origin(trained):
+    from mindone.diffusers import FluxControlNetModel
+
+    folder = run_folder(trained) / "controlnet"
+    theirs = FluxControlNetModel.from_pretrained(str(folder)).set_train(False)
+    ours = models.load_model(folder, "controlnet", "fp32")
+    plan, transformer = plan_of(trained), transformer_of(trained)
+    arguments = arguments_of(plan, FP32, transformer, ours)
+    found, expected = (prediction(transformer, controlnet=each)(*arguments).asnumpy() for each in (theirs, ours))
+    np.testing.assert_array_equal(found, expected)
+    with safe_open(folder / "diffusion_pytorch_model.safetensors", "np") as file:
+        metadata = file.metadata()
+    assert metadata["run_id"] == plan.run_id(plan.photos()) and metadata["step"] == "3"
+    assert json.loads((folder / "config.json").read_text())["_class_name"] == "FluxControlNetModel"
+
+
+@pytest.mark.parametrize(("dtype", "code"), [("bf16", "BF16"), ("fp16", "F16")])
+def test_it_is_saved_in_the_dtype_asked_for(encoded, tmp_path, dtype, code):
+    lab = encoded.copy(tmp_path / "lab").set("controlnet", save_dtype=dtype).set("train", steps=1)
+    lab.run("TrainControlNet")
+    with safe_open(run_folder(lab) / controlnet.WEIGHTS_NAME, "np") as file:
+        assert {file.get_slice(key).get_dtype() for key in file.keys()} == {code}
+
+
+def test_init_from_goes_on_with_the_weights_of_another_run(trained, tmp_path):
+    lab = trained.copy(tmp_path / "lab")
+    folder = run_folder(lab) / "controlnet"
+    lab.set("controlnet", init_from=str(folder), num_double_layers=4)  # the folder says how many there are
+    made = controlnet.make(transformer_of(lab), lab.experiment, FP32)
+    start = {models.name_in_file(k.removeprefix("controlnet.")): a.tobytes() for k, a in parameters_of(made).items()}
+    assert start == {
+        key: array.tobytes() for key, array in load_file(folder / "diffusion_pytorch_model.safetensors").items()
+    }
+    before = run_folder(lab).name
+    lab.run("TrainControlNet")
+    assert lab.done("TrainControlNet") and before == run_folder(lab).name
+    moved = lab.folder / "moved"
+    shutil.move(folder, moved)
+    lab.set("controlnet", init_from="moved")
+    assert run_folder(lab).name == before  # its content is what counts, not its place
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_attention_heads": 8}, "another transformer.*num_attention_heads 8 and not 4"),
+        ({"num_mode": 6}, "num_mode is 6: a union of several conditions"),
+        ({"conditioning_embedding_channels": 4}, "a pixel encoder"),
+        ({"_class_name": "ControlNetModel"}, "class ControlNetModel, expected FluxControlNetModel"),
+    ],
+)
+def test_a_controlnet_for_something_else_is_refused(trained, tmp_path, change, said):
+    lab = trained.copy(tmp_path / "lab")
+    folder = shutil.copytree(run_folder(lab) / "controlnet", tmp_path / "other")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=said):
+        controlnet.make(transformer_of(lab), lab.set("controlnet", init_from=str(folder)).experiment, FP32)
+
+
+# --- what is encoded ----------------------------------------------------------------------------------------------
+
+
+def test_after_a_lora_on_the_same_photos_only_the_conditions_are_encoded(paired, tmp_path):
+    lab = paired.copy(tmp_path / "lab")
+    lab.encode()
+    lab.run("TrainLoRA")
+    assert encode(lab) == {"EncodeControls": 3}
+    lab.run("TrainControlNet")
+    assert lab.done("TrainLoRA") and lab.done("TrainControlNet")
+    assert encode(lab) == {}
+    lab.set("controlnet", condition="canny")
+    assert encode(lab) == {"EncodeControls": 3}
+    assert lab.done("TrainLoRA") and not lab.done("TrainControlNet")
+
+
+def test_a_lora_does_not_ask_for_conditions(encoded, tmp_path):
+    lab = encoded.copy(tmp_path / "lab")
+    shutil.rmtree(lab.pictures / "conditions")
+    lab.write_captions([{key: row[key] for key in ("file_name", "text")} for row in lab.captions()])
+    assert lab.run("CheckData").done("CheckData") and lab.done("EncodeImages")
+    assert not lab.done("CheckControls") and not lab.done("TrainControlNet")
+
+
+def test_all_that_is_wrong_with_the_pairs_is_reported_together(paired, tmp_path):
+    lab = paired.copy(tmp_path / "lab")
+    rows = lab.captions()
+    names = [row.get("conditioning_image") for row in rows]
+    del rows[0]["conditioning_image"]
+    Image.new("RGB", (48, 30)).save(lab.pictures / names[1])
+    (lab.pictures / names[2]).write_bytes(b"\x89PNG and nothing else")
+    lab.write_captions(rows)
+    assert not lab.done("CheckControls")
+    with pytest.raises(UserError) as caught:
+        stages.run("CheckControls", lab.experiment)
+    text = str(caught.value)
+    assert "3 problems" in text
+    assert 'no "conditioning_image"' in text
+    assert f"48 x 48, but its conditioning_image {names[1]} is 48 x 30: expected the same shape" in text
+    assert f"{names[2]}: damaged or truncated" in text
+
+
+@pytest.mark.parametrize("condition", ["canny", "grey", "blur", "tile"])
+def test_a_computed_condition_needs_no_file_and_has_an_address_of_its_own(encoded, tmp_path, condition):
+    lab = encoded.copy(tmp_path / "lab").set("controlnet", condition=condition)
+    lab.write_captions([{key: row[key] for key in ("file_name", "text")} for row in lab.captions()])
+    assert encode(lab) == {"EncodeControls": 3}
+    recipe = first_control(plan_of(lab)).recipe
+    assert recipe["condition"] == f"{condition}: 1"
+    assert {key: value for key, value in recipe.items() if key != "condition"} == lab.latents.recipe
+
+
+# --- pairs stay pairs ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"flip": True},
+        {"crops": 3},
+        {"flip": True, "crops": 2, "buckets": True, "resolution": [32, 48]},
+    ],
+)
+def test_the_condition_of_every_item_is_that_of_its_photo_in_its_variant(tiny_model, tmp_path, settings):
+    """Where each condition is the photo itself in another file, both have the same latents, whatever is drawn."""
+    lab = Lab(tmp_path / "lab", tiny_model, num_pictures=5)
+    for number, row in enumerate(lab.captions()):
+        picture = Image.open(lab.pictures / row["file_name"]).resize((48 + 8 * number, 64))
+        picture.save(lab.pictures / row["file_name"])
+    add_conditions(lab, lambda picture: picture, suffix=".bmp")
+    lab.set("data", **settings).set("train", posterior="mode", batch_size=3).set("controlnet", num_double_layers=1)
+    encode(lab)
+    plan = plan_of(lab)
+    batches, photos = Batches(plan, plan.photos()), plan.photos()
+    seen = set()
+    for number in range(12):
+        batch = batches.training(number)
+        latents = batch.x - sigma_of(batch, batches)[:, None, None] * batch.target
+        np.testing.assert_allclose(batch.control, latents, atol=2e-5)
+        seen |= {row.tobytes() for row in batch.control}
+    assert len(seen) >= len(photos)
+    others = {tuple(batch.control[0].ravel()[:8]) for batch in map(batches.training, range(12))}
+    assert len(others) > 1
+
+
+def sigma_of(batch, batches: Batches) -> np.ndarray:
+    levels = [np.argmin(np.abs(batches.timesteps / 1000 - t)) for t in batch.timestep]
+    return batches.sigmas[levels]
+
+
+def test_flow_of_controls_is_packed_as_latents_are(encoded):
+    plan = plan_of(encoded)
+    batches, photos = Batches(plan, plan.photos()), plan.photos()
+    batches.train = dataclasses.replace(batches.train, posterior="mode")
+    batch = batches.evaluation(0, 3)
+    needs = plan.control_needs(photos)[0]
+    posterior = needs.entries.read_many(needs.items)
+    modes = flow.normalized(flow.sample_posterior(posterior, None), batches.shift_factor, batches.scaling_factor)
+    expected = {array.tobytes() for array in flow.pack(modes)}
+    assert {row.tobytes() for row in batch.control} == expected
+
+
+def test_with_sampling_the_conditions_posterior_is_drawn_too(encoded):
+    batches = Batches(plan_of(encoded), plan_of(encoded).photos())
+    assert batches.training(0).control.tobytes() == batches.training(0).control.tobytes()
+    sampled, batches.train = batches.training(0), dataclasses.replace(batches.train, posterior="mode")
+    assert np.abs(sampled.control - batches.training(0).control).max() > 1e-3
+    np.testing.assert_array_equal(sampled.timestep, batches.training(0).timestep)
