@@ -33,7 +33,7 @@ export PIP_USER := 0
 PIP := .venv/bin/python -I -m pip
 
 WORKERS := 2
-PYTEST = .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST = .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 help: ## list the targets
 	@echo "make demo   on a fresh machine installs everything into .venv and trains a LoRA on five photos, on CPU"

@@ -14,12 +14,13 @@ NUM_PAIRS = 12
 
 
 def main() -> int:
-    from pipeline.circles import draw_circles
+    from pipeline.shapes import draw_pairs
 
     began = time.monotonic()
     if not (DEMO / "circles").exists():
         say(f"{NUM_PAIRS} filled circles, each with its outline as its condition:")
-        print(f"  {draw_circles(DEMO / 'circles', NUM_PAIRS).relative_to(ROOT)}/")
+        folder = draw_pairs(DEMO / "circles", NUM_PAIRS, size=128, words={"circle": "circle"})
+        print(f"  {folder.relative_to(ROOT)}/")
     if not (DEMO / "model").exists():
         say("A tiny, untrained checkpoint in FLUX.1 format:")
         show_and_run(sys.executable, "-m", "pipeline", "tiny-model", "demo/model")

@@ -36,16 +36,16 @@ def write_tiny_model(folder: Path, seed: int = 0, guidance_embeds: bool = True) 
         part.mkdir()
         vocabularies = _write_tokenizers(part)
         _write_models(part, seed, guidance_embeds, *vocabularies)
-        _write_scheduler(part, dynamic=guidance_embeds)
-        _write_index(part)
-        _follow_umask(part)
+        write_scheduler(part, dynamic=guidance_embeds)
+        write_index(part)
+        follow_umask(part)
         if folder.exists():
             folder.rmdir()
         os.rename(part, folder)
     return folder
 
 
-def _write_index(folder: Path) -> None:
+def write_index(folder: Path) -> None:
     classes = {
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         "text_encoder": ["transformers", "CLIPTextModel"],
@@ -62,8 +62,8 @@ def _write_json(path: Path, document: dict) -> None:
     write_atomically(path, json.dumps(document, indent=2, sort_keys=True) + "\n")
 
 
-def _write_scheduler(folder: Path, dynamic: bool) -> None:
-    (folder / "scheduler").mkdir()
+def write_scheduler(folder: Path, dynamic: bool) -> None:
+    (folder / "scheduler").mkdir(exist_ok=True)
     settings = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
     settings |= {"use_dynamic_shifting": dynamic, "shift": 3.0 if dynamic else 1.0}
     settings |= {"base_shift": 0.5, "max_shift": 1.15}
@@ -88,15 +88,19 @@ def corpus() -> list[str]:
 def _write_tokenizers(folder: Path) -> tuple[int, int, int]:
     """Train both tokenizers on `corpus`.  Returns CLIP's vocabulary size and end token, and T5's vocabulary size."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    return (*_write_clip_tokenizer(folder / "tokenizer"), _write_t5_tokenizer(folder / "tokenizer_2"))
+    clip = write_clip_tokenizer(folder / "tokenizer", corpus())
+    return (*clip, write_t5_tokenizer(folder / "tokenizer_2", _unigram_pieces()))
 
 
-def _write_clip_tokenizer(folder: Path) -> tuple[int, int]:
-    """CLIP's byte-level BPE: words end in ``</w>``; the end token, also the padding, has the highest id."""
+def write_clip_tokenizer(folder: Path, lines: list[str]) -> tuple[int, int]:
+    """CLIP's byte-level BPE: words end in ``</w>``; the end token, also the padding, has the highest id.
+
+    Every word of ``lines`` becomes one token.  Returns the vocabulary's size and the end token.
+    """
     from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizerFast
 
-    merges = _merges(Counter(word for line in corpus() for word in line.split()))
+    merges = _merges(Counter(word for line in lines for word in line.split()))
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = letters + [letter + "</w>" for letter in letters] + ["".join(pair) for pair in merges]
     tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
@@ -138,12 +142,15 @@ def _joined(parts: list[str], pair: tuple[str, str]) -> list[str]:
     return joined
 
 
-def _write_t5_tokenizer(folder: Path) -> int:
-    """T5's Unigram model over ``▁``-marked words, with ``</s>`` at the end and the 100 sentinels it is known for."""
+def write_t5_tokenizer(folder: Path, pieces: list[tuple[str, float]]) -> int:
+    """T5's Unigram model over ``▁``-marked words, with ``</s>`` at the end and the 100 sentinels it is known for.
+
+    pieces: with their log-probabilities, padding, end and unknown first.  Returns the vocabulary's size.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import T5TokenizerFast
 
-    tokenizer = Tokenizer(models.Unigram(_unigram_pieces(), unk_id=2))
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
@@ -287,7 +294,7 @@ def _tame_posterior(vae) -> None:
     bias.set_data(ms.Tensor(np.repeat([0.1159, -6.0], channels).astype(np.float32)))
 
 
-def _follow_umask(folder: Path) -> None:
+def follow_umask(folder: Path) -> None:
     """Safetensors come out readable by their owner only; give files and folders the modes that the umask asks for."""
     mask = os.umask(0)
     os.umask(mask)

@@ -10,9 +10,7 @@ from PIL import Image, ImageDraw
 from cache import digest
 from pipeline import conditions, images
 from pipeline.buckets import CENTRE, crop_box
-from pipeline.circles import draw_circles
 from pipeline.data import IndexedPhoto
-from pipeline.errors import UserError
 from pipeline.variants import Variant
 
 VARIANTS = [Variant(48, 32, crop, flip) for crop in (CENTRE, 0, 1, 2) for flip in (False, True)]
@@ -102,20 +100,3 @@ def test_blur_and_tile_keep_the_mean_and_lose_the_edges(name):
     found, plain = computed(name, picture), np.asarray(picture).astype(int)
     assert found.mean() == pytest.approx(plain.mean(), abs=3)
     assert np.abs(np.diff(found, axis=0)).mean() < 0.9 * np.abs(np.diff(plain, axis=0)).mean()
-
-
-def test_drawn_pairs_show_the_circle_and_its_outline_and_depend_on_their_number_alone(tmp_path):
-    few, more = draw_circles(tmp_path / "few", 2, size=64), draw_circles(tmp_path / "more", 4, size=64)
-    for name in ("images/00001.png", "outlines/00001.png"):
-        assert (few / name).read_bytes() == (more / name).read_bytes()
-    picture, outline = (
-        np.asarray(Image.open(more / f"{part}/00002.png")).astype(int) for part in ("images", "outlines")
-    )
-    inside = np.abs(picture - picture[0, 0]).max(axis=2) > 20
-    rows, columns = np.nonzero(outline.max(axis=2) > 64)
-    assert rows.min() == pytest.approx(np.nonzero(inside)[0].min(), abs=1)
-    assert columns.max() == pytest.approx(np.nonzero(inside)[1].max(), abs=1)
-    centre = round((rows.min() + rows.max()) / 2), round((columns.min() + columns.max()) / 2)
-    assert inside[centre] and not outline[centre].any()
-    with pytest.raises(UserError, match="exists already"):
-        draw_circles(few, 2)

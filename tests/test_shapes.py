@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline import shapes
 from pipeline.errors import UserError
 from pipeline.images import read_image
-from pipeline.shapes import COLOURS, SHAPES, draw, draw_shapes
+from pipeline.shapes import COLOURS, MADE_UP, NEW_SHAPES, SHAPES, draw, draw_shapes, outline, picture, silhouette
 
 
 def files(folder):
@@ -26,7 +26,13 @@ def area(shape, radius):
     return ((image - 20) / (245 - 20)).sum()
 
 
-@pytest.mark.parametrize("shape, factor", [("circle", np.pi), ("square", 2), ("triangle", 3 * 3**0.5 / 4)])
+CROSS = 8 * 0.32 * (1 - 0.32**2) ** 0.5 - 4 * 0.32**2
+STAR = 5 * 0.45 * np.sin(np.pi / 5)
+FACTORS = {"circle": np.pi, "square": 2, "triangle": 3 * 3**0.5 / 4, "cross": CROSS, "star": STAR}
+FACTORS["ring"] = np.pi * (1 - 0.55**2)
+
+
+@pytest.mark.parametrize("shape, factor", FACTORS.items())
 def test_each_shape_has_the_area_of_its_formula(shape, factor):
     assert area(shape, 60) == pytest.approx(factor * 60**2, rel=0.02)
 
@@ -113,12 +119,12 @@ def test_a_failed_run_leaves_nothing(tmp_path, monkeypatch):
 
 
 def die_at_the_third_picture(folder):
-    draw_one = shapes._picture
+    draw_one = shapes.picture
 
-    def picture(seed, index, size):
-        return draw_one(seed, index, size) if index < 2 else os.kill(os.getpid(), signal.SIGKILL)
+    def picture(seed, index, *others, **settings):
+        return draw_one(seed, index, *others, **settings) if index < 2 else os.kill(os.getpid(), signal.SIGKILL)
 
-    shapes._picture = picture
+    shapes.picture = picture
     draw_shapes(folder, 5, 16)
 
 
@@ -129,3 +135,49 @@ def test_a_killed_run_leaves_no_folder_and_the_next_one_succeeds(tmp_path):
     assert child.exitcode == -signal.SIGKILL
     assert not (tmp_path / "shapes").exists()
     assert len(files(draw_shapes(tmp_path / "shapes", 5, 16))) == 6
+
+
+@pytest.mark.parametrize("shape", (*SHAPES, *NEW_SHAPES))
+def test_the_outline_runs_along_the_inside_of_the_shape(shape):
+    where = (30, 34), 20, 64
+    line, inside = np.asarray(outline(shape, *where).convert("L")) > 127, silhouette(shape, *where) > 0
+    assert line.any() and not (line & ~inside).any()
+    assert 0.1 < line.sum() / inside.sum() < 0.8
+
+
+def test_a_picture_of_the_stream_depends_on_its_number_alone():
+    one, again, next_one = picture(3, 8, 64), picture(3, 8, 64), picture(3, 9, 64)
+    assert one == again and one.image().tobytes() == again.image().tobytes() and one != next_one
+    assert picture(3, 10**12, 64).shape in SHAPES
+
+
+def test_a_picture_says_what_it_shows():
+    for index in range(30):
+        each = picture(2, index, 64)
+        assert each.image() == draw(each.shape, each.colour, each.background, each.centre, each.radius, 64)
+        assert each.outline() == outline(each.shape, each.centre, each.radius, 64)
+        assert {each.word, each.colour, each.background} <= set(each.caption.replace(",", "").split())
+
+
+def test_the_embedded_model_is_never_taught_the_new_shapes():
+    assert {picture(1, index, 64).shape for index in range(300)} == set(SHAPES)
+
+
+@pytest.mark.parametrize("shape", NEW_SHAPES)
+def test_a_teaching_set_shows_one_new_shape_under_its_made_up_word(tmp_path, shape):
+    folder = shapes.draw_teaching(tmp_path / "teaching", shape, count=6)
+    assert len(files(folder)) == 7
+    for index, row in enumerate(rows(folder)):
+        assert MADE_UP[shape] in row["text"].replace(",", "").split() and shape not in row["text"]
+        assert read_image(folder / row["file_name"]) == picture(0, index, 64, {shape: MADE_UP[shape]}).image()
+
+
+def test_pairs_have_a_condition_of_the_same_geometry(tmp_path):
+    folder = shapes.draw_pairs(tmp_path / "pairs", count=5)
+    for row in rows(folder):
+        image, condition = read_image(folder / row["file_name"]), read_image(folder / row["conditioning_image"])
+        line = np.asarray(condition.convert("L")) > 200
+        colours = np.asarray(image)[line]
+        assert image.size == condition.size == (64, 64)
+        assert len(np.unique(colours, axis=0)) < 20  # the shape's own colour, and a few smooth edges
+        assert (np.asarray(condition)[0, 0] == 0).all()

@@ -146,7 +146,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tiny, "_write_index", fail)
+    monkeypatch.setattr(tiny, "write_index", fail)
     with pytest.raises(OSError):
         tiny.write_tiny_model(tmp_path / "new" / "tiny")
     assert list((tmp_path / "new").iterdir()) == []
