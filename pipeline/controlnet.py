@@ -87,13 +87,17 @@ def _check_depths(own: dict, settings) -> None:
 
 def check_fits(folder: Path, transformer: dict) -> None:
     """Raise UserError where there is no ControlNet in ``folder``, or one for a transformer of another config."""
-    path, found = folder / "config.json", checkpoints.config(folder, checkpoints.CONTROLNET)
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{path}: missing; check [controlnet] init_from: the folder of a FLUX.1 ControlNet")
+    found = checkpoints.config(folder, checkpoints.CONTROLNET)
     checkpoints.check_config(path, found, *checkpoints.EXPECTED[checkpoints.CONTROLNET])
     checkpoints.weight_files(folder, checkpoints.CONTROLNET)
     for key, meaning in UNSUPPORTED.items():
         if found.get(key) is not None:
             raise UserError(f"{path}: {key} is {found[key]}: {meaning}, not supported; see [controlnet] init_from")
-    differing = [key for key in SHARED if key in found and _plain(found[key]) != _plain(transformer.get(key))]
+    both = [key for key in SHARED if key in found and key in transformer]  # what is not said has the same default
+    differing = [key for key in both if _plain(found[key]) != _plain(transformer[key])]
     if differing:
         said = ", ".join(f"{key} {found[key]} and not {transformer.get(key)}" for key in differing)
         raise UserError(f"{path}: for another transformer than [model] path has: {said}")

@@ -22,6 +22,7 @@ BATCH = 64  # photos between two notes of what was learnt, so that a killed run 
 MAX_LISTED = 500
 ASPECT_TOLERANCE = 1.01
 NO_CONDITION = f'no condition: its line in {METADATA} has no "conditioning_image"'
+NO_CONDITION += "; or let [controlnet] condition = 'canny', 'grey', 'blur' or 'tile' compute it"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pipeline import checkpoints, counts, lora, variants
+from pipeline import checkpoints, controlnet, counts, lora, resume, variants
 from pipeline.data import IndexedPhoto
 from pipeline.errors import UserError
-from pipeline.experiment import LORA_TARGETS, Experiment
+from pipeline.experiment import LORA_TARGETS, Experiment, Train
 from pipeline.needs import needed
 from pipeline.precision import Precision
 from pipeline.recipes import CONTROLNET, RESULT_NAME, Plan
@@ -63,13 +63,26 @@ def training(configs: Path, experiment: Experiment, policies: Precision, trains:
         "weights_bytes": frozen["weights_bytes"] + 4 * trained,
         "gradients_bytes": 4 * trained * (1 + (settings.accumulate > 1)),
         "optimizer_bytes": 4 * trained * (copies - 1),
-        "checkpoints_bytes": 4 * trained * copies * (settings.keep_checkpoints + 1),
+        "checkpoints_bytes": checkpoints_bytes(4 * trained, settings),
         "result_bytes": saved * trained,
     }
 
 
+def checkpoints_bytes(trained_bytes: int, settings: Train) -> int:
+    """The most that a run's checkpoints take at one time: those that are kept, and one that is being written.
+
+    Where the run's length is in epochs, as many as that are taken to be written.
+    """
+    every = settings.checkpoint_every or settings.steps
+    written = settings.keep_checkpoints + 1 if settings.epochs else -(-settings.steps // every)
+    copies = 4 if settings.ema_decay else 3  # the parameters, two moments, and their moving average
+    return trained_bytes * copies * min(settings.keep_checkpoints + 1, written)
+
+
 def _trained(configs: Path, experiment: Experiment, trains: str) -> int:
     own, settings = checkpoints.config(configs, "transformer"), experiment.controlnet
+    if trains == CONTROLNET:
+        controlnet.check(experiment, own)
     if trains == CONTROLNET and experiment.init_from:
         found = checkpoints.config(experiment.init_from, checkpoints.CONTROLNET)
         return counts.controlnet(own, found["num_layers"], found["num_single_layers"])
@@ -105,7 +118,8 @@ def of_plan(plan: Plan, photos: Sequence[IndexedPhoto]) -> dict:
         stage["store_bytes"] += math.ceil(missing * _row_bytes(entries.shape, entries.dtype) * OVERHEAD)
     taken = training(plan.checkpoint, plan.experiment, plan.precision, plan.trains)
     is_done = (plan.run_folder(photos) / RESULT_NAME).is_file()
-    runs_bytes = 0 if is_done else taken["checkpoints_bytes"] + taken["result_bytes"]
+    there = sum(path.stat().st_size for path in resume.list_checkpoints(plan.run_folder(photos)))
+    runs_bytes = 0 if is_done else max(0, taken["checkpoints_bytes"] - there) + taken["result_bytes"]
     shapes = {size for photo in photos for size in variants.sizes(plan.experiment.data, photo)}
     return {
         "device": plan.device,

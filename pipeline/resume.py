@@ -22,6 +22,8 @@ FOLDER_NAME = "checkpoints"
 NAME = re.compile(r"step-(\d{6,})\.safetensors")
 DIGEST_BYTES = 16
 LENGTH = ("train.steps", "train.epochs")
+AFTERWARDS = ("controlnet.save_dtype",)
+"""What decides how a result is saved, and no step of the training."""
 MAX_SHOWN = 80
 
 
@@ -81,7 +83,7 @@ def find_shorter(folder: Path, identity: dict, at_most: int) -> Checkpoint | Non
     for path in sorted(others, key=_step_of, reverse=True):
         if path.parent.parent != folder and _step_of(path) <= at_most:
             with suppress(UserError):
-                if not differing(_notes(path).get("identity") or {}, identity, LENGTH):
+                if not differing(_notes(path).get("identity") or {}, identity, (*LENGTH, *AFTERWARDS)):
                     return _read(path)
     return None
 

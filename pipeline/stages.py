@@ -142,20 +142,23 @@ def _check_memory(facts, is_kept: bool) -> None:
         )
 
 
-def _has_room(survey: Survey) -> bool:
-    survey = survey.for_controlnet if CONTROLNET in survey.experiment.tables else survey
-    if survey.photos is None:
-        return False
-    preflight.check_room(survey.plan, survey.photos)
-    return True
+def _room(trains: str) -> Stage:
+    """A stage that says what a training will take, and fails where a disk has no room for it."""
 
+    def has_room(survey):
+        survey = survey.for_controlnet if trains == CONTROLNET else survey
+        if not _model_is_here(survey) or survey.photos is None:  # else the weights would be read here, unseen
+            return False
+        preflight.check_room(survey.plan, survey.photos)
+        return True
 
-def _check_room(experiment: Experiment) -> None:
-    """Say what the experiment will take, and that a disk has no room for it."""
-    plan = resolve(experiment, CONTROLNET if CONTROLNET in experiment.tables else LORA)
-    photos = plan.photos()
-    print(preflight.table(preflight.of_plan(plan, photos)), flush=True)
-    preflight.check_room(plan, photos)
+    def check(experiment):
+        plan = resolve(experiment, trains)
+        photos = plan.photos()
+        print(preflight.table(preflight.of_plan(plan, photos)), flush=True)
+        preflight.check_room(plan, photos)
+
+    return Stage(has_room, check)
 
 
 # --- stages of a plan ---------------------------------------------------------------------------------------------
@@ -169,7 +172,7 @@ def _planned(name: str, done: Callable, work: Callable, trains: str = LORA) -> S
 
     def is_done(survey):
         survey = survey.for_controlnet if trains == CONTROLNET else survey
-        return survey.photos is not None and done(survey.plan, survey.photos)
+        return _model_is_here(survey) and survey.photos is not None and done(survey.plan, survey.photos)
 
     def do(experiment):
         began = time.time()
@@ -244,7 +247,8 @@ STAGES = {
     "GetModel": Stage(_model_is_here, _get_model),
     "CheckData": Stage(lambda survey: survey.photos is not None, _check_data),
     "CheckControls": Stage(lambda survey: survey.for_controlnet.photos is not None, _check_controls),
-    "CheckRoom": Stage(_has_room, _check_room),
+    "CheckRoom": _room(LORA),
+    "CheckControlNetRoom": _room(CONTROLNET),
     "EncodeCLIP": _planned("EncodeCLIP", _captions_are_in("pooled"), _encode_clip),
     "EncodeT5": _planned("EncodeT5", _captions_are_in("txt"), _encode_t5),
     "EncodeImages": _planned("EncodeImages", _images_are_in, _encode_images),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cache import write_atomically
-from pipeline import controlnet, data, guard, loop, lora, measured, metrics, models, resume
+from pipeline import controlnet, data, guard, loop, lora, measured, metrics, models, preflight, resume
 from pipeline.batches import Batches
 from pipeline.errors import UserError
 from pipeline.experiment import Train
@@ -186,7 +186,8 @@ def go_on(training: loop.Training, folder: Path, identity: dict, settings: Train
     shorter = resume.find_shorter(folder, identity, settings.steps)
     if shorter is None:
         return
-    if depends_on_total(settings.lr_scheduler):
+    is_longer = resume.differing(shorter.identity, identity, resume.AFTERWARDS)
+    if is_longer and depends_on_total(settings.lr_scheduler):
         print(
             f"{shorter.path} is not used: with lr_scheduler = {settings.lr_scheduler} the learning rate of each step "
             "depends on the number of steps, so this run starts anew"
@@ -199,8 +200,9 @@ def go_on(training: loop.Training, folder: Path, identity: dict, settings: Train
 
 def _check_room(folder: Path, trained: list, settings: Train) -> None:
     """Raise UserError now, rather than after hours, where the disk has no room for the result and its checkpoints."""
-    num_bytes, copies = sum(parameter.nbytes for parameter in trained), 4 if settings.ema_decay else 3
-    needed = num_bytes * (2 + copies * (settings.keep_checkpoints + 1)) + (1 << 20)
+    num_bytes = sum(parameter.nbytes for parameter in trained)
+    there = sum(path.stat().st_size for path in resume.list_checkpoints(folder))
+    needed = num_bytes + max(0, preflight.checkpoints_bytes(num_bytes, settings) - there) + (1 << 20)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(

@@ -77,12 +77,26 @@ class CheckControls(StageTask):
 
     priority = 3  # before hours of encoding
 
+    def requires(self):
+        return CheckData(self.experiment)
+
 
 class CheckRoom(StageTask):
-    """The disks have room for all that the experiment will write: done at once, unless there is something to say."""
+    """The disks have room for all that the encoders and a LoRA's training will write."""
+
+    priority = 3
 
     def requires(self):
         return GetModel(self.experiment), CheckData(self.experiment)
+
+
+class CheckControlNetRoom(StageTask):
+    """As CheckRoom, for a ControlNet's training."""
+
+    priority = 3
+
+    def requires(self):
+        return GetModel(self.experiment), CheckControls(self.experiment)
 
 
 class EncodeStage(StageTask):
@@ -119,7 +133,7 @@ class EncodeControls(EncodeStage):
     priority = 3
 
     def requires(self):
-        return CheckRoom(self.experiment), CheckControls(self.experiment)
+        return CheckControlNetRoom(self.experiment)
 
 
 class TrainLoRA(StageTask):

@@ -200,7 +200,7 @@ def test_more_blocks_than_the_transformer_has_are_refused(encoded, settings, sai
 def test_a_controlnet_that_cannot_be_made_is_said_before_anything_is_encoded(paired, tmp_path):
     lab = paired.copy(tmp_path / "lab").set("controlnet", init_from="nowhere")
     lab.run("CheckControls")
-    with pytest.raises(UserError, match="nowhere/config.json: missing"):
+    with pytest.raises(UserError, match="nowhere/config.json: missing; check .controlnet. init_from"):
         lab.run("EncodeControls")
     assert not lab.done("EncodeControls")
 
@@ -333,6 +333,19 @@ def test_it_is_saved_in_the_dtype_asked_for(encoded, tmp_path, dtype, code):
     lab.run("TrainControlNet")
     with safe_open(run_folder(lab) / controlnet.WEIGHTS_NAME, "np") as file:
         assert {file.get_slice(key).get_dtype() for key in file.keys()} == {code}
+
+
+def test_another_dtype_of_the_result_trains_nothing_again(trained, tmp_path, capsys):
+    lab = trained.copy(tmp_path / "lab").set("controlnet", save_dtype="fp16").run("TrainControlNet")
+    assert "going on from step 3 of" in capsys.readouterr().out
+    found, expected = (load_file(run_folder(each) / controlnet.WEIGHTS_NAME) for each in (lab, trained))
+    assert all(array.tobytes() == expected[key].astype(np.float16).tobytes() for key, array in found.items())
+
+
+def test_a_config_that_leaves_a_default_out_fits(trained):
+    own = json.loads((trained.model / "transformer/config.json").read_text())
+    del own["axes_dims_rope"], own["patch_size"]
+    controlnet.check_fits(run_folder(trained) / "controlnet", own)
 
 
 def test_init_from_goes_on_with_the_weights_of_another_run(trained, tmp_path):

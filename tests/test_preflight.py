@@ -11,6 +11,7 @@ from lab import ENCODERS, Lab
 
 from pipeline import preflight, recipes, stages
 from pipeline.errors import UserError
+from pipeline.experiment import Train
 
 ROOT = Path(__file__).parent.parent
 
@@ -82,6 +83,29 @@ def test_luigi_encodes_nothing_that_the_disk_has_no_room_for(lab, tmp_path, monk
     assert not other.done("CheckRoom")
     with pytest.raises(UserError, match=r"store and .*runs: .* kB will be written there, 1.0 kB are free"):
         stages.run("CheckRoom", other.experiment)
+
+
+def test_room_for_a_controlnet_is_not_asked_for_by_a_lora(lab, tmp_path):
+    other = lab.copy(tmp_path / "lab").set("controlnet", init_from="nowhere")
+    assert other.done("CheckRoom") and not other.done("CheckControlNetRoom")
+    other.set("controlnet", init_from="", condition="grey", num_double_layers=9)
+    with pytest.raises(UserError, match="num_double_layers: 9, but the transformer has 2"):
+        stages.run("CheckControlNetRoom", other.experiment)
+
+
+@pytest.mark.parametrize(
+    ("settings", "copies"),
+    [
+        ({"steps": 500}, 3),
+        ({"steps": 501}, 6),
+        ({"steps": 5000}, 9),
+        ({"steps": 5000, "ema_decay": 0.9}, 12),
+        ({"steps": 5000, "checkpoint_every": 0}, 3),
+        ({"epochs": 3}, 9),
+    ],
+)
+def test_checkpoints_take_what_is_kept_and_one_more(settings, copies):
+    assert preflight.checkpoints_bytes(100, Train(**settings)) == 100 * copies
 
 
 def test_targets_that_no_layer_has_are_said_before_anything_is_encoded(lab, tmp_path):
