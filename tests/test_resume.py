@@ -32,6 +32,7 @@ TOGETHER = {
     "everything": ("accumulated", "averaged", "clip", "dropout", "buckets", "scheduled"),
     "compiled": ("compiled", "averaged", "dropout"),
 }
+SLOW = ("compiled", "fp16")
 STEPS = 8  # with checkpoints at 2, 4, 6 and 8
 TIMES = ("step_seconds", "data_wait_seconds", "peak_memory_bytes")
 
@@ -95,7 +96,7 @@ def kill_at(monkeypatch, steps: list[int]) -> None:
     monkeypatch.setattr(loop.Training, "advance", advance_or_die)
 
 
-@pytest.mark.parametrize("variant", [*TOGETHER, pytest.param("fp16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("variant", ["everything", *(pytest.param(each, marks=pytest.mark.slow) for each in SLOW)])
 def test_an_interrupted_run_ends_as_the_unbroken_one(start, tmp_path, monkeypatch, variant):
     lab = lab_of(start, tmp_path / "lab", variant)
     other = lab.copy(tmp_path / "other")

@@ -13,7 +13,7 @@ import pytest
 from lab import Lab
 
 import tasks
-from tasks.process import StageFailed, run_stage
+from tasks.process import GRACE_SECONDS, StageFailed, run_stage
 
 ROOT = Path(__file__).resolve().parent.parent
 TASK_FAILED = 30
@@ -130,7 +130,7 @@ def start_training(lab: Lab, *options: str) -> tuple[subprocess.Popen, int]:
 def test_no_stage_outlives_luigi(lab, number, workers):
     process, stage = start_training(lab, "--workers", str(workers))
     process.send_signal(signal.Signals[number])
-    output = process.communicate(timeout=60)[1].decode()
+    output = process.communicate(timeout=GRACE_SECONDS + 60)[1].decode()
     assert process.returncode != 0
     assert workers > 1 or "Traceback" not in output
     wait_until(lambda: not is_alive(stage), 20)
@@ -154,7 +154,7 @@ def test_no_encoding_outlives_a_killed_luigi(encoded, tmp_path):
 def test_a_killed_training_fails_and_is_run_alone_the_next_time(lab):
     process, stage = start_training(lab)
     os.kill(stage, signal.SIGKILL)
-    output = process.communicate(timeout=60)[1].decode()
+    output = process.communicate(timeout=GRACE_SECONDS + 60)[1].decode()
     assert process.returncode == TASK_FAILED
     assert (
         "TrainLoRA failed (killed by SIGKILL; perhaps the machine had no memory left" in output
@@ -174,7 +174,7 @@ def test_a_stage_killed_while_it_encodes_keeps_what_was_committed(encoded, tmp_p
     process = subprocess.Popen(arguments, env=environment(), stderr=subprocess.PIPE)
     wait_until(lambda: process.poll() is not None or list(lab.folder.glob("store/entries/latents-*/writing/*/*")))
     process.terminate()
-    output = process.communicate(timeout=60)[1].decode()
+    output = process.communicate(timeout=GRACE_SECONDS + 60)[1].decode()
     assert process.returncode == 143 and "what was finished is kept" in output
     photos = lab.plan.photos()
     missing = lab.latents.missing(photo.digest for photo in photos)
