@@ -67,7 +67,7 @@ def measure(plan) -> np.ndarray:
 
     loop._is_checkpoint_due = at_the_end_of_a_step
     with tempfile.TemporaryDirectory() as folder:
-        train.train_lora(plan, plan.photos(), Path(folder))
+        train.train(plan, plan.photos(), Path(folder))
     return np.diff(np.array(rows), axis=0)[FIRST:]
 
 

@@ -1,10 +1,10 @@
 """Batches made ahead of the step, in a thread, so that the step does not wait for the store."""
 
+import contextlib
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 
@@ -34,10 +34,8 @@ class Ahead:
         """End the thread, after the result that it is making."""
         self._stop.set()
         while self._thread.is_alive():
-            try:
+            with contextlib.suppress(queue.Empty):  # it may wait for room to put its last result
                 self._ready.get(timeout=0.05)
-            except queue.Empty:
-                pass
 
     def _work(self, make, numbers):
         for number in numbers:
@@ -50,7 +48,7 @@ class Ahead:
                 return
 
 
-@contextmanager
+@contextlib.contextmanager
 def made_ahead(make: Callable[[int], Any], numbers: range, depth: int = 2) -> Iterator[Ahead]:
     """An `Ahead` whose thread ends with the block."""
     ahead = Ahead(make, numbers, depth)

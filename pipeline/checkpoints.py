@@ -20,11 +20,16 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 CONFIG_NOTES = ("_name_or_path", "_diffusers_version", "_commit_hash", "transformers_version", "torch_dtype", "dtype")
 """Config fields that say where a checkpoint came from and change nothing of what it computes."""
 
+CLIP_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size", "max_position_embeddings")
+T5_SIZES = ("d_model", "d_ff", "d_kv", "num_heads", "num_layers", "vocab_size")
+VAE_SIZES = ("block_out_channels", "layers_per_block", "latent_channels", "scaling_factor", "shift_factor")
+TRANSFORMER_SIZES = ("num_layers", "num_single_layers", "num_attention_heads", "attention_head_dim", "in_channels")
+TRANSFORMER_SIZES += ("joint_attention_dim", "pooled_projection_dim")
 EXPECTED = {
-    "text_encoder": ("CLIPTextModel", ("hidden_size", "max_position_embeddings")),
-    "text_encoder_2": ("T5EncoderModel", ("d_model",)),
-    "vae": ("AutoencoderKL", ("block_out_channels", "latent_channels", "scaling_factor", "shift_factor")),
-    "transformer": ("FluxTransformer2DModel", ()),
+    "text_encoder": ("CLIPTextModel", CLIP_SIZES),
+    "text_encoder_2": ("T5EncoderModel", T5_SIZES),
+    "vae": ("AutoencoderKL", VAE_SIZES),
+    "transformer": ("FluxTransformer2DModel", TRANSFORMER_SIZES),
     CONTROLNET: ("FluxControlNetModel", ("num_layers", "num_single_layers")),
 }
 """The class of each model, and what its config must say for us to plan with it."""
@@ -114,6 +119,13 @@ def _patterns(variant: str) -> list[str]:
 def part_of(folder: Path, component: str) -> Path:
     """The folder of a checkpoint's component."""
     return folder if component == CONTROLNET else folder / component
+
+
+def checked_config(folder: Path, component: str) -> dict:
+    """As `config`.  Raises UserError where it is not that of such a model, or lacks what planning needs."""
+    settings = config(folder, component)
+    check_config(part_of(folder, component) / "config.json", settings, *EXPECTED[component])
+    return settings
 
 
 def config(folder: Path, component: str) -> dict:

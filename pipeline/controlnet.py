@@ -52,6 +52,14 @@ def check(experiment: Experiment, transformer: dict) -> None:
         _check_depths(transformer, experiment.controlnet)
 
 
+def depths(experiment: Experiment) -> tuple[int, int]:
+    """How many double and single blocks the ControlNet has."""
+    if experiment.init_from:
+        found = checkpoints.checked_config(experiment.init_from, checkpoints.CONTROLNET)
+        return found["num_layers"], found["num_single_layers"]
+    return experiment.controlnet.num_double_layers, experiment.controlnet.num_single_layers
+
+
 def from_transformer(transformer, settings):
     """A ControlNet of the first ``settings.num_double_layers`` and ``num_single_layers`` blocks of a transformer.
 
@@ -90,8 +98,7 @@ def check_fits(folder: Path, transformer: dict) -> None:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{path}: missing; check [controlnet] init_from: the folder of a FLUX.1 ControlNet")
-    found = checkpoints.config(folder, checkpoints.CONTROLNET)
-    checkpoints.check_config(path, found, *checkpoints.EXPECTED[checkpoints.CONTROLNET])
+    found = checkpoints.checked_config(folder, checkpoints.CONTROLNET)
     checkpoints.weight_files(folder, checkpoints.CONTROLNET)
     for key, meaning in UNSUPPORTED.items():
         if found.get(key) is not None:

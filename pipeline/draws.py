@@ -4,7 +4,6 @@ Philox (doi:10.1145/2063384.2063405) keyed by seed and purpose, its counter set 
 interrupted and resumed draws what the unbroken run draws, on every device.
 """
 
-import functools
 from enum import IntEnum
 
 import numpy as np
@@ -35,14 +34,3 @@ def generator(seed: int, purpose: Purpose, index: int) -> np.random.Generator:
 def normal(seed: int, purpose: Purpose, index: int, shape: tuple) -> np.ndarray:
     """Standard normal numbers, float32."""
     return generator(seed, purpose, index).standard_normal(shape, dtype=np.float32)
-
-
-def batch_indices(seed: int, step: int, batch_size: int, num_items: int) -> list[int]:
-    """Which items step ``step`` (from 0) trains on: every epoch is a new permutation, batches run on across epochs."""
-    places = range(step * batch_size, (step + 1) * batch_size)
-    return [_order(seed, place // num_items, num_items)[place % num_items] for place in places]
-
-
-@functools.lru_cache(maxsize=2)  # the epoch at hand, and the next one where a batch runs across
-def _order(seed: int, epoch: int, num_items: int) -> list[int]:
-    return generator(seed, Purpose.ORDER, epoch).permutation(num_items).tolist()

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from cache import Entries
-from pipeline import conditions, data, images, measured, models
+from pipeline import conditions, data, dtypes, images, models
 from pipeline.buckets import crop_box
 from pipeline.precision import Policy
 from pipeline.progress import Progress
@@ -127,8 +127,8 @@ def _checked(compute: Callable, model, component: str, policy: Policy) -> tuple[
     def checked(source):
         output = compute(source)
         if not found:
-            found.update(measured.found_in(model, output))
-            measured.check(component, policy, found)
+            found.update(dtypes.found_in(model, output))
+            dtypes.check(component, policy, found)
         return output
 
     return checked, found

@@ -208,6 +208,12 @@ class Experiment:
         return (self.folder / os.path.expanduser(path)).resolve()
 
 
+def settings_of(experiment: Experiment) -> dict:
+    """All that an experiment file can say, by table, as it was read."""
+    own = {field.name for field in dataclasses.fields(Experiment) if "internal" not in field.metadata}
+    return {name: value for name, value in dataclasses.asdict(experiment).items() if name in own}
+
+
 def _looks_like_hub_id(text: str) -> bool:
     owner, slash, name = text.partition("/")
     return bool(slash and owner and name) and "/" not in name and not owner.startswith((".", "~"))

@@ -8,18 +8,23 @@ import numpy as np
 from pipeline import checkpoints, controlnet, data, lora, models
 from pipeline.batches import Batches
 from pipeline.loss import item_loss, tensors_of
-from pipeline.recipes import Plan
+from pipeline.recipes import CONTROLNET, Plan
 from pipeline.train import clip_tokens, load_frozen
 
 LOSS_NAME = "loss.json"
 NUM_EVALUATED, SIZE = 64, 8
 
 
-def measure_lora(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) -> dict:
-    """The loss without and with the run's LoRA, over fixed pairs of noise and noise level on the experiment's photos.
+def measure(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) -> dict:
+    """The loss without and with what the run has trained, over fixed pairs of noise and level on the plan's photos.
 
-    Returns both means, and the mean and standard error of the paired difference (before - after).
+    Returns both means, and the mean and standard error of the paired difference (before - after); of a ControlNet also
+    with_other_conditions, the mean loss where each photo has the condition of another one.
     """
+    return (_of_controlnet if plan.trains == CONTROLNET else _of_lora)(plan, photos, folder)
+
+
+def _of_lora(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) -> dict:
     cells = load_frozen(plan)
     adapted = lora.Adapted(cells, plan.experiment.lora, plan.precision.trained, plan.experiment.seed)
     batches = _batches(plan, photos, cells[lora.TRANSFORMER])
@@ -28,11 +33,7 @@ def measure_lora(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) 
     return _gain(before, _losses(item_loss(**cells), batches))
 
 
-def measure_controlnet(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) -> dict:
-    """As `measure_lora`, without and with the run's ControlNet on the photos' conditions.
-
-    Also with_other_conditions: the mean loss where each photo has the condition of another one.
-    """
+def _of_controlnet(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) -> dict:
     from mindspore import ops
 
     transformer, policy = load_frozen(plan)[lora.TRANSFORMER], plan.precision.trained

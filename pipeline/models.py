@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.checkpoints import EXPECTED, check_config, config, one_line, part_of, weight_files
+from pipeline.checkpoints import EXPECTED, checked_config, config, one_line, part_of, weight_files
 from pipeline.errors import UserError
 
 TIED = {"encoder.embed_tokens.weight"}
@@ -38,7 +38,7 @@ def load_model(folder: Path, component: str, dtype: str, variant: str = ""):
     """
     for path in weight_files(folder, component, variant):
         _check_header(path)
-    check_config(part_of(folder, component) / "config.json", config(folder, component), *EXPECTED[component])
+    checked_config(folder, component)
     cls = _model_class(component)
     model, info = _from_pretrained(cls, folder, component, dtype, variant)
     _check_loaded(part_of(folder, component), info)

@@ -2,8 +2,8 @@
 
 The definition: an endless stream of epochs, each of them a permutation of all samples.  Each sample goes to its
 bucket's queue; whenever a queue holds ``batch_size`` samples, they are the next batch.  So no epoch drops or repeats
-a sample, and what is left in the queues at its end comes first in the next.  With one bucket this is
-`draws.batch_indices`.  Any step's batch is computed from its number, without those before it.
+a sample, and what is left in the queues at its end comes first in the next.  Any step's batch is computed from its
+number, without those before it.
 """
 
 import bisect

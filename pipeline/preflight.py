@@ -40,9 +40,9 @@ def encoders(configs: Path, policies: Precision) -> dict[str, dict]:
     Of the VAE the encoder alone computes, but all of it is loaded.
     """
     size = {
-        "text_encoder": counts.text_encoder(checkpoints.config(configs, "text_encoder")),
-        "text_encoder_2": counts.text_encoder_2(checkpoints.config(configs, "text_encoder_2")),
-        "vae": sum(counts.vae(checkpoints.config(configs, "vae"))),
+        "text_encoder": counts.text_encoder(checkpoints.checked_config(configs, "text_encoder")),
+        "text_encoder_2": counts.text_encoder_2(checkpoints.checked_config(configs, "text_encoder_2")),
+        "vae": sum(counts.vae(checkpoints.checked_config(configs, "vae"))),
     }
     return {name: _weights(number, getattr(policies, name).params) for name, number in size.items()}
 
@@ -52,7 +52,7 @@ def training(configs: Path, experiment: Experiment, policies: Precision, trains:
 
     checkpoints_bytes: at most at one time, while a new one is written.
     """
-    own, settings = checkpoints.config(configs, "transformer"), experiment.train
+    own, settings = checkpoints.checked_config(configs, "transformer"), experiment.train
     frozen = _weights(counts.transformer(own), policies.transformer.params)
     trained = _trained(configs, experiment, trains)
     copies = 4 if settings.ema_decay else 3
@@ -80,21 +80,17 @@ def checkpoints_bytes(trained_bytes: int, settings: Train) -> int:
 
 
 def _trained(configs: Path, experiment: Experiment, trains: str) -> int:
-    own, settings = checkpoints.config(configs, "transformer"), experiment.controlnet
+    own = checkpoints.checked_config(configs, "transformer")
     if trains == CONTROLNET:
         controlnet.check(experiment, own)
-    if trains == CONTROLNET and experiment.init_from:
-        found = checkpoints.config(experiment.init_from, checkpoints.CONTROLNET)
-        return counts.controlnet(own, found["num_layers"], found["num_single_layers"])
-    if trains == CONTROLNET:
-        return counts.controlnet(own, settings.num_double_layers, settings.num_single_layers)
+        return counts.controlnet(own, *controlnet.depths(experiment))
     wanted, layers = LORA_TARGETS.get(experiment.lora.targets, experiment.lora.targets), counts.transformer_layers(own)
     for target in wanted:
         if not any(counts.is_meant(name, target) for name in layers):
             raise UserError(f"lora.targets: no linear layer of the transformer is named {target}")
     trained = counts.lora(layers, experiment.lora.rank, wanted)
     if experiment.lora.train_text_encoder:
-        layers = counts.text_encoder_layers(checkpoints.config(configs, "text_encoder"))
+        layers = counts.text_encoder_layers(checkpoints.checked_config(configs, "text_encoder"))
         trained += counts.lora(layers, experiment.lora.rank, lora.TEXT_ENCODER_TARGETS)
     return trained
 

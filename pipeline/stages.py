@@ -6,14 +6,14 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 
 from cache import NEEDS_NAME, Store, StoreError, lease, needs_text, write_atomically
 from cache.files import make_folder
 from pipeline import checkpoints, controlnet, data, device, encode, lora, measure, preflight, records, train
 from pipeline.errors import UserError
-from pipeline.experiment import Experiment
+from pipeline.experiment import Experiment, settings_of
 from pipeline.needs import needed
 from pipeline.photos import list_photos
 from pipeline.progress import Progress
@@ -201,17 +201,15 @@ def _encode_images(plan, photos):
 
 
 def _encode_controls(plan, photos):
-    controlnet.check(plan.experiment, checkpoints.config(plan.checkpoint, "transformer"))  # before hours of encoding
     return plan.control_needs(photos)[0].entries.path, encode.encode_controls(plan, photos)
 
 
 def _train(plan, photos):
     folder = plan.run_folder(photos)
     make_folder(folder)
-    settings = {key: value for key, value in asdict(plan.experiment).items() if key != "folder"}
-    write_atomically(folder / "experiment.json", json.dumps(settings, indent=2) + "\n")
+    write_atomically(folder / "experiment.json", json.dumps(settings_of(plan.experiment), indent=2) + "\n")
     write_atomically(folder / NEEDS_NAME, needs_text(needed(plan, photos)))
-    return folder, (train.train_controlnet if plan.trains == CONTROLNET else train.train_lora)(plan, photos, folder)
+    return folder, train.train(plan, photos, folder)
 
 
 def _measure_loss(plan, photos):
@@ -219,8 +217,7 @@ def _measure_loss(plan, photos):
     if not (folder / RESULT_NAME).is_file():
         name = train.NAMES[plan.trains]
         raise UserError(f"{folder}: there is no trained {name} to measure yet; run Train{name} first")
-    measured = measure.measure_controlnet if plan.trains == CONTROLNET else measure.measure_lora
-    result, path = measured(plan, photos, folder), folder / measure.LOSS_NAME
+    result, path = measure.measure(plan, photos, folder), folder / measure.LOSS_NAME
     write_atomically(path, json.dumps(result, indent=2) + "\n")
     print("loss: {before:.4f} before, {after:.4f} after, ".format(**result), end="")
     print("a gain of {gain:.4f} +- {standard_error:.4f}; in ".format(**result) + str(path), flush=True)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,9 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from cache import write_atomically
-from pipeline import controlnet, data, guard, loop, lora, measured, metrics, models, preflight, resume
+from pipeline import controlnet, data, dtypes, guard, loop, lora, metrics, models, preflight, resume
 from pipeline.batches import Batches
-from pipeline.errors import UserError
 from pipeline.experiment import Train
 from pipeline.loss import flow_loss, tensors_of
 from pipeline.recipes import CONTROLNET, LORA, RESULT_NAME, Plan
@@ -42,20 +40,8 @@ class Subject:
     before_batch: Callable[[int], object] = int
 
 
-def train_lora(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) -> dict:
-    """Train a LoRA on the photos' cached tensors: see `train`."""
-    return train(plan, photos, folder, _lora)
-
-
-def train_controlnet(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) -> dict:
-    """Train a ControlNet on the cached tensors of the photos and their conditions: see `train`."""
-    return train(plan, photos, folder, _controlnet)
-
-
-def train(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path, prepare: Callable) -> dict:
-    """Train on the photos' cached tensors; the weights and, last of all, result.json go to ``folder``.
-
-    prepare: makes the `Subject` of a plan and its frozen models.
+def train(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) -> dict:
+    """Train what the plan says on the photos' cached tensors; weights and, last of all, result.json go to ``folder``.
 
     Goes on from the run's newest checkpoint, or from that of a run that differs in nothing but its length.  Returns
     what result.json says.  Raises UserError where the loss is not finite, where a frozen weight has changed, or where
@@ -66,9 +52,9 @@ def train(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path, prepare
     with loop.locked(folder):
         frozen = load_frozen(plan)
         before = guard.frozen_digests(frozen)
-        subject = prepare(plan, frozen)
+        subject = SUBJECTS[plan.trains](plan, frozen)
         print(describe(frozen, subject), flush=True)
-        _check_room(folder, subject.trained, settings)
+        preflight.check_room(plan, photos)
         if settings.gradient_checkpointing:
             for network in subject.networks.values():
                 models.recompute_blocks(network)
@@ -76,7 +62,7 @@ def train(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path, prepare
         first = to_tensors(batches.evaluation(0, settings.batch_size))
         name, layer = subject.layer
         trained = {name: (layer, subject.trained)}
-        found = measured.precision(plan, photos, frozen, trained, lambda: subject.loss(*first))
+        found = dtypes.precision(plan, photos, frozen, trained, lambda: subject.loss(*first))
         training = loop.Training(
             subject.loss, subject.trained, settings, _is_scaled(plan), subject.groups, subject.before_batch
         )
@@ -111,6 +97,9 @@ def _controlnet(plan: Plan, frozen: dict) -> Subject:
 
     networks = {lora.TRANSFORMER: transformer, controlnet.FOLDER: network}
     return Subject(networks, trained, [0] * len(trained), (CONTROLNET, network), loss, save)
+
+
+SUBJECTS = {LORA: _lora, CONTROLNET: _controlnet}
 
 
 def load_frozen(plan: Plan) -> dict:
@@ -196,19 +185,6 @@ def go_on(training: loop.Training, folder: Path, identity: dict, settings: Train
     metrics.copy(shorter.path.parent.parent, folder, shorter.step)
     training.restore(shorter)
     print(f"going on from step {shorter.step} of a shorter run, {shorter.path}", flush=True)
-
-
-def _check_room(folder: Path, trained: list, settings: Train) -> None:
-    """Raise UserError now, rather than after hours, where the disk has no room for the result and its checkpoints."""
-    num_bytes = sum(parameter.nbytes for parameter in trained)
-    there = sum(path.stat().st_size for path in resume.list_checkpoints(folder))
-    needed = num_bytes + max(0, preflight.checkpoints_bytes(num_bytes, settings) - there) + (1 << 20)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(
-            f"{folder}: the result and its checkpoints need {needed:,} bytes, {free:,} are free; make room, or change "
-            "[paths] runs"
-        )
 
 
 def describe(frozen: dict, subject: Subject) -> str:

@@ -91,7 +91,7 @@ class CheckRoom(StageTask):
 
 
 class CheckControlNetRoom(StageTask):
-    """As CheckRoom, for a ControlNet's training."""
+    """As CheckRoom, for a ControlNet's training; also, that a ControlNet can be made as the experiment says."""
 
     priority = 3
 
@@ -128,7 +128,7 @@ class EncodeImages(EncodeStage):
 
 
 class EncodeControls(EncodeStage):
-    """The VAE's posterior of every photo's condition; also, that a ControlNet can be made as the experiment says."""
+    """The VAE's posterior of every photo's condition."""
 
     priority = 3
 

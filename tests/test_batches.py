@@ -18,6 +18,7 @@ from pipeline.conditions import FILE
 from pipeline.draws import Purpose
 from pipeline.experiment import Lora
 from pipeline.loss import flow_loss, item_loss, tensors_of
+from pipeline.order import Order
 from pipeline.recipes import Plan, resolve
 from pipeline.variants import Variant
 
@@ -125,7 +126,7 @@ def recomputed(lab: Lab, plan: Plan, step: int) -> dict[str, np.ndarray]:
     settings, seed, pairs, entries = plan.experiment.train, plan.experiment.seed, pairs_of(lab), entries_of(plan)
     channels, height, width = entries.shape
     shape = (settings.batch_size, channels // 2, height, width)
-    chosen = [pairs[index] for index in draws.batch_indices(seed, step, settings.batch_size, len(pairs))]
+    chosen = [pairs[index] for index in Order(seed, [0] * len(pairs), settings.batch_size).batch(step)]
     eps = draws.normal(seed, Purpose.POSTERIOR, step, shape) * (settings.posterior == "sample")
     latents = np.stack([latents_of(lab, entries.read(photo), e) for (photo, _), e in zip(chosen, eps)])
     noise = np.stack([packed(item) for item in draws.normal(seed, Purpose.NOISE, step, shape).astype(np.float64)])
@@ -309,7 +310,7 @@ def test_latents_are_shifted_then_scaled_as_the_vaes_config_says(lab, tmp_path, 
     other.encode()
     plan = plan_of(other, train={"posterior": "mode"})
     batch, pairs = batches_of(plan).training(0), pairs_of(other)
-    for latents, index in zip(clean(batch), draws.batch_indices(SEED, 0, BATCH_SIZE, NUM_PHOTOS)):
+    for latents, index in zip(clean(batch), Order(SEED, [0] * NUM_PHOTOS, BATCH_SIZE).batch(0)):
         mean = entries_of(plan).read(pairs[index][0])[:16].astype(np.float64)
         np.testing.assert_allclose(latents, packed(mean - shift_factor) * scaling_factor, **CLOSE)
 
@@ -331,7 +332,7 @@ def test_a_grid_that_is_not_square_is_packed_row_by_row_in_float32(lab):
     batch = batches_of(plan).training(0)
     assert batch.img_ids.tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 1, 1], [0, 1, 2]]
     assert batch.txt_ids.tolist() == [[0, 0, 0]] * TEXT_LENGTH
-    for latents, index in zip(clean(batch), draws.batch_indices(SEED, 0, BATCH_SIZE, NUM_PHOTOS)):
+    for latents, index in zip(clean(batch), Order(SEED, [0] * NUM_PHOTOS, BATCH_SIZE).batch(0)):
         np.testing.assert_allclose(latents, latents_of(lab, entries.read(pairs_of(lab)[index][0])), atol=1e-4)
     assert {value.dtype for value in vars(batch).values() if value is not None} == {np.dtype(np.float32)}
 

@@ -201,8 +201,8 @@ def test_a_controlnet_that_cannot_be_made_is_said_before_anything_is_encoded(pai
     lab = paired.copy(tmp_path / "lab").set("controlnet", init_from="nowhere")
     lab.run("CheckControls")
     with pytest.raises(UserError, match="nowhere/config.json: missing; check .controlnet. init_from"):
-        lab.run("EncodeControls")
-    assert not lab.done("EncodeControls")
+        lab.run("CheckControlNetRoom")
+    assert not lab.done("CheckControlNetRoom")
 
 
 # --- training -----------------------------------------------------------------------------------------------------
@@ -345,7 +345,10 @@ def test_another_dtype_of_the_result_trains_nothing_again(trained, tmp_path, cap
 def test_a_config_that_leaves_a_default_out_fits(trained):
     own = json.loads((trained.model / "transformer/config.json").read_text())
     del own["axes_dims_rope"], own["patch_size"]
-    controlnet.check_fits(run_folder(trained) / "controlnet", own)
+    folder = run_folder(trained) / "controlnet"
+    assert controlnet.check_fits(folder, own) is None
+    with pytest.raises(UserError, match="for another transformer than .model. path has: in_channels 64 and not 128"):
+        controlnet.check_fits(folder, own | {"in_channels": 128})
 
 
 def test_init_from_goes_on_with_the_weights_of_another_run(trained, tmp_path):

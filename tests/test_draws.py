@@ -28,7 +28,7 @@ def test_drawing_leaves_the_global_generator_alone():
     expected = np.random.random()
     np.random.seed(0)
     draws.normal(0, Purpose.NOISE, 0, (10,))
-    draws.batch_indices(0, 3, 2, 5)
+    draws.generator(0, Purpose.ORDER, 3).permutation(5)
     assert np.random.random() == expected
 
 
@@ -36,27 +36,6 @@ def test_normal_numbers_are_standard_normal():
     values = draws.normal(1, Purpose.NOISE, 3, (200_000,)).astype(np.float64)
     assert abs(values.mean()) < 5 / 200_000**0.5
     assert abs(values.var() - 1) < 5 * (2 / 200_000) ** 0.5
-
-
-@pytest.mark.parametrize("num_items, batch_size", [(10, 4), (5, 1), (7, 7), (3, 8), (1, 2), (12, 5)])
-def test_every_epoch_takes_each_item_once_and_batches_run_on_across_epochs(num_items, batch_size):
-    num_epochs = 2 * batch_size  # so that the last batch ends with an epoch
-    num_steps = num_epochs * num_items // batch_size
-    batches = [draws.batch_indices(3, step, batch_size, num_items) for step in range(num_steps)]
-    assert {len(batch) for batch in batches} == {batch_size}
-    items = np.concatenate(batches).reshape(num_epochs, num_items)
-    np.testing.assert_array_equal(np.sort(items, axis=1), np.tile(np.arange(num_items), (num_epochs, 1)))
-
-
-def test_each_epoch_and_each_seed_has_an_order_of_its_own():
-    orders = {tuple(draws.batch_indices(seed, epoch, 20, 20)) for seed in range(3) for epoch in range(10)}
-    assert len(orders) == 30
-
-
-def test_a_step_does_not_depend_on_the_steps_before_it():
-    forwards = [draws.batch_indices(0, step, 3, 10) for step in range(20)]
-    backwards = [draws.batch_indices(0, step, 3, 10) for step in reversed(range(20))]
-    assert forwards == backwards[::-1]
 
 
 def test_the_streams_are_those_of_every_earlier_release():
@@ -71,8 +50,8 @@ def test_the_streams_are_those_of_every_earlier_release():
     assert draws.generator(2**63 - 1, Purpose.LORA_INIT, 1).random(2).tolist() == [
         0.2336265287667203, 0.9109210078458577
     ]  # fmt: skip
-    assert [draws.batch_indices(0, step, 4, 10) for step in range(5)] == [
-        [0, 7, 8, 6], [9, 5, 1, 3], [2, 4, 3, 2], [9, 7, 1, 5], [0, 4, 8, 6]
+    assert [draws.generator(0, Purpose.ORDER, epoch).permutation(10).tolist() for epoch in range(2)] == [
+        [0, 7, 8, 6, 9, 5, 1, 3, 2, 4], [3, 2, 9, 7, 1, 5, 0, 4, 8, 6]
     ]  # fmt: skip
 
 

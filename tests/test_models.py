@@ -300,16 +300,25 @@ def test_a_missing_or_damaged_config_is_one_line_that_names_it(checkpoint, compo
 @pytest.mark.parametrize(
     "component, settings",
     [
-        ("text_encoder", {"intermediate_size": "128"}),
-        ("text_encoder_2", {"d_ff": "192"}),
+        ("text_encoder", {"num_attention_heads": "2"}),
+        ("text_encoder_2", {"relative_attention_num_buckets": "32"}),
         ("vae", {"in_channels": "3"}),
-        ("transformer", {"attention_head_dim": "32"}),
+        ("transformer", {"out_channels": "64"}),
     ],
 )
 def test_a_config_that_no_model_can_be_made_of_is_one_line_that_names_the_component(checkpoint, component, settings):
     edit_config(checkpoint, component, **settings)
     message = refusal(checkpoint, component)
     assert message.startswith(f"{checkpoint / component}: cannot load ") and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "component, key",
+    [("text_encoder", "intermediate_size"), ("text_encoder_2", "d_ff"), ("transformer", "attention_head_dim")],
+)
+def test_a_size_that_is_no_number_is_said_by_file_and_key(checkpoint, component, key):
+    edit_config(checkpoint, component, **{key: "32"})
+    assert refusal(checkpoint, component).startswith(f"{checkpoint / component}/config.json: no usable {key}")
 
 
 @pytest.mark.parametrize("component", ["tokenizer", "tokenizer_2"])
@@ -506,6 +515,15 @@ def test_one_byte_of_weights_changes_the_digest_of_its_component_alone(checkpoin
     after = digests(checkpoint, tmp_path)
     assert changed(before, after) == {component}
     assert before[component]["config"] == after[component]["config"]
+
+
+@pytest.mark.parametrize(
+    "component, key",
+    [("text_encoder", "intermediate_size"), ("text_encoder_2", "d_ff"), ("transformer", "attention_head_dim")],
+)
+def test_a_size_that_is_no_number_is_said_by_file_and_key(checkpoint, component, key):
+    edit_config(checkpoint, component, **{key: "32"})
+    assert refusal(checkpoint, component).startswith(f"{checkpoint / component}/config.json: no usable {key}")
 
 
 @pytest.mark.parametrize("component", ["tokenizer", "tokenizer_2"])

@@ -8,7 +8,7 @@ import pytest
 from lab import Lab
 
 from cache import NEEDS_NAME, StoreError, caption_item, collect, read_needs
-from pipeline import checkpoints, data, guard, images, loop, lora, measure, metrics, models, train
+from pipeline import checkpoints, data, guard, images, loop, lora, measure, metrics, models, preflight, train
 from pipeline.batches import Batches
 from pipeline.errors import UserError
 from pipeline.loss import item_loss, tensors_of
@@ -166,13 +166,13 @@ def test_a_run_says_what_it_needs_and_the_collector_keeps_it(trained, tmp_path):
 
 
 def test_nothing_is_collected_under_a_running_stage(encoded, tmp_path, monkeypatch):
-    lab, train_lora, found = encoded.copy(tmp_path / "lab"), train.train_lora, []
+    lab, do_train, found = encoded.copy(tmp_path / "lab"), train.train, []
 
     def collect_and_train(plan, *arguments):
         found.append(collect(plan.store.path, {}, 0))
-        return train_lora(plan, *arguments)
+        return do_train(plan, *arguments)
 
-    monkeypatch.setattr(train, "train_lora", collect_and_train)
+    monkeypatch.setattr(train, "train", collect_and_train)
     lab.run("TrainLoRA")
     assert not any(found[0])
     assert any(collect(lab.folder / "store", {}, 0))
@@ -233,9 +233,9 @@ def test_records_say_which_dtypes_were_found(encoded, trained):
 
 
 def test_a_full_disk_is_said_before_the_training(lab, monkeypatch):
-    usage = train.shutil.disk_usage(lab.folder)
-    monkeypatch.setattr(train.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(UserError, match="1,000 are free"):
+    usage = preflight.shutil.disk_usage(lab.folder)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(UserError, match="1.0 kB are free"):
         lab.run("TrainLoRA")
 
 

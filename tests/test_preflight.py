@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ from lab import ENCODERS, Lab
 
 from pipeline import preflight, recipes, stages
 from pipeline.errors import UserError
-from pipeline.experiment import Train
+from pipeline.experiment import Experiment, PrecisionSettings, Train
+from pipeline.precision import resolve
 
 ROOT = Path(__file__).parent.parent
 
@@ -128,6 +130,15 @@ def test_sizes_of_batches_and_both_kinds_of_training_are_counted(lab, tmp_path):
 def test_an_unknown_config_is_refused_with_those_that_are_known():
     with pytest.raises(UserError, match="known by name: FLUX.1-dev, FLUX.1-schnell"):
         preflight.config_folder("FLUX.2")
+
+
+@pytest.mark.parametrize("component, key", [("transformer", "num_layers"), ("text_encoder_2", "d_ff")])
+def test_a_config_that_lacks_a_size_is_said_by_file_and_key(tmp_path, component, key):
+    configs = shutil.copytree(preflight.CONFIGS / "FLUX.1-dev", tmp_path / "configs")
+    path = configs / component / "config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != key}))
+    with pytest.raises(UserError, match=f"{component}/config.json: no usable {key}"):
+        preflight.of_configs(configs, Experiment(), resolve(PrecisionSettings(), "CPU", ("fp32",)), "CPU", "lora")
 
 
 def test_it_imports_no_mindspore(lab):
