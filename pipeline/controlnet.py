@@ -9,7 +9,7 @@ import numpy as np
 
 from cache import write_atomically, write_tensors
 from cache.files import make_folder
-from pipeline import checkpoints, models
+from pipeline import checkpoints, models, simulation
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.precision import LONG_NAMES, Policy
@@ -119,6 +119,8 @@ def use_precision(controlnet, policy: Policy) -> None:
 
     Of a whole model `to_float` would also take positions, timesteps and variances to half precision.
     """
+    if policy.simulated:
+        return simulation.round_outputs(controlnet)
     if policy.compute == policy.params:
         return
     from mindspore import mint

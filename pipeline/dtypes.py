@@ -5,38 +5,46 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from cache import Entries
+from pipeline import simulation
 from pipeline.errors import UserError
 from pipeline.precision import LONG_NAMES, Policy
 from pipeline.recipes import Plan
 
+SIMULATED = "bfloat16, simulated"
 KEEPS_FP32 = {"text_encoder_2": "fp16"}
 """Of T5 in float16, mindone keeps the feed-forward's last projections, which overflow there, in float32."""
 
 
-def parameters_by_dtype(parameters: Iterable) -> dict[str, int]:
+def parameters_by_dtype(parameters: Iterable, simulated: bool = False) -> dict[str, int]:
     """How many weights are kept in each dtype, such as {"float16": 4, ...}; whole numbers, such as seeds, are none."""
     counts = Counter()
     for parameter in parameters:
-        counts[str(parameter.dtype).lower()] += parameter.size
+        counts[dtype_of(parameter, simulated)] += parameter.size
     return {dtype: count for dtype, count in counts.items() if "int" not in dtype}
 
 
-def found_in(cell, output) -> dict:
+def found_in(cell, output, policy: Policy) -> dict:
     """What the records say of a model: ``parameters`` by dtype, and the dtype of an ``output`` of it."""
-    return {"parameters": parameters_by_dtype(cell.get_parameters()), "output": dtype_of(output)}
+    simulated = policy.simulated
+    return {"parameters": parameters_by_dtype(cell.get_parameters(), simulated), "output": dtype_of(output, simulated)}
 
 
-def dtype_of(output) -> str:
-    """The dtype of the first tensor of an output that may be nested in lists and dictionaries' values."""
+def dtype_of(output, simulated: bool = False) -> str:
+    """The dtype of the first tensor of an output that may be nested in lists and dictionaries' values.
+
+    simulated: where that is float32 with bfloat16's values alone, SIMULATED.
+    """
     while not hasattr(output, "dtype"):
         several = output.values() if isinstance(output, dict) else output
         output = next(each for each in several if each is not None)
-    return str(output.dtype).lower()
+    dtype = str(output.dtype).lower()
+    return SIMULATED if simulated and dtype == "float32" and simulation.is_rounded(output) else dtype
 
 
 def check(component: str, policy: Policy, found: dict) -> None:
     """Raise UserError where a model is not what its policy says; say where it keeps a part of itself in float32."""
-    params, compute = LONG_NAMES[policy.params], LONG_NAMES[policy.compute]
+    names = LONG_NAMES | ({"bf16": SIMULATED} if policy.simulated else {})
+    params, compute = names[policy.params], names[policy.compute]
     others = set(found["parameters"]) - {params}
     if KEEPS_FP32.get(component) == policy.params and others == {"float32"}:
         kept = found["parameters"]["float32"]
@@ -62,14 +70,14 @@ def precision(plan: Plan, photos, frozen: dict, trained: dict, run: Callable) ->
     stages = {"vae": (latents, "EncodeImages"), "text_encoder": (plan.pooled, "EncodeCLIP")}
     stages["text_encoder_2"] = plan.txt, "EncodeT5"
     table = {name: _recorded(*of) for name, of in stages.items() if name not in frozen}
-    outputs = _outputs(frozen | {name: cell for name, (cell, _) in trained.items()}, run)
-    for name, cell in frozen.items():
-        kept = [parameter for parameter in cell.get_parameters() if not parameter.requires_grad]
-        table[name] = {"parameters": parameters_by_dtype(kept), "output": outputs[name]}
-        check(name, getattr(plan.precision, name), table[name])
-    for name, (_, parameters) in trained.items():
-        table[name] = {"parameters": parameters_by_dtype(parameters), "output": outputs[name]}
-        check(name, plan.precision.trained, table[name])
+    policies = {name: getattr(plan.precision, name) for name in frozen} | dict.fromkeys(trained, plan.precision.trained)
+    kept = {name: [each for each in cell.get_parameters() if not each.requires_grad] for name, cell in frozen.items()}
+    kept |= {name: parameters for name, (_, parameters) in trained.items()}
+    outputs = _outputs(frozen | {name: cell for name, (cell, _) in trained.items()}, policies, run)
+    for name, policy in policies.items():
+        simulated = policy.simulated and name in frozen  # what trains is kept in float32 in any case
+        table[name] = {"parameters": parameters_by_dtype(kept[name], simulated), "output": outputs[name]}
+        check(name, policy, table[name])
     return table
 
 
@@ -81,13 +89,13 @@ def _recorded(entries: Entries, stage: str) -> dict | None:
         return None
 
 
-def _outputs(cells: dict, run: Callable) -> dict[str, str]:
+def _outputs(cells: dict, policies: dict[str, Policy], run: Callable) -> dict[str, str]:
     """The dtype of each cell's output, observed while ``run`` computes."""
     found: dict[str, str] = {}
 
     def observer(name):
         def observe(cell, inputs, output):
-            found[name] = dtype_of(output)
+            found[name] = dtype_of(output, policies[name].simulated)
 
         return observe
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from cache import Entries
-from pipeline import conditions, data, dtypes, images, models
+from pipeline import conditions, data, dtypes, images, models, simulation
 from pipeline.buckets import crop_box
 from pipeline.precision import Policy
 from pipeline.progress import Progress
@@ -64,13 +64,15 @@ def _encode_pictures(plan: Plan, needs: Sequence[ImageNeed], picture_in: Callabl
     policy = plan.precision.vae
 
     def load():
-        vae = models.load_model(plan.checkpoint, "vae", policy.params, plan.experiment.model.variant)
-        dtype = models.mindspore_dtype(policy.compute)
+        vae = models.load_component(plan, "vae")
+        dtype = models.mindspore_dtype(policy.compute_on_device)
+        rounded = simulation.rounding()
         read_photo = functools.lru_cache(maxsize=1)(data.read_photo)  # its variants are encoded one after another
 
         def posterior(source):
             pixels = images.to_array(picture_in(*source, read_photo))
-            return vae.encode(ms.Tensor(pixels[None]).astype(dtype))[0]
+            x = ms.Tensor(pixels[None]).astype(dtype)
+            return vae.encode(rounded(x) if policy.simulated else x)[0]
 
         return vae, posterior
 
@@ -88,7 +90,7 @@ def _encode_captions(plan, entries, photos, tokenizer_name, component, label, se
 
     def load():
         tokenizer = models.load_tokenizer(plan.checkpoint, tokenizer_name)
-        encoder = models.load_model(plan.checkpoint, component, policy.params, plan.experiment.model.variant)
+        encoder = models.load_component(plan, component)
 
         def embed(caption):
             tokens = tokenizer(caption, padding="max_length", max_length=length, truncation=True, return_tensors="np")
@@ -127,7 +129,7 @@ def _checked(compute: Callable, model, component: str, policy: Policy) -> tuple[
     def checked(source):
         output = compute(source)
         if not found:
-            found.update(dtypes.found_in(model, output))
+            found.update(dtypes.found_in(model, output, policy))
             dtypes.check(component, policy, found)
         return output
 

@@ -73,9 +73,13 @@ class Data:
 
 @dataclass(frozen=True)
 class PrecisionSettings:
-    """``preset``, and per component a table with ``params``, ``compute`` and ``storage``."""
+    """``preset``, and per component a table with ``params``, ``compute`` and ``storage``.
+
+    ``simulate``: bf16 where the device lacks it, by rounding; see `pipeline.simulation`.
+    """
 
     preset: str = setting("auto", choices=("auto", "bf16", "fp16", "bf16-text-fp32", "fp16-text-fp32", "fp32"))
+    simulate: bool = setting(False)
     vae: dict = field(default_factory=dict)
     text_encoder: dict = field(default_factory=dict)
     text_encoder_2: dict = field(default_factory=dict)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cache import write_tensors
-from pipeline import counts, draws, models
+from pipeline import counts, draws, models, simulation
 from pipeline.dropout import Dropouts
 from pipeline.errors import UserError
 from pipeline.experiment import LORA_TARGETS, Lora
@@ -155,10 +155,12 @@ def _use_precision(transformer, policy: Policy) -> None:
     from mindone.peft.tuners.tuners_utils import BaseTunerLayer
 
     cast_training_params(transformer, models.mindspore_dtype(policy.params))
-    if policy.compute == policy.params:
-        return
-    for _, cell in transformer.cells_and_names():
-        if isinstance(cell, BaseTunerLayer):
+    layers = [cell for _, cell in transformer.cells_and_names() if isinstance(cell, BaseTunerLayer)]
+    if policy.simulated:
+        for layer in layers:
+            simulation.round_output(layer.lora_B[ADAPTER])
+    elif policy.compute != policy.params:
+        for cell in layers:
             for name in cell.adapter_layer_names:
                 layer = getattr(cell, name)
                 if ADAPTER in layer:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline import simulation
 from pipeline.checkpoints import EXPECTED, checked_config, config, one_line, part_of, weight_files
 from pipeline.errors import UserError
+from pipeline.recipes import Plan
 
 TIED = {"encoder.embed_tokens.weight"}
 """T5's input embedding is ``shared.weight``; mindone reports it as newly initialised although it is tied and right."""
@@ -47,6 +49,15 @@ def load_model(folder: Path, component: str, dtype: str, variant: str = ""):
     for parameter in model.get_parameters():
         parameter.requires_grad = False
     return model.set_train(False)
+
+
+def load_component(plan: Plan, component: str):
+    """A component of the plan's checkpoint, as its precision policy says."""
+    policy = getattr(plan.precision, component)
+    model = load_model(plan.checkpoint, component, policy.params_on_device, plan.experiment.model.variant)
+    if policy.simulated:
+        simulation.simulate(model)
+    return model
 
 
 def _check_header(path: Path) -> None:

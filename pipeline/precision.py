@@ -1,5 +1,6 @@
 """Which dtype every component keeps, computes and stores.  All dtype decisions are made here."""
 
+import dataclasses
 from dataclasses import dataclass
 
 from pipeline.errors import UserError
@@ -11,16 +12,34 @@ LONG_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 @dataclass(frozen=True)
 class Policy:
-    """``params``: dtype of the parameters.  ``compute``: of the arithmetic.  ``storage``: of what the store keeps."""
+    """``params``: dtype of the parameters.  ``compute``: of the arithmetic.  ``storage``: of what the store keeps.
+
+    ``simulated``: on a device without bf16, parameters and outputs are rounded to it, but kept and computed in fp32.
+    """
 
     params: str
     compute: str
     storage: str
+    simulated: bool = False
 
     @property
     def storage_dtype(self) -> str:
         """The store's name of the storage dtype, such as ``"bfloat16"``."""
         return LONG_NAMES[self.storage]
+
+    @property
+    def params_on_device(self) -> str:
+        return "fp32" if self.simulated else self.params
+
+    @property
+    def compute_on_device(self) -> str:
+        return "fp32" if self.simulated else self.compute
+
+    @property
+    def decisive(self) -> dict:
+        """What of it decides bytes: a simulation is never mistaken for the real thing, nor the real thing renamed."""
+        own = {"params": self.params, "compute": self.compute}
+        return own | ({"simulated": True} if self.simulated else {})
 
 
 @dataclass(frozen=True)
@@ -32,18 +51,29 @@ class Precision:
     transformer: Policy
     trained: Policy
 
+    @property
+    def simulated(self) -> tuple[str, ...]:
+        """The components that are simulated."""
+        return tuple(name for name in PRECISION_COMPONENTS if getattr(self, name).simulated)
+
+    @property
+    def label(self) -> str:
+        """The preset, and that it is simulated where it is."""
+        return f"{self.preset}, simulated" if self.simulated else self.preset
+
 
 def resolve(settings: PrecisionSettings, device: str, computes: tuple[str, ...]) -> Precision:
     """The policy of every component on ``device``, which computes the dtypes ``computes``.
 
-    ``preset = "auto"`` is bf16 where the device computes it and fp32 elsewhere.  Raises UserError that lists every
-    component whose policy the device cannot run.
+    ``preset = "auto"`` is bf16 where the device computes it and fp32 elsewhere.  With ``simulate``, a device without
+    bf16 simulates it.  Raises UserError that lists every component whose policy the device cannot run.
     """
     preset = settings.preset
     if preset == "auto":
         preset = "bf16" if "bf16" in computes else "fp32"
     half = preset.partition("-")[0]
     text = "fp32" if preset.endswith("-text-fp32") else half
+    simulates = settings.simulate and "bf16" not in computes
     policies = {
         "vae": _policy(half, settings.vae),
         "text_encoder": _policy(text, settings.text_encoder),
@@ -51,7 +81,11 @@ def resolve(settings: PrecisionSettings, device: str, computes: tuple[str, ...])
         "transformer": _policy(half, settings.transformer),
         "trained": _policy(half, settings.trained, params="fp32"),
     }
+    if simulates:
+        policies = {name: _simulated(policy) for name, policy in policies.items()}
     problems = []
+    if simulates and not any(policy.simulated for policy in policies.values()):
+        problems.append("simulate: nothing here is bf16; set precision.preset = 'bf16', or remove simulate")
     for name in PRECISION_COMPONENTS:
         problems += _problems(name, policies[name], device, computes, table=getattr(settings, name))
     if problems:
@@ -66,6 +100,10 @@ def _policy(dtype: str, table: dict, params: str = "") -> Policy:
     return Policy(params, compute, table.get("storage", compute))
 
 
+def _simulated(policy: Policy) -> Policy:
+    return dataclasses.replace(policy, simulated="bf16" in (policy.params, policy.compute))
+
+
 def _problems(name: str, policy: Policy, device: str, computes: tuple[str, ...], table: dict) -> list[str]:
     found = []
     fitting = [f"{half}{text}" for half in computes for text in ("", "-text-fp32") if half != "fp32" or not text]
@@ -73,8 +111,9 @@ def _problems(name: str, policy: Policy, device: str, computes: tuple[str, ...],
     if table:
         hint = f"in [precision.{name}] set one of {', '.join(computes)}"
     for dtype in dict.fromkeys((policy.params, policy.compute)):
-        if dtype not in computes:
-            found.append(f"{name}: {device} does not compute {dtype}; {hint}")
+        if dtype not in computes and not (policy.simulated and dtype == "bf16"):
+            simulate = "[precision] simulate = true simulates it; " if dtype == "bf16" else ""
+            found.append(f"{name}: {device} does not compute {dtype}; {simulate}{hint}")
     if "storage" in table and name in NOT_STORED:
         found.append(f"{name}: nothing of it is kept in the store; remove storage from [precision.{name}]")
     if name == "trained" and policy.params != "fp32":

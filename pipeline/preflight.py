@@ -44,7 +44,7 @@ def encoders(configs: Path, policies: Precision) -> dict[str, dict]:
         "text_encoder_2": counts.text_encoder_2(checkpoints.checked_config(configs, "text_encoder_2")),
         "vae": sum(counts.vae(checkpoints.checked_config(configs, "vae"))),
     }
-    return {name: _weights(number, getattr(policies, name).params) for name, number in size.items()}
+    return {name: _weights(number, getattr(policies, name).params_on_device) for name, number in size.items()}
 
 
 def training(configs: Path, experiment: Experiment, policies: Precision, trains: str) -> dict:
@@ -53,7 +53,7 @@ def training(configs: Path, experiment: Experiment, policies: Precision, trains:
     checkpoints_bytes: at most at one time, while a new one is written.
     """
     own, settings = checkpoints.checked_config(configs, "transformer"), experiment.train
-    frozen = _weights(counts.transformer(own), policies.transformer.params)
+    frozen = _weights(counts.transformer(own), policies.transformer.params_on_device)
     trained = _trained(configs, experiment, trains)
     copies = 4 if settings.ema_decay else 3
     saved = BYTES[experiment.controlnet.save_dtype] if trains == CONTROLNET else 4
@@ -119,7 +119,7 @@ def of_plan(plan: Plan, photos: Sequence[IndexedPhoto]) -> dict:
     shapes = {size for photo in photos for size in variants.sizes(plan.experiment.data, photo)}
     return {
         "device": plan.device,
-        "preset": plan.precision.preset,
+        "preset": plan.precision.label,
         "stages": stages,
         "training": {"trains": plan.trains, "is_done": is_done, **taken, "num_shapes": len(shapes)},
         "disks": disks(plan, sum(stage["store_bytes"] for stage in stages.values()), runs_bytes),
@@ -130,7 +130,7 @@ def of_configs(configs: Path, experiment: Experiment, policies: Precision, devic
     """As `of_plan`, for a model that is not here: nothing is known of photos and of what is cached."""
     return {
         "device": device,
-        "preset": policies.preset,
+        "preset": policies.label,
         "stages": encoders(configs, policies),
         "training": {"trains": trains, **training(configs, experiment, policies, trains)},
     }

@@ -112,7 +112,7 @@ class Plan:
 
     def _entries(self, kind: str, component: str, **decisive) -> Entries:
         policy = getattr(self.precision, component)
-        recipe = {"schema": SCHEMA, "kind": kind, "params": policy.params, "compute": policy.compute}
+        recipe = {"schema": SCHEMA, "kind": kind} | policy.decisive
         recipe |= {"encoder": self._digest_of(component), "dtype": policy.storage_dtype}
         return self.store.entries(recipe | decisive)
 
@@ -210,7 +210,7 @@ class Plan:
             "transformer": self.transformer_digest,
             "vae": {key: vae.get(key) for key in ("scaling_factor", "shift_factor")},
             "scheduler": checkpoints.working_config(self.checkpoint, "scheduler"),
-            "precision": {name: {"params": each.params, "compute": each.compute} for name, each in policies.items()},
+            "precision": {name: policy.decisive for name, policy in policies.items()},
             "train": {key: value for key, value in vars(self.experiment.train).items() if key not in UNDECISIVE},
         } | (self._controlnet(photos) if self.trains == CONTROLNET else {"lora": vars(self.experiment.lora)})
 

@@ -96,7 +96,8 @@ def _controlnet(plan: Plan, frozen: dict) -> Subject:
         return controlnet.save(network, folder, result, settings.save_dtype, metadata)
 
     networks = {lora.TRANSFORMER: transformer, controlnet.FOLDER: network}
-    return Subject(networks, trained, [0] * len(trained), (CONTROLNET, network), loss, save)
+    layer = CONTROLNET, [*network.controlnet_blocks, *network.controlnet_single_blocks][0]
+    return Subject(networks, trained, [0] * len(trained), layer, loss, save)
 
 
 SUBJECTS = {LORA: _lora, CONTROLNET: _controlnet}
@@ -104,12 +105,8 @@ SUBJECTS = {LORA: _lora, CONTROLNET: _controlnet}
 
 def load_frozen(plan: Plan) -> dict:
     """The frozen models that a training works with, by the prefix of their diffusers keys."""
-    variant, policy = plan.experiment.model.variant, plan.precision
-    cells = {lora.TRANSFORMER: models.load_model(plan.checkpoint, "transformer", policy.transformer.params, variant)}
-    if _trains_clip(plan):
-        encoder = models.load_model(plan.checkpoint, "text_encoder", policy.text_encoder.params, variant)
-        cells[lora.TEXT_ENCODER] = encoder
-    return cells
+    names = (lora.TRANSFORMER, lora.TEXT_ENCODER) if _trains_clip(plan) else (lora.TRANSFORMER,)
+    return {name: models.load_component(plan, name) for name in names}
 
 
 def _trains_clip(plan: Plan) -> bool:

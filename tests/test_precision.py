@@ -134,3 +134,29 @@ def test_all_problems_are_reported_at_once():
     wrong = {"vae": {"compute": "fp16"}, "transformer": {"params": "bf16"}, "trained": {"params": "fp16"}}
     _, lines = refusal("CPU", "fp32", **wrong)
     assert {line.partition(":")[0] for line in lines} == {"vae", "transformer", "trained"}
+
+
+# --- simulated ----------------------------------------------------------------------------------------------------
+
+
+def test_a_device_without_bf16_simulates_it_where_asked_to():
+    found = resolved("CPU", "bf16-text-fp32", simulate=True)
+    assert found.vae == found.transformer == Policy("bf16", "bf16", "bf16", simulated=True)
+    assert found.trained == Policy("fp32", "bf16", "bf16", simulated=True)
+    assert found.text_encoder == Policy("fp32", "fp32", "fp32")
+    assert found.simulated == ("vae", "transformer", "trained") and found.label == "bf16-text-fp32, simulated"
+    assert (found.vae.params_on_device, found.vae.compute_on_device) == ("fp32", "fp32")
+
+
+def test_a_device_with_bf16_computes_it_for_real():
+    found = resolved("Ascend", "bf16", simulate=True)
+    assert not found.simulated and found == resolved("Ascend", "bf16") and found.label == "bf16"
+
+
+def test_simulating_where_nothing_is_bf16_is_refused():
+    _, lines = refusal("CPU", "fp32", simulate=True)
+    assert lines == ["simulate: nothing here is bf16; set precision.preset = 'bf16', or remove simulate"]
+
+
+def test_a_refusal_of_bf16_names_the_simulation():
+    assert "[precision] simulate = true simulates it" in refusal("CPU", "bf16")[1][0]
