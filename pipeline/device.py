@@ -35,6 +35,13 @@ def _has_ascend_plugin() -> bool:
     return bool(spec and any(Path(spec.origin).parent.glob("lib/plugin/libmindspore_ascend*")))
 
 
+def memory_bytes(device: str, memory_gb: float) -> int:
+    """What there is to compute in: the machine's memory for CPU, else ``memory_gb``."""
+    if device != "CPU":
+        return int(memory_gb * 1e9)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def use(device: str) -> None:
     """Set this process up for ``device``; on CPU, install the substitutes for the kernels that MindSpore lacks there.
 

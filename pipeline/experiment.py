@@ -158,7 +158,10 @@ class Train:
 
 @dataclass(frozen=True)
 class Device:
+    """``memory_gb``: of an NPU, which `pipeline.preflight` compares with; a CPU's is the machine's."""
+
     target: str = setting("auto", choices=("auto", "Ascend", "CPU"))
+    memory_gb: float = setting(64.0, above=0.0)
 
 
 @dataclass(frozen=True)

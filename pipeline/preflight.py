@@ -11,16 +11,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pipeline import checkpoints, controlnet, counts, lora, resume, variants
+from pipeline import estimates, resume, variants
 from pipeline.data import IndexedPhoto
 from pipeline.errors import UserError
-from pipeline.experiment import LORA_TARGETS, Experiment, Train
+from pipeline.experiment import Experiment
 from pipeline.needs import needed
 from pipeline.precision import Precision
 from pipeline.recipes import CONTROLNET, RESULT_NAME, Plan
 
 CONFIGS = Path(__file__).with_name("configs")
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "float32": 4, "float16": 2, "bfloat16": 2}
 OVERHEAD = 1.02
 """What the store adds to the rows of an entry: checksums, indices, alignment; small vectors take a little more."""
 
@@ -34,77 +33,12 @@ def config_folder(name: str) -> Path:
     return found
 
 
-def encoders(configs: Path, policies: Precision) -> dict[str, dict]:
-    """Parameters and bytes of the weights of the models that encode, by component.
-
-    Of the VAE the encoder alone computes, but all of it is loaded.
-    """
-    size = {
-        "text_encoder": counts.text_encoder(checkpoints.checked_config(configs, "text_encoder")),
-        "text_encoder_2": counts.text_encoder_2(checkpoints.checked_config(configs, "text_encoder_2")),
-        "vae": sum(counts.vae(checkpoints.checked_config(configs, "vae"))),
-    }
-    return {name: _weights(number, getattr(policies, name).params_on_device) for name, number in size.items()}
-
-
-def training(configs: Path, experiment: Experiment, policies: Precision, trains: str) -> dict:
-    """What a training keeps: of the frozen models and of what trains, which has float32 and two moments.
-
-    checkpoints_bytes: at most at one time, while a new one is written.
-    """
-    own, settings = checkpoints.checked_config(configs, "transformer"), experiment.train
-    frozen = _weights(counts.transformer(own), policies.transformer.params_on_device)
-    trained = _trained(configs, experiment, trains)
-    copies = 4 if settings.ema_decay else 3
-    saved = BYTES[experiment.controlnet.save_dtype] if trains == CONTROLNET else 4
-    return {
-        "parameters": frozen["parameters"] + trained,
-        "trained_parameters": trained,
-        "weights_bytes": frozen["weights_bytes"] + 4 * trained,
-        "gradients_bytes": 4 * trained * (1 + (settings.accumulate > 1)),
-        "optimizer_bytes": 4 * trained * (copies - 1),
-        "checkpoints_bytes": checkpoints_bytes(4 * trained, settings),
-        "result_bytes": saved * trained,
-    }
-
-
-def checkpoints_bytes(trained_bytes: int, settings: Train) -> int:
-    """The most that a run's checkpoints take at one time: those that are kept, and one that is being written.
-
-    Where the run's length is in epochs, as many as that are taken to be written.
-    """
-    every = settings.checkpoint_every or settings.steps
-    written = settings.keep_checkpoints + 1 if settings.epochs else -(-settings.steps // every)
-    copies = 4 if settings.ema_decay else 3  # the parameters, two moments, and their moving average
-    return trained_bytes * copies * min(settings.keep_checkpoints + 1, written)
-
-
-def _trained(configs: Path, experiment: Experiment, trains: str) -> int:
-    own = checkpoints.checked_config(configs, "transformer")
-    if trains == CONTROLNET:
-        controlnet.check(experiment, own)
-        return counts.controlnet(own, *controlnet.depths(experiment))
-    wanted, layers = LORA_TARGETS.get(experiment.lora.targets, experiment.lora.targets), counts.transformer_layers(own)
-    for target in wanted:
-        if not any(counts.is_meant(name, target) for name in layers):
-            raise UserError(f"lora.targets: no linear layer of the transformer is named {target}")
-    trained = counts.lora(layers, experiment.lora.rank, wanted)
-    if experiment.lora.train_text_encoder:
-        layers = counts.text_encoder_layers(checkpoints.checked_config(configs, "text_encoder"))
-        trained += counts.lora(layers, experiment.lora.rank, lora.TEXT_ENCODER_TARGETS)
-    return trained
-
-
-def _weights(parameters: int, dtype: str) -> dict:
-    return {"parameters": parameters, "weights_bytes": parameters * BYTES[dtype]}
-
-
 # --- an experiment ------------------------------------------------------------------------------------------------
 
 
 def of_plan(plan: Plan, photos: Sequence[IndexedPhoto]) -> dict:
     """What each stage of an experiment has, lacks and takes; see `table` for people."""
-    models, stages = encoders(plan.checkpoint, plan.precision), {}
+    models, stages = estimates.encoders(plan.checkpoint, plan.experiment, plan.precision, plan.device), {}
     for need in needed(plan, photos):
         entries = plan.store.entries(need.recipe)
         missing = len(entries.missing(need.items))
@@ -112,32 +46,38 @@ def of_plan(plan: Plan, photos: Sequence[IndexedPhoto]) -> dict:
         stage["items"] += len(need.items)
         stage["missing"] += missing
         stage["store_bytes"] += math.ceil(missing * _row_bytes(entries.shape, entries.dtype) * OVERHEAD)
-    taken = training(plan.checkpoint, plan.experiment, plan.precision, plan.trains)
+    sizes = [sample.size for sample in plan.samples(photos)]
+    taken = estimates.training(plan.checkpoint, plan.experiment, plan.precision, plan.device, plan.trains, sizes)
     is_done = (plan.run_folder(photos) / RESULT_NAME).is_file()
     there = sum(path.stat().st_size for path in resume.list_checkpoints(plan.run_folder(photos)))
     runs_bytes = 0 if is_done else max(0, taken["checkpoints_bytes"] - there) + taken["result_bytes"]
-    shapes = {size for photo in photos for size in variants.sizes(plan.experiment.data, photo)}
     return {
         "device": plan.device,
         "preset": plan.precision.label,
         "stages": stages,
-        "training": {"trains": plan.trains, "is_done": is_done, **taken, "num_shapes": len(shapes)},
+        "training": {
+            "trains": plan.trains,
+            "is_done": is_done,
+            "run_folder": str(plan.run_folder(photos)),
+            **taken,
+        },
         "disks": disks(plan, sum(stage["store_bytes"] for stage in stages.values()), runs_bytes),
     }
 
 
-def of_configs(configs: Path, experiment: Experiment, policies: Precision, device: str, trains: str) -> dict:
+def of_configs(configs: Path, experiment: Experiment, policies: Precision, target: str, trains: str) -> dict:
     """As `of_plan`, for a model that is not here: nothing is known of photos and of what is cached."""
+    sizes = variants.squares(experiment.data)
     return {
-        "device": device,
+        "device": target,
         "preset": policies.label,
-        "stages": encoders(configs, policies),
-        "training": {"trains": trains, **training(configs, experiment, policies, trains)},
+        "stages": estimates.encoders(configs, experiment, policies, target),
+        "training": {"trains": trains, **estimates.training(configs, experiment, policies, target, trains, sizes)},
     }
 
 
 def _row_bytes(shape: Iterable[int], dtype: str) -> int:
-    return math.prod(shape) * BYTES[dtype] + 4
+    return math.prod(shape) * estimates.BYTES[dtype] + 4
 
 
 def disks(plan: Plan, store_bytes: int, runs_bytes: int) -> list[dict]:
@@ -165,24 +105,43 @@ def check_room(plan: Plan, photos: Sequence[IndexedPhoto]) -> None:
 def table(found: dict) -> str:
     """What `of_plan` or `of_configs` found, for people."""
     lines = [f"device {found['device']}, precision {found['preset']}", ""]
-    lines += [f"{'':<16}{'parameters':>16}{'weights':>11}{'items':>9}{'missing':>9}{'to the store':>14}"]
+    lines += [f"{'':<16}{'parameters':>16}{'weights':>11}{'peak':>11}{'items':>9}{'missing':>9}{'to the store':>14}"]
     for name, row in found["stages"].items():
-        cells = [f"{row['parameters']:>16,}", f"{_bytes(row['weights_bytes']):>11}"]
+        cells = [f"{row['parameters']:>16,}"]
+        cells += [f"{_bytes(row[f'{part}_bytes']):>11}" for part in ("weights", "peak")]
         if "items" in row:
             cells += [f"{row['items']:>9,}", f"{row['missing']:>9,}", f"{_bytes(row['store_bytes']):>14}"]
         lines.append(f"{name:<16}" + "".join(cells))
-    own = found["training"]
-    done = ", which is done" if own.get("is_done") else ""
-    lines += ["", f"training a {'ControlNet' if own['trains'] == CONTROLNET else 'LoRA'}{done}:"]
-    lines += [f"  parameters           {own['parameters']:>16,}, of which {own['trained_parameters']:,} train"]
-    parts = ("weights", "gradients", "optimizer", "checkpoints", "result")
-    lines += [f"  {part:<21}{_bytes(own[f'{part}_bytes']):>16}" for part in parts]
-    if "num_shapes" in own:
-        lines += [f"  sizes of batches     {own['num_shapes']:>16}, each compiled once where steps are compiled"]
+    lines += _training_lines(found["training"])
     for disk in found.get("disks", ()):
         lines += ["", f"{' and '.join(disk['folders'])}:"]
         lines += [f"  {_bytes(disk['needed_bytes'])} will be written, {_bytes(disk['free_bytes'])} are free"]
     return "\n".join(lines)
+
+
+def _training_lines(own: dict) -> list[str]:
+    said = {name: _bytes(value) for name, value in own.items() if name.endswith("_bytes")}
+    done = ", which is done" if own.get("is_done") else ""
+    both = [said[f"activations_{each}_checkpointing_bytes"] for each in ("without", "with")]
+    lines = ["", f"training a {'ControlNet' if own['trains'] == CONTROLNET else 'LoRA'}{done}:"]
+    lines += [f"  parameters           {own['parameters']:>16,}, of which {own['trained_parameters']:,} train"]
+    lines += [f"  sizes of batches     {own['num_shapes']:>16}, each compiled once where steps are compiled"]
+    lines += [f"  {part:<21}{said[f'{part}_bytes']:>16}" for part in ("weights", "gradients", "optimizer")]
+    lines += [
+        f"  activations          {said['activations_bytes']:>16}, {both[0]} without checkpointing, {both[1]} with"
+    ]
+    lines += [f"  at its peak          {said['peak_bytes']:>16} of {said['memory_bytes']}, estimated{_too_much(own)}"]
+    return lines + [f"  {part:<21}{said[f'{part}_bytes']:>16}" for part in ("checkpoints", "result")]
+
+
+def _too_much(own: dict) -> str:
+    """What to do where a training takes more memory than there is; nothing where it does not."""
+    if own["peak_bytes"] <= own["memory_bytes"]:
+        return ""
+    saved = own["activations_bytes"] - own["activations_with_checkpointing_bytes"]
+    if saved > 0:
+        return f": too much; [train] gradient_checkpointing = true makes it {_bytes(own['peak_bytes'] - saved)}"
+    return ": too much; lower [train] batch_size or [data] resolution"
 
 
 def as_json(found: dict) -> str:

@@ -13,12 +13,11 @@ from pipeline import controlnet, data, dtypes, guard, loop, lora, metrics, model
 from pipeline.batches import Batches
 from pipeline.experiment import Train
 from pipeline.loss import flow_loss, tensors_of
+from pipeline.mode import choose
 from pipeline.recipes import CONTROLNET, LORA, RESULT_NAME, Plan
 from pipeline.schedules import depends_on_total
 
 NAMES = {LORA: "LoRA", CONTROLNET: "ControlNet"}
-STEPS_THAT_REPAY_COMPILING = 100
-"""On CPU, for each size of batch: three to ten times what ``benchmarks.step`` gives, so that it is repaid surely."""
 
 
 @dataclass(frozen=True)
@@ -138,24 +137,12 @@ def settle(plan: Plan, batches: Batches) -> Train:
         steps = max(1, batches.order.steps_in_epochs(settings.epochs) // settings.accumulate)
         settings = dataclasses.replace(settings, steps=steps)
     if settings.mode == "auto":
-        mode, reason = _choose_mode(plan.device, settings, batches.num_shapes)
+        mode, reason = choose(plan.device, settings, batches.num_shapes)
         print(f"mode: {mode}, {reason}", flush=True)
         return dataclasses.replace(settings, mode=mode)
     if settings.gradient_checkpointing and settings.mode == "jit" and plan.device == "CPU":
         print('gradient_checkpointing saves no memory in compiled steps on CPU; mode = "pynative" does', flush=True)
     return settings
-
-
-def _choose_mode(device: str, settings: Train, num_shapes: int) -> tuple[str, str]:
-    if device != "CPU":
-        return "pynative", f'as nobody has measured compiled training on {device}; mode = "jit" compiles'
-    if settings.gradient_checkpointing:
-        return "pynative", "as gradient checkpointing saves memory there alone"
-    steps = settings.steps
-    repaid = STEPS_THAT_REPAY_COMPILING * num_shapes
-    if steps >= repaid:
-        return "jit", f"as {steps} steps repay compiling for {num_shapes} size{'s' * (num_shapes > 1)} of batches"
-    return "pynative", f"as compiling is repaid by about {repaid} steps, and there are {steps}"
 
 
 def go_on(training: loop.Training, folder: Path, identity: dict, settings: Train) -> None:

@@ -45,10 +45,15 @@ class Sample:
 
 def sizes(settings: Data, photo: IndexedPhoto) -> list[Size]:
     """The sizes at which a photo is trained on, one for each resolution, the lowest first."""
-    several = sorted(settings.resolution) if isinstance(settings.resolution, tuple) else [settings.resolution]
     if not settings.buckets:
-        return [(resolution, resolution) for resolution in several]
-    return [_bucket(photo.width, photo.height, resolution) for resolution in several]
+        return squares(settings)
+    return [_bucket(photo.width, photo.height, resolution) for resolution, _ in squares(settings)]
+
+
+def squares(settings: Data) -> list[Size]:
+    """The size of a square photo at each resolution."""
+    several = settings.resolution if isinstance(settings.resolution, tuple) else (settings.resolution,)
+    return [(resolution, resolution) for resolution in sorted(several)]
 
 
 def crops(settings: Data) -> list[str | int]:

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -91,6 +93,13 @@ class Lab:
     def run(self, *names: str) -> "Lab":
         for name in names:
             stages.run(name, self.experiment)
+        return self
+
+    def run_process(self, name: str) -> "Lab":
+        """Run a stage as the scheduler does, in a process of its own."""
+        command = [sys.executable, "-m", "pipeline", "run", name, "--experiment", str(self.path)]
+        done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
         return self
 
     def encode(self) -> dict[str, int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from lab import ENCODERS, Lab
 
-from pipeline import preflight, recipes, stages
+from pipeline import estimates, preflight, recipes, stages
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment, PrecisionSettings, Train
 from pipeline.precision import resolve
@@ -107,7 +107,7 @@ def test_room_for_a_controlnet_is_not_asked_for_by_a_lora(lab, tmp_path):
     ],
 )
 def test_checkpoints_take_what_is_kept_and_one_more(settings, copies):
-    assert preflight.checkpoints_bytes(100, Train(**settings)) == 100 * copies
+    assert estimates.checkpoints_bytes(100, Train(**settings)) == 100 * copies
 
 
 def test_targets_that_no_layer_has_are_said_before_anything_is_encoded(lab, tmp_path):
