@@ -105,21 +105,20 @@ def _encode_captions(plan, entries, photos, tokenizer_name, component, label, se
 def _encode(wanted: Wanted, load: Callable, component: str, policy: Policy, label: str, unit: str) -> dict:
     """Write ``compute(source)`` for every missing item, where ``model, compute = load()``; load only if any is missing.
 
-    Returns the recipes' ids, how many entries were encoded, and the dtypes that were found, not assumed.  Raises
-    UserError, before anything is written, where these are not what the policy says.
+    Returns how many entries were encoded, and the dtypes that were found, not assumed.  Raises UserError, before
+    anything is written, where these are not what the policy says.
     """
     todo = [(entries, _missing(entries, sources)) for entries, sources in wanted]
     todo = [each for each in todo if each[1]]
     total = sum(len(sources) for _, sources in todo)
-    outcome = {"recipes": [entries.id for entries, _ in wanted], "encoded": total}
     if not total:
-        return outcome
+        return {"encoded": 0}
     model, compute = load()
     compute, found = _checked(compute, model, component, policy)
     with StopRequest() as stop, Progress(label, total, unit) as progress:
         for start in range(0, len(todo), MAX_WRITERS):
             _write(todo[start : start + MAX_WRITERS], compute, progress, stop)
-    return outcome | {"precision": found}
+    return {"encoded": total, "precision": found}
 
 
 def _checked(compute: Callable, model, component: str, policy: Policy) -> tuple[Callable, dict]:

@@ -3,23 +3,27 @@
 import json
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from cache import write_atomically
+from cache import canonical, digest, write_atomically
 from cache.files import make_folder
 from pipeline import device
+from pipeline.data import IndexedPhoto
+from pipeline.needs import needed
 from pipeline.recipes import Plan
 
 VERSIONED = ("mindspore", "mindone", "transformers", "zarr", "numpy")
 
 
-def write(stage: str, plan: Plan, folder: Path, seconds: float, outcome: dict) -> None:
+def write(stage: str, plan: Plan, photos: Sequence[IndexedPhoto], folder: Path, seconds: float, outcome: dict) -> None:
     """Leave the record of a stage that took ``seconds`` in ``folder``; a later run of the stage there replaces it."""
     make_folder(folder / "records")
     record = {
         "stage": stage,
+        **addresses(stage, plan, photos),
         "outcome": outcome,
         "seconds": round(seconds, 3),
         "peak_memory_bytes": device.peak_memory_bytes(plan.device),
@@ -29,6 +33,21 @@ def write(stage: str, plan: Plan, folder: Path, seconds: float, outcome: dict) -
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     write_atomically(folder / "records" / f"{stage}.json", json.dumps(record, indent=2) + "\n")
+
+
+def addresses(stage: str, plan: Plan, photos: Sequence[IndexedPhoto]) -> dict:
+    """What the stage computed from, and where what it computed is: recipes by their ids in the store, and the run's."""
+    needs = needed(plan, photos)
+    ids = {need.stage: [] for need in needs}
+    for need in needs:
+        ids[need.stage].append(plan.store.entries(need.recipe).id)
+    if stage not in ids:
+        inputs = {"entries": ids, "transformer": plan.transformer_digest["weights"]}
+        return {"inputs": inputs, "outputs": {"run": plan.run_id(photos)}}
+    own = [need for need in needs if need.stage == stage]
+    items = sorted({item for need in own for item in need.items})
+    inputs = {"items": len(items), "items_digest": digest(canonical(items)), own[0].component: own[0].recipe["encoder"]}
+    return {"inputs": inputs, "outputs": {"entries": ids[stage]}}
 
 
 def exists(stage: str, folder: Path) -> bool:

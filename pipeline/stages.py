@@ -183,7 +183,7 @@ def _planned(name: str, done: Callable, work: Callable, trains: str = LORA) -> S
             folder, outcome = work(plan, photos)
         if outcome.get("encoded") == 0 and records.exists(name, folder):
             return  # what it says was found when there was something to do
-        records.write(name, plan, folder, time.time() - began, outcome)
+        records.write(name, plan, photos, folder, time.time() - began, outcome)
 
     return Stage(is_done, do)
 

@@ -94,9 +94,9 @@ def assert_same(found: Batch, expected: Batch, *names: str) -> None:
 
 def test_flipping_encodes_each_image_once_more_and_nothing_else(lab):
     assert lab.set("data", flip=True).encode() == {"EncodeImages": NUM}
-    outcome = lab.record("EncodeImages")["outcome"]
+    record = lab.record("EncodeImages")
     ids = [lab.plan.latents(Variant(SIDE, SIDE, "centre", flip)).id for flip in (False, True)]
-    assert (outcome["recipes"], outcome["encoded"]) == (ids, NUM)
+    assert (record["outputs"]["entries"], record["outcome"]["encoded"]) == (ids, NUM)
     for flip in (True, False, True):
         assert lab.set("data", flip=flip).encode() == {}
 
