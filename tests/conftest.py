@@ -1,6 +1,6 @@
 import pytest
 
-SLOWEST = ("test_resume", "test_tasks", "test_controlnet", "test_pipeline", "test_cpu_models", "test_knobs")
+SLOWEST = ("test_resume", "test_tasks", "test_sample", "test_controlnet", "test_pipeline", "test_cpu_models")
 """Files that take minutes: begun first, so that no process is left alone with one of them at the end."""
 
 

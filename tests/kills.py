@@ -1,5 +1,6 @@
-"""Killing a training's process with SIGKILL at random moments, until it was killed often enough."""
+"""Interrupting trainings, by SIGKILL or after a step in the test's own process; and what came out of them."""
 
+import json
 import random
 import signal
 import subprocess
@@ -8,6 +9,15 @@ import time
 from pathlib import Path
 
 from lab import Lab
+from safetensors.numpy import load_file
+
+from pipeline import loop, resume
+
+TIMES = ("step_seconds", "data_wait_seconds", "peak_memory_bytes")
+
+
+class Killed(BaseException):
+    """Ends a step at once, as SIGKILL would, so that a test can do it in its own process."""
 
 
 def kill_at_random(lab: Lab, stage: str, run_folder: Path, num_kills: int, steps: int) -> None:
@@ -42,3 +52,35 @@ def _wait_for_steps(process: subprocess.Popen, metrics: Path, step: int) -> bool
             return True
         time.sleep(0.002)
     return False
+
+
+def kill_at(monkeypatch, steps: list[int]) -> None:
+    """Let the step with each of these numbers, as they come, end the run after it changed all it changes."""
+    advance = loop.Training.advance
+
+    def advance_or_die(training, batches):
+        result = advance(training, batches)
+        if steps and training.step == steps[0]:
+            steps.pop(0)
+            raise Killed
+        return result
+
+    monkeypatch.setattr(loop.Training, "advance", advance_or_die)
+
+
+def outcome(folder: Path) -> dict:
+    """All that must be equal: the result's bytes, the last checkpoint's tensors and counters, the metrics but times."""
+    (newest, *_) = resume.list_checkpoints(folder)
+    results = [path for path in folder.rglob("*.safetensors") if path.parent.name != "checkpoints"]
+    return {
+        "result": {path.name: path.read_bytes() for path in results},
+        "state": {name: array.tobytes() for name, array in load_file(newest).items()},
+        "counters": resume.newest(folder, 10**9).counters,
+        "metrics": metrics_of(folder),
+    }
+
+
+def metrics_of(folder: Path) -> list[dict]:
+    """The lines of the metrics without what time decides."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]

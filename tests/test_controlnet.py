@@ -6,13 +6,13 @@ import shutil
 
 import numpy as np
 import pytest
-from kills import kill_at_random
+from kills import Killed, kill_at, kill_at_random, metrics_of, outcome
 from lab import Lab
-from PIL import Image
+from pairs import encode, paired_lab, plan_of, run_folder
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from pipeline import controlnet, flow, guard, loop, models, recipes, resume, stages
+from pipeline import controlnet, guard, loop, models
 from pipeline.batches import Batches
 from pipeline.errors import UserError
 from pipeline.experiment import ControlNet
@@ -22,16 +22,11 @@ from pipeline.precision import Policy
 pytestmark = pytest.mark.usefixtures("cpu")
 
 FP32, FP16 = Policy("fp32", "fp32", "fp32"), Policy("fp32", "fp16", "fp16")
-STAGES = ("EncodeCLIP", "EncodeT5", "EncodeImages", "EncodeControls")
-TIMES = ("step_seconds", "data_wait_seconds", "peak_memory_bytes")
 
 
 @pytest.fixture(scope="module")
 def paired(cpu, tiny_model, tmp_path_factory) -> Lab:
-    """Drawn pictures, each with its negative as its condition; nothing is encoded yet."""
-    lab = Lab(tmp_path_factory.mktemp("controlnet") / "lab", tiny_model)
-    add_conditions(lab, lambda picture: Image.eval(picture, lambda value: 255 - value))
-    return lab.set("controlnet", num_double_layers=1, num_single_layers=1)
+    return paired_lab(tmp_path_factory.mktemp("controlnet") / "lab", tiny_model)
 
 
 @pytest.fixture(scope="module")
@@ -46,56 +41,12 @@ def trained(encoded, tmp_path_factory) -> Lab:
     return encoded.copy(tmp_path_factory.mktemp("trained") / "lab").run("TrainControlNet")
 
 
-def add_conditions(lab: Lab, make, suffix: str = ".png") -> None:
-    """A condition beside every picture, ``make`` of it."""
-    rows = lab.captions()
-    for row in rows:
-        row["conditioning_image"] = f"conditions/{row['file_name'].removesuffix('.png')}{suffix}"
-        path = lab.pictures / row["conditioning_image"]
-        path.parent.mkdir(exist_ok=True)
-        make(Image.open(lab.pictures / row["file_name"])).save(path)
-    lab.write_captions(rows)
-    lab.settle()
-
-
-def encode(lab: Lab) -> dict[str, int]:
-    """Run what a scheduler would before a ControlNet's training.  Returns how many entries each stage wrote."""
-    lab.run("CheckData", "CheckControls")
-    written = {}
-    for name in STAGES:
-        if not lab.done(name):
-            lab.run(name)
-            plan = plan_of(lab)
-            entries = {"EncodeCLIP": plan.pooled, "EncodeT5": plan.txt}.get(name, first_control(plan))
-            entries = lab.latents if name == "EncodeImages" else entries
-            written[name] = json.loads((entries.path / f"records/{name}.json").read_text())["outcome"]["encoded"]
-    return written
-
-
-def first_control(plan):
-    return plan.control_needs(plan.photos())[0].entries
-
-
-def plan_of(lab: Lab):
-    return recipes.resolve(lab.experiment, recipes.CONTROLNET)
-
-
-def run_folder(lab: Lab):
-    plan = plan_of(lab)
-    return plan.run_folder(plan.photos())
-
-
 def transformer_of(lab: Lab, dtype: str = "fp32"):
     return models.load_model(lab.model, "transformer", dtype)
 
 
 def parameters_of(cell) -> dict[str, np.ndarray]:
     return {parameter.name: parameter.asnumpy().copy() for parameter in cell.get_parameters()}
-
-
-def metrics_of(folder) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
 # --- what it is made of -------------------------------------------------------------------------------------------
@@ -247,24 +198,13 @@ def test_a_killed_training_ends_as_the_unbroken_one(encoded, tmp_path, monkeypat
     lab = encoded.copy(tmp_path / "lab").set("train", steps=5, checkpoint_every=2, ema_decay=0.9)
     other = lab.copy(tmp_path / "other")
     lab.run("TrainControlNet")
-    kills, advance = [3, 5], loop.Training.advance
-
-    def advance_or_die(training, batches):
-        result = advance(training, batches)
-        if kills and training.step == kills[0]:
-            kills.pop(0)
-            raise KeyboardInterrupt
-        return result
-
-    monkeypatch.setattr(loop.Training, "advance", advance_or_die)
+    kills = [3, 5]
+    kill_at(monkeypatch, kills)
     while kills:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Killed):
             other.run("TrainControlNet")
     other.run("TrainControlNet")
-    one, two = run_folder(lab), run_folder(other)
-    assert metrics_of(one) == metrics_of(two)
-    assert (one / controlnet.WEIGHTS_NAME).read_bytes() == (two / controlnet.WEIGHTS_NAME).read_bytes()
-    assert state_of(one) == state_of(two)
+    assert outcome(run_folder(lab)) == outcome(run_folder(other))
 
 
 @pytest.mark.slow
@@ -272,14 +212,7 @@ def test_a_training_killed_by_the_kernel_ends_as_the_unbroken_one(encoded, tmp_p
     lab = encoded.copy(tmp_path / "lab").set("train", steps=40, checkpoint_every=1)
     other = lab.copy(tmp_path / "other")
     kill_at_random(other, "TrainControlNet", run_folder(other), num_kills=6, steps=40)
-    one, two = run_folder(lab.run("TrainControlNet")), run_folder(other)
-    assert metrics_of(one) == metrics_of(two) and state_of(one) == state_of(two)
-    assert (one / controlnet.WEIGHTS_NAME).read_bytes() == (two / controlnet.WEIGHTS_NAME).read_bytes()
-
-
-def state_of(folder) -> dict[str, bytes]:
-    (newest, *_) = resume.list_checkpoints(folder)
-    return {name: array.tobytes() for name, array in load_file(newest).items()}
+    assert outcome(run_folder(lab.run("TrainControlNet"))) == outcome(run_folder(other))
 
 
 def test_compiled_training_has_the_losses_of_pynative(encoded, trained, tmp_path):
@@ -385,114 +318,3 @@ def test_a_controlnet_for_something_else_is_refused(trained, tmp_path, change, s
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=said):
         controlnet.make(transformer_of(lab), lab.set("controlnet", init_from=str(folder)).experiment, FP32)
-
-
-# --- what is encoded ----------------------------------------------------------------------------------------------
-
-
-def test_after_a_lora_on_the_same_photos_only_the_conditions_are_encoded(paired, tmp_path):
-    lab = paired.copy(tmp_path / "lab")
-    lab.encode()
-    lab.run("TrainLoRA")
-    assert encode(lab) == {"EncodeControls": 3}
-    lab.run("TrainControlNet")
-    assert lab.done("TrainLoRA") and lab.done("TrainControlNet")
-    assert encode(lab) == {}
-    lab.set("controlnet", condition="canny")
-    assert encode(lab) == {"EncodeControls": 3}
-    assert lab.done("TrainLoRA") and not lab.done("TrainControlNet")
-
-
-def test_a_lora_does_not_ask_for_conditions(encoded, tmp_path):
-    lab = encoded.copy(tmp_path / "lab")
-    shutil.rmtree(lab.pictures / "conditions")
-    lab.write_captions([{key: row[key] for key in ("file_name", "text")} for row in lab.captions()])
-    assert lab.run("CheckData").done("CheckData") and lab.done("EncodeImages")
-    assert not lab.done("CheckControls") and not lab.done("TrainControlNet")
-
-
-def test_all_that_is_wrong_with_the_pairs_is_reported_together(paired, tmp_path):
-    lab = paired.copy(tmp_path / "lab")
-    rows = lab.captions()
-    names = [row.get("conditioning_image") for row in rows]
-    del rows[0]["conditioning_image"]
-    Image.new("RGB", (48, 30)).save(lab.pictures / names[1])
-    (lab.pictures / names[2]).write_bytes(b"\x89PNG and nothing else")
-    lab.write_captions(rows)
-    assert not lab.done("CheckControls")
-    with pytest.raises(UserError) as caught:
-        stages.run("CheckControls", lab.experiment)
-    text = str(caught.value)
-    assert "3 problems" in text
-    assert 'no "conditioning_image"' in text
-    assert f"48 x 48, but its conditioning_image {names[1]} is 48 x 30: expected the same shape" in text
-    assert f"{names[2]}: damaged or truncated" in text
-
-
-@pytest.mark.parametrize("condition", ["canny", "grey", "blur", "tile"])
-def test_a_computed_condition_needs_no_file_and_has_an_address_of_its_own(encoded, tmp_path, condition):
-    lab = encoded.copy(tmp_path / "lab").set("controlnet", condition=condition)
-    lab.write_captions([{key: row[key] for key in ("file_name", "text")} for row in lab.captions()])
-    assert encode(lab) == {"EncodeControls": 3}
-    recipe = first_control(plan_of(lab)).recipe
-    assert recipe["condition"] == f"{condition}: 1"
-    assert {key: value for key, value in recipe.items() if key != "condition"} == lab.latents.recipe
-
-
-# --- pairs stay pairs ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"flip": True},
-        {"crops": 3},
-        {"flip": True, "crops": 2, "buckets": True, "resolution": [32, 48]},
-    ],
-)
-def test_the_condition_of_every_item_is_that_of_its_photo_in_its_variant(tiny_model, tmp_path, settings):
-    """Where each condition is the photo itself in another file, both have the same latents, whatever is drawn."""
-    lab = Lab(tmp_path / "lab", tiny_model, num_pictures=5)
-    for number, row in enumerate(lab.captions()):
-        picture = Image.open(lab.pictures / row["file_name"]).resize((48 + 8 * number, 64))
-        picture.save(lab.pictures / row["file_name"])
-    add_conditions(lab, lambda picture: picture, suffix=".bmp")
-    lab.set("data", **settings).set("train", posterior="mode", batch_size=3).set("controlnet", num_double_layers=1)
-    encode(lab)
-    plan = plan_of(lab)
-    batches, photos = Batches(plan, plan.photos()), plan.photos()
-    seen = set()
-    for number in range(12):
-        batch = batches.training(number)
-        latents = batch.x - sigma_of(batch, batches)[:, None, None] * batch.target
-        np.testing.assert_allclose(batch.control, latents, atol=2e-5)
-        seen |= {row.tobytes() for row in batch.control}
-    assert len(seen) >= len(photos)
-    others = {tuple(batch.control[0].ravel()[:8]) for batch in map(batches.training, range(12))}
-    assert len(others) > 1
-
-
-def sigma_of(batch, batches: Batches) -> np.ndarray:
-    levels = [np.argmin(np.abs(batches.timesteps / 1000 - t)) for t in batch.timestep]
-    return batches.sigmas[levels]
-
-
-def test_flow_of_controls_is_packed_as_latents_are(encoded):
-    plan = plan_of(encoded)
-    batches, photos = Batches(plan, plan.photos()), plan.photos()
-    batches.train = dataclasses.replace(batches.train, posterior="mode")
-    batch = batches.evaluation(0, 3)
-    needs = plan.control_needs(photos)[0]
-    posterior = needs.entries.read_many(needs.items)
-    modes = flow.normalized(flow.sample_posterior(posterior, None), batches.shift_factor, batches.scaling_factor)
-    expected = {array.tobytes() for array in flow.pack(modes)}
-    assert {row.tobytes() for row in batch.control} == expected
-
-
-def test_with_sampling_the_conditions_posterior_is_drawn_too(encoded):
-    batches = Batches(plan_of(encoded), plan_of(encoded).photos())
-    assert batches.training(0).control.tobytes() == batches.training(0).control.tobytes()
-    sampled, batches.train = batches.training(0), dataclasses.replace(batches.train, posterior="mode")
-    assert np.abs(sampled.control - batches.training(0).control).max() > 1e-3
-    np.testing.assert_array_equal(sampled.timestep, batches.training(0).timestep)

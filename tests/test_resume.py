@@ -1,15 +1,13 @@
 """A training that was interrupted, however often and however, ends as the one that never was, bit for bit."""
 
-import json
 import os
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
-from kills import kill_at_random
+from kills import Killed, kill_at, kill_at_random, outcome
 from lab import Lab
-from safetensors.numpy import load_file
 
 from pipeline import loop, resume
 from pipeline.errors import UserError
@@ -34,11 +32,6 @@ TOGETHER = {
 }
 SLOW = ("compiled", "fp16")
 STEPS = 8  # with checkpoints at 2, 4, 6 and 8
-TIMES = ("step_seconds", "data_wait_seconds", "peak_memory_bytes")
-
-
-class Killed(BaseException):
-    """Ends a step at once, as SIGKILL would, so that a test can do it in its own process."""
 
 
 @pytest.fixture(scope="module")
@@ -69,45 +62,18 @@ def lab_of(start: Lab, folder: Path, variant: str) -> Lab:
     return lab
 
 
-def outcome(lab: Lab) -> dict:
-    """All that must be equal: the result's bytes, the last checkpoint's tensors and counters, the metrics but times."""
-    folder = lab.run_folder
-    (newest, *_) = resume.list_checkpoints(folder)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {
-        "result": (folder / "pytorch_lora_weights.safetensors").read_bytes(),
-        "state": {name: array.tobytes() for name, array in load_file(newest).items()},
-        "counters": resume.newest(folder, 10**9).counters,
-        "metrics": [{key: value for key, value in line.items() if key not in TIMES} for line in lines],
-    }
-
-
-def kill_at(monkeypatch, steps: list[int]) -> None:
-    """Let the step with each of these numbers, as they come, end the run after it changed all it changes."""
-    advance = loop.Training.advance
-
-    def advance_or_die(training, batches):
-        result = advance(training, batches)
-        if steps and training.step == steps[0]:
-            steps.pop(0)
-            raise Killed
-        return result
-
-    monkeypatch.setattr(loop.Training, "advance", advance_or_die)
-
-
 @pytest.mark.parametrize("variant", ["everything", *(pytest.param(each, marks=pytest.mark.slow) for each in SLOW)])
 def test_an_interrupted_run_ends_as_the_unbroken_one(start, tmp_path, monkeypatch, variant):
     lab = lab_of(start, tmp_path / "lab", variant)
     other = lab.copy(tmp_path / "other")
-    unbroken = outcome(lab.run("TrainLoRA"))
+    unbroken = outcome(lab.run("TrainLoRA").run_folder)
     kills = [5, 8]  # between two checkpoints, and after the last step
     kill_at(monkeypatch, kills)
     while kills:
         with pytest.raises(Killed):
             other.run("TrainLoRA")
         assert not other.done("TrainLoRA")
-    assert outcome(other.run("TrainLoRA")) == unbroken
+    assert outcome(other.run("TrainLoRA").run_folder) == unbroken
     assert [line["step"] for line in unbroken["metrics"]] == list(range(1, STEPS + 1))
 
 
@@ -127,7 +93,7 @@ def test_a_run_that_was_asked_to_stop_saves_the_step_it_was_in(finished, plain, 
         with pytest.raises(Stopped):
             other.run("TrainLoRA")
         assert resume.newest(other.run_folder, STEPS).step == asked
-    assert outcome(other.run("TrainLoRA")) == outcome(finished)
+    assert outcome(other.run("TrainLoRA").run_folder) == outcome(finished.run_folder)
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(finished, plain, monkeypatch, capsys):
@@ -143,7 +109,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(fi
     said = capsys.readouterr().out
     assert f"{newest}: the checkpoint is damaged; going back to the one before" in said
     assert f"going on from step 4, {before}" in said
-    assert outcome(other) == outcome(finished)
+    assert outcome(other.run_folder) == outcome(finished.run_folder)
 
 
 @pytest.mark.parametrize("offset", [3, 30, 300, -5])
@@ -186,7 +152,7 @@ def test_more_steps_go_on_from_the_finished_run_and_end_as_one_run(finished, pla
     capsys.readouterr()
     other.run("TrainLoRA")
     assert "going on from step 4 of a shorter run" in capsys.readouterr().out
-    assert outcome(other) == outcome(finished)
+    assert outcome(other.run_folder) == outcome(finished.run_folder)
     assert other.run_folder != shorter and (shorter / "pytorch_lora_weights.safetensors").exists()
 
 
@@ -196,7 +162,7 @@ def test_more_steps_of_a_schedule_that_depends_on_their_number_start_anew_and_sa
     capsys.readouterr()
     lab.run("TrainLoRA")
     assert "with lr_scheduler = cosine the learning rate of each step depends on the number" in capsys.readouterr().out
-    assert [line["step"] for line in outcome(lab)["metrics"]] == list(range(1, 7))
+    assert [line["step"] for line in outcome(lab.run_folder)["metrics"]] == list(range(1, 7))
 
 
 def test_a_run_of_another_setting_does_not_go_on_from_this_one(finished, tmp_path, capsys):
@@ -210,7 +176,7 @@ def test_a_run_killed_twice_by_the_kernel_ends_as_the_unbroken_one(plain, tmp_pa
     lab = plain.set("train", steps=30, checkpoint_every=1, mode="pynative")
     other = lab.copy(tmp_path / "other")
     kill_at_random(other, "TrainLoRA", other.run_folder, num_kills=2, steps=30)
-    assert outcome(other) == outcome(lab.run("TrainLoRA"))
+    assert outcome(other.run_folder) == outcome(lab.run("TrainLoRA").run_folder)
 
 
 @pytest.mark.slow
@@ -219,4 +185,4 @@ def test_a_run_killed_ten_times_by_the_kernel_ends_as_the_unbroken_one(start, tm
     lab = lab_of(start, tmp_path / "lab", variant).set("train", steps=40, checkpoint_every=1)
     other = lab.copy(tmp_path / "other")
     kill_at_random(other, "TrainLoRA", other.run_folder, num_kills=10, steps=40)
-    assert outcome(other) == outcome(lab.run("TrainLoRA"))
+    assert outcome(other.run_folder) == outcome(lab.run("TrainLoRA").run_folder)
