@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -65,6 +65,23 @@ def index_pairs(
     if problems or undecodable:
         raise UserError(_report(folder, sorted(problems + undecodable)))
     return pairs
+
+
+def index_files(files: Mapping[str, Path], field: str, facts: FileFacts) -> dict[str, IndexedPhoto]:
+    """The images that a field of the experiment file names, decoded.  Raises UserError that lists every problem."""
+    photos = file_photos(files)
+    indexed, problems = inspect([photo for photo in photos if photo.path.is_file()], facts)
+    problems += [Problem(photo.name, "no such file") for photo in photos if not photo.path.is_file()]
+    if problems:
+        noun = "problem" if len(problems) == 1 else "problems"
+        lines = [f"{problem.name}: {problem.reason}" for problem in sorted(problems)]
+        raise UserError("\n  ".join(_printable(line) for line in [f"{field}: {len(problems)} {noun}", *lines]))
+    return dict(zip(files, indexed))
+
+
+def file_photos(files: Mapping[str, Path]) -> list[Photo]:
+    """Files that the experiment file names, as what `remembered` takes."""
+    return [Photo(name, path, "") for name, path in files.items()]
 
 
 def conditions_of(folder: Path, photos: list[Photo]) -> list[Photo]:

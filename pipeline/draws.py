@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     CROP = 8
     CAPTION_DROPOUT = 9
     CONTROL_POSTERIOR = 10
+    SAMPLE = 11
 
 
 def generator(seed: int, purpose: Purpose, index: int) -> np.random.Generator:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from cache import Entries
-from pipeline import conditions, data, dtypes, images, models, simulation
+from pipeline import conditions, data, dtypes, images, models, pictures, simulation
 from pipeline.buckets import crop_box
 from pipeline.precision import Policy
 from pipeline.progress import Progress
@@ -48,13 +48,13 @@ def encode_latents(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> dict:
 
 
 def encode_controls(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> dict:
-    """As `encode_latents`, of the photos' conditions."""
+    """As `encode_latents`, of the photos' conditions and of those that are sampled with."""
     condition = plan.experiment.controlnet.condition
 
     def condition_in(photo, variant, read):
         return conditions.picture(photo, read(photo.condition or photo), variant, condition)
 
-    return _encode_pictures(plan, plan.control_needs(photos), condition_in, "control")
+    return _encode_pictures(plan, pictures.control_needs(plan, photos), condition_in, "control")
 
 
 def _encode_pictures(plan: Plan, needs: Sequence[ImageNeed], picture_in: Callable, unit: str) -> dict:

@@ -157,6 +157,24 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """``prompts``: what is drawn with the result to be looked at, and without it too where ``base`` is true.
+
+    ``seed``: picture i is drawn from the noise of ``seed`` + i.  ``resolution``: 0 is the highest of [data].
+    ``conditions``: of a ControlNet's pictures, an image file for each prompt.  Nothing here decides a training.
+    """
+
+    prompts: tuple = setting(())
+    seed: int = setting(0, minimum=0, below=2**63)
+    num_inference_steps: int = setting(28, minimum=1)
+    guidance_scale: float = setting(3.5, minimum=0)
+    batch_size: int = setting(1, minimum=1)
+    resolution: int = setting(0, minimum=0, multiple_of=16)
+    conditions: tuple = setting(())
+    base: bool = setting(True)
+
+
+@dataclass(frozen=True)
 class Device:
     """``memory_gb``: of an NPU, which `pipeline.preflight` compares with; a CPU's is the machine's."""
 
@@ -180,6 +198,7 @@ class Experiment:
     lora: Lora = Lora()
     controlnet: ControlNet = ControlNet()
     train: Train = Train()
+    sample: Sampling = Sampling()
     device: Device = Device()
     folder: Path = field(default=Path("."), metadata={"internal": True})
     tables: tuple = field(default=(), metadata={"internal": True})
@@ -202,6 +221,17 @@ class Experiment:
     @property
     def images(self) -> Path:
         return self._resolve(self.data.images or "tiny/pictures")
+
+    @property
+    def sample_resolution(self) -> int:
+        """The width and height of sampled pictures, in pixels."""
+        own = self.data.resolution
+        return self.sample.resolution or (max(own) if isinstance(own, tuple) else own)
+
+    @property
+    def sample_conditions(self) -> dict[str, Path]:
+        """The files that sampled pictures are conditioned on, by what the experiment file calls them."""
+        return {name: self._resolve(name) for name in self.sample.conditions}
 
     @property
     def model_path(self) -> Path | str:
@@ -259,11 +289,16 @@ def _build(document: dict, path: Path, folder: Path) -> Experiment:
 
 def _contradictions(experiment: Experiment) -> list[str]:
     """What is wrong with fields that are each right by themselves."""
-    train, problems = experiment.train, []
+    train, sample, problems = experiment.train, experiment.sample, []
     if train.lr_scheduler == "constant" and train.lr_warmup_steps:
         problems.append("train.lr_warmup_steps: constant has none; set train.lr_scheduler = 'constant_with_warmup'")
     if not experiment.controlnet.num_double_layers + experiment.controlnet.num_single_layers:
         problems.append("controlnet.num_double_layers, controlnet.num_single_layers: both are 0; set one above it")
+    if sample.conditions and len(sample.conditions) != len(sample.prompts):
+        found = f"{len(sample.conditions)} for {len(sample.prompts)} prompts"
+        problems.append(
+            f"sample.conditions: {found}; name an image file for each prompt, in the prompts' order, or none"
+        )
     for name in ("learning_rate", "text_encoder_lr") if train.lr_scheduler == "polynomial" else ():
         if getattr(train, name) <= LR_END:
             problems.append(f"train.{name}: polynomial ends at {LR_END}; set it above that")
@@ -301,6 +336,11 @@ def _check(spec: dataclasses.Field, value: Any) -> tuple[str, Any]:
         if not (is_list or (isinstance(value, str) and value)):
             return f"must be a name or a list of names, found {value!r}", value
         return (_list_problem(value), tuple(value)) if is_list else (_rule_problem(spec, value), value)
+    if spec.type is tuple:
+        is_list = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+        if not is_list:
+            return f"must be a list of texts, found {value!r}", value
+        return _null_problem(value), tuple(value)
     if spec.type == int | tuple:
         values = value if isinstance(value, list) else [value]
         if not values or any(type(each) is not int for each in values):
@@ -313,10 +353,15 @@ def _check(spec: dataclasses.Field, value: Any) -> tuple[str, Any]:
 
 
 def _list_problem(values: list) -> str:
-    if wrong := [value for value in values if isinstance(value, str) and "\0" in value]:
-        return f"must not hold a null character, found {wrong[0]!r}"
+    if problem := _null_problem(values):
+        return problem
     twice = [value for number, value in enumerate(values) if value in values[:number]]
     return f"names {twice[0]!r} twice" if twice else ""
+
+
+def _null_problem(values: list) -> str:
+    wrong = [value for value in values if isinstance(value, str) and "\0" in value]
+    return f"must not hold a null character, found {wrong[0]!r}" if wrong else ""
 
 
 def _rule_problem(spec: dataclasses.Field, value: Any) -> str:

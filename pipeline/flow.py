@@ -1,8 +1,11 @@
-"""The arithmetic of FLUX.1 training outside the model: latents, packing, noising, target.  NumPy, float32.
+"""The arithmetic of FLUX.1 outside the model: latents, packing, noising, target, sampling.  NumPy, float32.
 
 Flow matching as rectified flow (arXiv:2209.03003) with the scheduler's own noise levels, the way diffusers'
 FLUX.1 training scripts do it.
 """
+
+import itertools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -25,6 +28,11 @@ def sample_posterior(posterior: np.ndarray, noise: np.ndarray | None) -> np.ndar
 def normalized(latents: np.ndarray, shift_factor: float, scaling_factor: float) -> np.ndarray:
     """The VAE's latents as the transformer expects them, about unit variance."""
     return (latents - np.float32(shift_factor)) * np.float32(scaling_factor)
+
+
+def unnormalized(latents: np.ndarray, shift_factor: float, scaling_factor: float) -> np.ndarray:
+    """The inverse of `normalized`: latents as the VAE decodes them."""
+    return latents / np.float32(scaling_factor) + np.float32(shift_factor)
 
 
 def pack(latents: np.ndarray) -> np.ndarray:
@@ -57,3 +65,17 @@ def noised(latents: np.ndarray, noise: np.ndarray, sigma: np.ndarray) -> np.ndar
         raise ValueError(f"noised: latents {latents.shape}, noise {noise.shape}, sigma {sigma.shape}")
     sigma = sigma[:, None, None]
     return (1 - sigma) * latents + sigma * noise
+
+
+def denoised(
+    noise: np.ndarray, sigmas: np.ndarray, velocity: Callable[[np.ndarray, np.float32], np.ndarray]
+) -> np.ndarray:
+    """Follow a velocity from pure noise to latents by Euler's method, one step from each of ``sigmas`` to the next.
+
+    noise: (batch, tokens, channels), packed.  sigmas: (steps + 1,), from high to 0.
+    velocity: of x and its noise level, in the shape of x.
+    """
+    x = noise
+    for sigma, following in itertools.pairwise(sigmas):
+        x = x + (following - sigma) * velocity(x, sigma)
+    return x

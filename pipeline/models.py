@@ -6,6 +6,7 @@ Every loader raises UserError for what a user can put right, and returns nothing
 import math
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,32 @@ def _host_bias(self, query_length, key_length, cache_position=None):
     buckets = position_buckets(query_length, key_length, *limits)
     values = self.relative_attention_bias(ms.Tensor(buckets))
     return values.permute(2, 0, 1).expand_dims(0)
+
+
+def inference_sigmas(folder: Path, num_steps: int, num_tokens: int) -> np.ndarray:
+    """The noise levels of sampling, (num_steps + 1,) float32, from high to 0, as diffusers' FluxPipeline has them.
+
+    Evenly spaced from 1 to 1 / num_steps, then shifted: by the number of an image's tokens where the checkpoint's
+    scheduler shifts dynamically, by its constant elsewhere.  Raises UserError for a scheduler that draws noise at
+    every step.
+    """
+    from mindone.diffusers import FlowMatchEulerDiscreteScheduler
+
+    settings = config(folder, "scheduler")
+    if settings.get("stochastic_sampling"):
+        raise UserError(f"{folder / 'scheduler'}: stochastic_sampling is not supported; set it to false")
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(settings)
+    even = np.linspace(1.0, 1 / num_steps, num_steps)
+    scheduler.set_timesteps(sigmas=even, mu=resolution_shift(num_tokens, scheduler.config))
+    return scheduler.sigmas.asnumpy()
+
+
+def resolution_shift(num_tokens: int, settings: Mapping) -> float:
+    """mu of arXiv:2403.03206's shift by resolution: on the line through both ends of the scheduler's config."""
+    first, last = settings.get("base_image_seq_len", 256), settings.get("max_image_seq_len", 4096)
+    low, high = settings.get("base_shift", 0.5), settings.get("max_shift", 1.15)
+    slope = (high - low) / (last - first)
+    return num_tokens * slope + (low - slope * first)
 
 
 def scheduler_sigmas(folder: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cache import Need, Source, Store
+from pipeline import pictures
 from pipeline.buckets import CENTRE
 from pipeline.data import IndexedPhoto
 from pipeline.experiment import load_experiment
@@ -12,7 +13,12 @@ from pipeline.variants import Variant
 
 
 def needed(plan: Plan, photos: Sequence[IndexedPhoto]) -> list[Need]:
-    """The items of each recipe, in the order of the stages that encode them."""
+    """The items of each recipe, in the order of the stages that make them."""
+    return [*encoded(plan, photos), *sampled(plan, photos)]
+
+
+def encoded(plan: Plan, photos: Sequence[IndexedPhoto]) -> list[Need]:
+    """Those of them that encoders make; asks for the digests of the encoders alone."""
     captions = tuple(plan.captions(photos))
     return [
         Need("EncodeCLIP", "text_encoder", plan.pooled.recipe, captions),
@@ -25,8 +31,22 @@ def needed(plan: Plan, photos: Sequence[IndexedPhoto]) -> list[Need]:
 def _control_needs(plan: Plan, photos: Sequence[IndexedPhoto]) -> list[Need]:
     return [
         Need("EncodeControls", "vae", each.entries.recipe, _sources(plan, each, " control"))
-        for each in plan.control_needs(photos)
+        for each in pictures.control_needs(plan, photos)
     ]
+
+
+def sampled(plan: Plan, photos: Sequence[IndexedPhoto]) -> list[Need]:
+    """The latents of pictures that the experiment asks for; those with what it trains, once that is there."""
+    if not pictures.is_asked(plan):
+        return []
+    several = [pictures.base(plan)] if plan.experiment.sample.base else []
+    several += [pictures.trained(plan, photos)] if pictures.is_trained(plan, photos) else []
+    stage = "SampleControlNetLatents" if plan.trains == CONTROLNET else "SampleLatents"
+    return [Need(stage, "transformer", each.entries.recipe, _sources_of_pictures(each)) for each in several]
+
+
+def _sources_of_pictures(series: pictures.Series) -> tuple[Source, ...]:
+    return tuple(Source(item, series.words(item), series.words(item)) for item in series.pictures)
 
 
 def needs_of(path: Path | str) -> tuple[Store, list[Need]]:

@@ -15,7 +15,7 @@ from pipeline import estimates, resume, variants
 from pipeline.data import IndexedPhoto
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
-from pipeline.needs import needed
+from pipeline.needs import encoded
 from pipeline.precision import Precision
 from pipeline.recipes import CONTROLNET, RESULT_NAME, Plan
 
@@ -39,7 +39,7 @@ def config_folder(name: str) -> Path:
 def of_plan(plan: Plan, photos: Sequence[IndexedPhoto]) -> dict:
     """What each stage of an experiment has, lacks and takes; see `table` for people."""
     models, stages = estimates.encoders(plan.checkpoint, plan.experiment, plan.precision, plan.device), {}
-    for need in needed(plan, photos):
+    for need in encoded(plan, photos):
         entries = plan.store.entries(need.recipe)
         missing = len(entries.missing(need.items))
         stage = stages.setdefault(need.stage, models[need.component] | {"items": 0, "missing": 0, "store_bytes": 0})

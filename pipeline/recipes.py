@@ -124,6 +124,10 @@ class Plan:
     def transformer_digest(self) -> dict:
         return self._digest_of("transformer")
 
+    @cached_property
+    def vae_digest(self) -> dict:
+        return self._digest_of("vae")
+
     def photos(self) -> list[data.IndexedPhoto]:
         """The indexed photos in training's order; the first time, each is decoded and checked.
 
@@ -136,14 +140,25 @@ class Plan:
     def has_pairs(self) -> bool:
         return has_pairs(self.experiment, self.trains)
 
+    @cached_property
+    def sample_conditions(self) -> list[data.IndexedPhoto]:
+        """The images that a ControlNet's pictures are conditioned on, one for each prompt, decoded and checked."""
+        if self.trains != CONTROLNET:
+            return []
+        known = data.index_files(self.experiment.sample_conditions, "sample.conditions", self.store.facts)
+        return [known[name] for name in self.experiment.sample.conditions]
+
     def captions(self, photos: Iterable[data.IndexedPhoto]) -> list[Source]:
-        """The captions that a training needs, each once; the empty one too where it drops captions."""
+        """The captions to encode, each once: what a training needs, the empty one too where it drops captions; and the
+        prompts that are sampled with."""
         found: dict[str, Source] = {}
         for photo in photos:
             item = caption_item(photo.caption)
             found.setdefault(item, Source(item, photo.name, photo.caption))
         if self.experiment.train.caption_dropout:
             found.setdefault(caption_item(""), Source(caption_item(""), "", ""))
+        for prompt in self.experiment.sample.prompts:
+            found.setdefault(caption_item(prompt), Source(caption_item(prompt), prompt, prompt))
         return list(found.values())
 
     def variants(self, photo: data.IndexedPhoto) -> list[Variant]:

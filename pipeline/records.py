@@ -12,9 +12,10 @@ from cache import canonical, digest, write_atomically
 from cache.files import make_folder
 from pipeline import device
 from pipeline.data import IndexedPhoto
-from pipeline.needs import needed
+from pipeline.needs import encoded, sampled
 from pipeline.recipes import Plan
 
+DECODE = ("Sample", "SampleControlNet")
 VERSIONED = ("mindspore", "mindone", "transformers", "zarr", "numpy")
 
 
@@ -37,7 +38,10 @@ def write(stage: str, plan: Plan, photos: Sequence[IndexedPhoto], folder: Path, 
 
 def addresses(stage: str, plan: Plan, photos: Sequence[IndexedPhoto]) -> dict:
     """What the stage computed from, and where what it computed is: recipes by their ids in the store, and the run's."""
-    needs = needed(plan, photos)
+    if stage in DECODE:
+        entries = [plan.store.entries(need.recipe).id for need in sampled(plan, photos)]
+        return {"inputs": {"entries": entries, "vae": plan.vae_digest}, "outputs": {"run": plan.run_id(photos)}}
+    needs = (sampled if stage.startswith("Sample") else encoded)(plan, photos)
     ids = {need.stage: [] for need in needs}
     for need in needs:
         ids[need.stage].append(plan.store.entries(need.recipe).id)

@@ -11,10 +11,24 @@ from functools import cached_property
 
 from cache import NEEDS_NAME, Store, StoreError, lease, needs_text, write_atomically
 from cache.files import make_folder
-from pipeline import checkpoints, controlnet, data, device, encode, lora, measure, preflight, records, train
+from pipeline import (
+    checkpoints,
+    controlnet,
+    data,
+    decode,
+    device,
+    encode,
+    lora,
+    measure,
+    pictures,
+    preflight,
+    records,
+    sample,
+    train,
+)
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment, settings_of
-from pipeline.needs import needed
+from pipeline.needs import encoded, needed
 from pipeline.photos import list_photos
 from pipeline.progress import Progress
 from pipeline.recipes import CONTROLNET, LORA, RESULT_NAME, Plan, has_pairs, resolve
@@ -44,6 +58,12 @@ class Survey:
             pairs = has_pairs(self.experiment, self.trains)
             known = data.remembered_pairs(folder, photos, facts) if pairs else data.remembered(photos, facts)
         return None if known is None else data.by_content(known)
+
+    @property
+    def has_sample_conditions(self) -> bool:
+        """Whether the images that pictures are conditioned on have been checked as they now are."""
+        files = data.file_photos(self.experiment.sample_conditions)
+        return data.remembered(files, Store(*self.experiment.stores).facts) is not None
 
     @cached_property
     def for_controlnet(self) -> "Survey":
@@ -124,9 +144,10 @@ def _check_data(experiment: Experiment) -> None:
 
 def _check_controls(experiment: Experiment) -> None:
     """Decode every photo and condition that is new or changed; report all that is wrong, of both, at once."""
+    facts = Store(*experiment.stores).facts
+    data.index_files(experiment.sample_conditions, "sample.conditions", facts)
     if not has_pairs(experiment, CONTROLNET):
         return _check_data(experiment)
-    facts = Store(*experiment.stores).facts
     with Progress("check pairs", 0, "file") as progress:
         pairs = data.index_pairs(experiment.images, experiment.data.prompt, facts, progress.set)
     known = data.remembered_pairs(experiment.images, list_photos(experiment.images, experiment.data.prompt)[0], facts)
@@ -164,10 +185,15 @@ def _room(trains: str) -> Stage:
 # --- stages of a plan ---------------------------------------------------------------------------------------------
 
 
-def _planned(name: str, done: Callable, work: Callable, trains: str = LORA) -> Stage:
+COUNTED = ("encoded", "drawn", "decoded")
+"""What a stage says how many of it made."""
+
+
+def _planned(name: str, done: Callable, work: Callable, trains: str = LORA, needs: Callable = encoded) -> Stage:
     """A stage whose ``done(plan, photos)`` and ``work(plan, photos)`` need a resolved experiment.
 
     The work returns a folder and what the record that is left there says of it.  trains: as of `Plan`.
+    needs: what of the store is kept from the collector while it works.
     """
 
     def is_done(survey):
@@ -179,9 +205,9 @@ def _planned(name: str, done: Callable, work: Callable, trains: str = LORA) -> S
         plan = resolve(experiment, trains)
         photos = plan.photos()
         device.use(plan.device)
-        with lease(plan.store.path, needed(plan, photos)):
+        with lease(plan.store.path, needs(plan, photos)):
             folder, outcome = work(plan, photos)
-        if outcome.get("encoded") == 0 and records.exists(name, folder):
+        if 0 in map(outcome.get, COUNTED) and records.exists(name, folder):
             return  # what it says was found when there was something to do
         records.write(name, plan, photos, folder, time.time() - began, outcome)
 
@@ -224,6 +250,28 @@ def _measure_loss(plan, photos):
     return folder, result
 
 
+def _sample_latents(plan, photos):
+    pictures.check(plan.experiment, plan.trains)
+    folder = plan.run_folder(photos)
+    outcome = sample.sample(plan, photos, folder)
+    write_atomically(folder / NEEDS_NAME, needs_text(needed(plan, photos)))
+    return folder, outcome
+
+
+def _sample(plan, photos):
+    pictures.check(plan.experiment, plan.trains)
+    folder = plan.run_folder(photos)
+    return folder, decode.decode(plan, photos, folder)
+
+
+def _latents_are_in(plan, photos) -> bool:
+    return pictures.is_asked(plan) and not any(each.missing() for each in pictures.all_series(plan, photos))
+
+
+def _pictures_are_there(plan, photos) -> bool:
+    return pictures.is_asked(plan) and decode.is_done(plan, photos)
+
+
 def _captions_are_in(kind: str) -> Callable:
     return lambda plan, photos: not getattr(plan, kind).missing(source.item for source in plan.captions(photos))
 
@@ -233,7 +281,7 @@ def _images_are_in(plan, photos) -> bool:
 
 
 def _controls_are_in(plan, photos) -> bool:
-    return not any(need.entries.missing(need.items) for need in plan.control_needs(photos))
+    return not any(need.entries.missing(need.items) for need in pictures.control_needs(plan, photos))
 
 
 def _files_exist(*names: str) -> Callable:
@@ -243,7 +291,9 @@ def _files_exist(*names: str) -> Callable:
 STAGES = {
     "GetModel": Stage(_model_is_here, _get_model),
     "CheckData": Stage(lambda survey: survey.photos is not None, _check_data),
-    "CheckControls": Stage(lambda survey: survey.for_controlnet.photos is not None, _check_controls),
+    "CheckControls": Stage(
+        lambda survey: survey.for_controlnet.photos is not None and survey.has_sample_conditions, _check_controls
+    ),
     "CheckRoom": _room(LORA),
     "CheckControlNetRoom": _room(CONTROLNET),
     "EncodeCLIP": _planned("EncodeCLIP", _captions_are_in("pooled"), _encode_clip),
@@ -256,4 +306,10 @@ STAGES = {
     ),
     "MeasureLoss": _planned("MeasureLoss", _files_exist(measure.LOSS_NAME), _measure_loss),
     "MeasureControlNet": _planned("MeasureControlNet", _files_exist(measure.LOSS_NAME), _measure_loss, CONTROLNET),
+    "SampleLatents": _planned("SampleLatents", _latents_are_in, _sample_latents, needs=needed),
+    "SampleControlNetLatents": _planned(
+        "SampleControlNetLatents", _latents_are_in, _sample_latents, CONTROLNET, needed
+    ),
+    "Sample": _planned("Sample", _pictures_are_there, _sample, needs=needed),
+    "SampleControlNet": _planned("SampleControlNet", _pictures_are_there, _sample, CONTROLNET, needed),
 }

@@ -8,9 +8,10 @@ import sys
 
 import luigi
 
+from pipeline import pictures
 from pipeline.errors import UserError
 from pipeline.experiment import load_experiment
-from pipeline.recipes import device_and_precision
+from pipeline.recipes import CONTROLNET, LORA, device_and_precision
 from pipeline.stages import Survey, is_done
 from tasks import manners
 from tasks.process import StageFailed, run_stage
@@ -30,6 +31,22 @@ class ExperimentParameter(luigi.Parameter):
 
     def normalize(self, text: str) -> str:
         return os.path.abspath(os.path.expanduser(text)) if text else ""
+
+
+class SampledExperimentParameter(ExperimentParameter):
+    """As ExperimentParameter, of a file that asks for pictures of what it trains."""
+
+    def __init__(self, trains: str, **options):
+        super().__init__(default="", description="TOML file with prompts in [sample]", **options)
+        self.trains = trains
+
+    def parse(self, text: str) -> str:
+        path = super().parse(text)
+        try:
+            pictures.check(load_experiment(path), self.trains)
+        except UserError as error:
+            sys.exit(f"error: {error}")
+        return path
 
 
 class OfExperiment:
@@ -163,3 +180,40 @@ class MeasureControlNet(StageTask):
 
     def requires(self):
         return TrainControlNet(self.experiment)
+
+
+class SampleLatents(StageTask):
+    """The final latents of the prompts' pictures, by the transformer as it is and with the run's LoRA."""
+
+    experiment = SampledExperimentParameter(LORA)
+
+    def requires(self):
+        return EncodePrompts(self.experiment), TrainLoRA(self.experiment)
+
+
+class SampleControlNetLatents(StageTask):
+    """As SampleLatents, with the run's ControlNet."""
+
+    experiment = SampledExperimentParameter(CONTROLNET)
+
+    def requires(self):
+        stages = EncodePrompts, EncodeControls, TrainControlNet
+        return [stage(self.experiment) for stage in stages]
+
+
+class Sample(StageTask):
+    """The prompts' pictures, decoded, and one image that shows them side by side."""
+
+    experiment = SampledExperimentParameter(LORA)
+
+    def requires(self):
+        return SampleLatents(self.experiment)
+
+
+class SampleControlNet(StageTask):
+    """As Sample, with the conditions beside the pictures."""
+
+    experiment = SampledExperimentParameter(CONTROLNET)
+
+    def requires(self):
+        return SampleControlNetLatents(self.experiment)

@@ -58,26 +58,36 @@ def lab(encoded, tmp_path) -> Lab:
     return encoded.copy(tmp_path / "lab")
 
 
-def test_from_photos_to_a_lora_and_luigi_never_imports_mindspore(tiny_model, tmp_path):
+def test_from_photos_to_a_loras_pictures_and_luigi_never_imports_mindspore(tiny_model, tmp_path):
     """The whole chain through the real command line, started in another folder than the packages'."""
-    lab = Lab(tmp_path / "lab", tiny_model)
+    lab = Lab(tmp_path / "lab", tiny_model).set("sample", prompts=["a red circle"], num_inference_steps=2)
     script = (
         "import sys, atexit\n"
         "heavy = ('mindspore', 'mindone', 'transformers')\n"
         "loaded = lambda: sorted(m for m in sys.modules if m.split('.')[0] in heavy)\n"
         "atexit.register(lambda: print('IMPORTED', loaded()))\n"
         "from luigi.cmdline import luigi_run\n"
-        f"luigi_run({command('TrainLoRA', lab)[3:]!r})\n"
+        f"luigi_run({command('Sample', lab)[3:]!r})\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", script], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, result.stderr
     assert "IMPORTED []" in result.stdout
-    assert ran(result.stderr) == ["CheckData", "CheckRoom", "EncodeCLIP", "EncodeT5", "EncodeImages", "TrainLoRA"]
-    assert lab.done("TrainLoRA")
-    again = run_luigi("TrainLoRA", lab)
+    encoders = ["EncodeCLIP", "EncodeT5", "EncodeImages"]
+    assert ran(result.stderr) == ["CheckData", "CheckRoom", *encoders, "TrainLoRA", "SampleLatents", "Sample"]
+    assert lab.done("TrainLoRA") and lab.done("Sample") and (lab.run_folder / "samples.png").is_file()
+    again = run_luigi("Sample", lab)
     assert again.returncode == 0 and ran(again.stderr) == []
+
+
+def test_sampling_asks_for_new_prompts_and_conditions_where_the_training_is_done_already(lab):
+    """Luigi looks at nothing behind a task that is complete."""
+    for task, names in (
+        (tasks.SampleLatents, ["EncodePrompts", "TrainLoRA"]),
+        (tasks.SampleControlNetLatents, ["EncodePrompts", "EncodeControls", "TrainControlNet"]),
+    ):
+        assert [each.task_family for each in luigi.task.flatten(task(str(lab.path)).requires())] == names
 
 
 def test_another_learning_rate_runs_the_training_alone(lab):
@@ -197,6 +207,24 @@ def test_a_bad_experiment_file_is_refused_before_anything_is_scheduled(lab):
     result = run_luigi("TrainLoRA", lab)
     assert result.returncode == 1 and ran(result.stderr) == []
     assert "3 problems" in result.stderr and "train.steps" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "task, settings, said",
+    [
+        ("Sample", {}, "sample.prompts: nothing to sample"),
+        ("SampleControlNet", {"prompts": ["a"]}, "sample.conditions: a ControlNet needs an image file for each prompt"),
+        (
+            "SampleControlNet",
+            {"prompts": ["a"], "conditions": ["gone.png"]},
+            "sample.conditions: not there\n  gone.png",
+        ),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused_before_anything_is_scheduled(lab, task, settings, said):
+    result = run_luigi(task, lab.set("sample", **settings))
+    assert result.returncode == 1 and ran(result.stderr) == []
+    assert said in result.stderr and "Traceback" not in result.stderr
 
 
 def test_a_precision_that_the_device_lacks_is_refused_before_anything_is_scheduled(lab):
