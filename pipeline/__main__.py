@@ -8,15 +8,18 @@ import sys
 from pathlib import Path
 
 from cache import StoreError
-from pipeline import preflight
+from pipeline import preflight, study, study_picture, study_report, study_sample
 from pipeline.errors import UserError
-from pipeline.experiment import load_experiment
+from pipeline.experiment import PRESETS, load_experiment
 from pipeline.recipes import CONTROLNET, LORA, device_and_precision, resolve
 from pipeline.stages import STAGES, run
 from pipeline.stopping import Stopped, end_with_parent
 
 STOPPED_EXIT = 143
 """What a shell reports for a process ended by SIGTERM."""
+
+INTERRUPTED_EXIT = 130
+"""The same for SIGINT."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true")
     plan.set_defaults(command=_plan)
 
+    _add_precision(commands)
+
     tiny = commands.add_parser("tiny-model", help="write a tiny, untrained checkpoint in FLUX.1 format")
     tiny.add_argument("folder", type=Path, metavar="DIR")
     tiny.add_argument("--seed", type=int, default=0)
@@ -67,11 +72,38 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_precision(commands) -> None:
+    precision = commands.add_parser("precision", help="what an experiment's precision costs and saves, beside another")
+    precision.add_argument("experiment", nargs="?", default="", metavar="EXPERIMENT")
+    precision.add_argument("--against", default="fp32", choices=PRESETS, help="the reference, a preset (fp32)")
+    precision.add_argument(
+        "--items", type=_above_zero, default=16, metavar="N", help="captions and photos looked at (16)"
+    )
+    precision.add_argument("--json", action="store_true")
+    precision.add_argument("--picture", type=Path, metavar="FILE", help="PNG (RUNS/NAME-precision.png)")
+    precision.set_defaults(command=_precision)
+
+    part = commands.add_parser("precision-part")  # without help it is not listed: `precision` starts it
+    part.add_argument("job", type=Path)
+    part.add_argument("--parent", type=int, default=0)
+    part.set_defaults(command=_precision_part)
+
+
+def _above_zero(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, found {text!r}")
+    return int(text)
+
+
 def _run_stage(options) -> None:
+    _as_child(options)
+    run(options.stage, load_experiment(options.experiment))
+
+
+def _as_child(options) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own way of it, in the middle of an import, is a fatal error
     if options.parent:
         end_with_parent(options.parent)
-    run(options.stage, load_experiment(options.experiment))
 
 
 def _plan(options) -> None:
@@ -85,6 +117,28 @@ def _plan(options) -> None:
         plan = resolve(experiment, trains)
         found = preflight.of_plan(plan, plan.photos())
     print(preflight.as_json(found) if options.json else preflight.table(found))
+
+
+def _precision(options) -> None:
+    experiment = load_experiment(options.experiment)
+    try:
+        found = study.study(options.experiment, options.against, options.items)
+    except KeyboardInterrupt:
+        print("interrupted; nothing of it is kept", file=sys.stderr)
+        raise SystemExit(INTERRUPTED_EXIT) from None
+    path = options.picture or experiment.runs / f"{experiment.name}-precision.png"
+    if found.has_picture:
+        found.report["picture"] = str(path)
+    print(study_report.as_json(found.report) if options.json else study_report.as_table(found.report), flush=True)
+    if found.has_picture:
+        study_picture.save(found, path)  # last: where the disk refuses it, the figures are there
+
+
+def _precision_part(options) -> None:
+    from pipeline import study_parts
+
+    _as_child(options)
+    study_parts.compute(study_sample.Job.read(options.job))
 
 
 def _write_tiny_model(options) -> None:

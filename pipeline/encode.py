@@ -6,6 +6,7 @@ One item at a time: its bytes then depend on the item and the recipe only, not o
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from pipeline.precision import Policy
 from pipeline.progress import Progress
 from pipeline.recipes import ImageNeed, Plan
 from pipeline.stopping import StopRequest
+from pipeline.variants import Variant
 
 Wanted = list[tuple[Entries, dict[str, tuple]]]
 """For each recipe, by item: the name of its photo, and what it is computed from."""
@@ -24,9 +26,29 @@ MAX_WRITERS = 32
 """Recipes that are written at a time: each keeps a few files open."""
 
 
+CAPTION_ENCODERS = {
+    "text_encoder": ("CLIP", "pooled", "tokenizer", 1),
+    "text_encoder_2": ("T5", "txt", "tokenizer_2", 0),
+}
+"""By component: what people call it, the plan's entries, the tokenizer, and which of the encoder's outputs is kept."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A loaded model; ``compute(source)`` gives its output for one item, a batch of one, on the device.
+
+    found: of its dtypes, as `dtypes.found_in` has them, once the first item is computed; that raises UserError where
+    they are not what the policy says.
+    """
+
+    model: object
+    compute: Callable
+    found: dict
+
+
 def encode_pooled(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> dict:
     """CLIP's pooled output of every caption that lacks it.  Returns what the stage's record says of it."""
-    return _encode_captions(plan, plan.pooled, photos, "tokenizer", "text_encoder", "CLIP", lambda outputs: outputs[1])
+    return _encode_captions(plan, photos, "text_encoder")
 
 
 def encode_txt(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> dict:
@@ -34,16 +56,11 @@ def encode_txt(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> dict:
 
     As in the reference pipeline, T5 gets no attention mask: padding is attended to, in training as in sampling.
     """
-    return _encode_captions(plan, plan.txt, photos, "tokenizer_2", "text_encoder_2", "T5", lambda outputs: outputs[0])
+    return _encode_captions(plan, photos, "text_encoder_2")
 
 
 def encode_latents(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> dict:
     """The VAE's posterior of every variant of an image that lacks it.  Returns what the stage's record says of it."""
-
-    def photo_in(photo, variant, read):
-        picture, size = read(photo), (variant.width, variant.height)
-        return images.fit(picture, *size, crop_box(photo.digest, *picture.size, *size, variant.crop), variant.flip)
-
     return _encode_pictures(plan, plan.image_needs(photos), photo_in, "image")
 
 
@@ -57,72 +74,50 @@ def encode_controls(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> dict:
     return _encode_pictures(plan, pictures.control_needs(plan, photos), condition_in, "control")
 
 
-def _encode_pictures(plan: Plan, needs: Sequence[ImageNeed], picture_in: Callable, unit: str) -> dict:
-    """Encode what is missing of ``picture_in(photo, variant, read)``, where ``read(photo)`` decodes a file."""
+def photo_in(photo: data.IndexedPhoto, variant: Variant, read: Callable):
+    """The photo in the variant; ``read(photo)`` decodes its file."""
+    picture, size = read(photo), (variant.width, variant.height)
+    return images.fit(picture, *size, crop_box(photo.digest, *picture.size, *size, variant.crop), variant.flip)
+
+
+def load_caption_encoder(plan: Plan, component: str) -> Encoder:
+    """A text encoder, whose items are captions."""
     import mindspore as ms
 
+    _, kind, tokenizer_name, output = CAPTION_ENCODERS[component]
+    tokenizer, length = models.load_tokenizer(plan.checkpoint, tokenizer_name), getattr(plan, kind).recipe["max_length"]
+    model = models.load_component(plan, component)
+
+    def embed(caption):
+        tokens = tokenizer(caption, padding="max_length", max_length=length, truncation=True, return_tensors="np")
+        return model(ms.Tensor(tokens.input_ids.astype(np.int32)))[output]
+
+    return _checked(model, embed, component, getattr(plan.precision, component))
+
+
+def load_picture_encoder(plan: Plan, picture_in: Callable = photo_in) -> Encoder:
+    """The VAE, whose items are photos and variants; ``picture_in`` as `photo_in`."""
     policy = plan.precision.vae
+    vae = models.load_component(plan, "vae")
+    read_photo = functools.lru_cache(maxsize=1)(data.read_photo)  # its variants are encoded one after another
 
-    def load():
-        vae = models.load_component(plan, "vae")
-        dtype = models.mindspore_dtype(policy.compute_on_device)
-        rounded = simulation.rounding()
-        read_photo = functools.lru_cache(maxsize=1)(data.read_photo)  # its variants are encoded one after another
+    def posterior(source):
+        pixels = images.to_array(picture_in(*source, read_photo))
+        return vae.encode(as_input(pixels[None], policy))[0]
 
-        def posterior(source):
-            pixels = images.to_array(picture_in(*source, read_photo))
-            x = ms.Tensor(pixels[None]).astype(dtype)
-            return vae.encode(rounded(x) if policy.simulated else x)[0]
-
-        return vae, posterior
-
-    wanted = [
-        (need.entries, {item: (photo.name, (photo, need.variant)) for item, photo in zip(need.items, need.photos)})
-        for need in needs
-    ]
-    return _encode(wanted, load, "vae", policy, "VAE", unit)
+    return _checked(vae, posterior, "vae", policy)
 
 
-def _encode_captions(plan, entries, photos, tokenizer_name, component, label, select) -> dict:
+def as_input(array: np.ndarray, policy: Policy):
+    """A float32 array as a tensor that a model under the policy takes."""
     import mindspore as ms
 
-    policy, length = getattr(plan.precision, component), entries.recipe["max_length"]
-
-    def load():
-        tokenizer = models.load_tokenizer(plan.checkpoint, tokenizer_name)
-        encoder = models.load_component(plan, component)
-
-        def embed(caption):
-            tokens = tokenizer(caption, padding="max_length", max_length=length, truncation=True, return_tensors="np")
-            return select(encoder(ms.Tensor(tokens.input_ids.astype(np.int32))))
-
-        return encoder, embed
-
-    sources = {source.item: (source.name, source.key) for source in plan.captions(photos)}
-    return _encode([(entries, sources)], load, component, policy, label, "caption")
+    tensor = ms.Tensor(array).astype(models.mindspore_dtype(policy.compute_on_device))
+    return simulation.rounding()(tensor) if policy.simulated else tensor
 
 
-def _encode(wanted: Wanted, load: Callable, component: str, policy: Policy, label: str, unit: str) -> dict:
-    """Write ``compute(source)`` for every missing item, where ``model, compute = load()``; load only if any is missing.
-
-    Returns how many entries were encoded, and the dtypes that were found, not assumed.  Raises UserError, before
-    anything is written, where these are not what the policy says.
-    """
-    todo = [(entries, _missing(entries, sources)) for entries, sources in wanted]
-    todo = [each for each in todo if each[1]]
-    total = sum(len(sources) for _, sources in todo)
-    if not total:
-        return {"encoded": 0}
-    model, compute = load()
-    compute, found = _checked(compute, model, component, policy)
-    with StopRequest() as stop, Progress(label, total, unit) as progress:
-        for start in range(0, len(todo), MAX_WRITERS):
-            _write(todo[start : start + MAX_WRITERS], compute, progress, stop)
-    return {"encoded": total, "precision": found}
-
-
-def _checked(compute: Callable, model, component: str, policy: Policy) -> tuple[Callable, dict]:
-    """``compute``, whose first output is looked at, and what is found then."""
+def _checked(model, compute: Callable, component: str, policy: Policy) -> Encoder:
+    """An encoder whose first output is looked at."""
     found: dict = {}
 
     def checked(source):
@@ -132,7 +127,39 @@ def _checked(compute: Callable, model, component: str, policy: Policy) -> tuple[
             dtypes.check(component, policy, found)
         return output
 
-    return checked, found
+    return Encoder(model, checked, found)
+
+
+def _encode_pictures(plan: Plan, needs: Sequence[ImageNeed], picture_in: Callable, unit: str) -> dict:
+    wanted = [
+        (need.entries, {item: (photo.name, (photo, need.variant)) for item, photo in zip(need.items, need.photos)})
+        for need in needs
+    ]
+    return _encode(wanted, lambda: load_picture_encoder(plan, picture_in), "VAE", unit)
+
+
+def _encode_captions(plan: Plan, photos: Iterable[data.IndexedPhoto], component: str) -> dict:
+    label, kind, *_ = CAPTION_ENCODERS[component]
+    sources = {source.item: (source.name, source.key) for source in plan.captions(photos)}
+    return _encode([(getattr(plan, kind), sources)], lambda: load_caption_encoder(plan, component), label, "caption")
+
+
+def _encode(wanted: Wanted, load: Callable[[], Encoder], label: str, unit: str) -> dict:
+    """Write what the encoder computes for every missing item; load it only if any is missing.
+
+    Returns how many entries were encoded, and the dtypes that were found, not assumed.  Raises UserError, before
+    anything is written, where these are not what the policy says.
+    """
+    todo = [(entries, _missing(entries, sources)) for entries, sources in wanted]
+    todo = [each for each in todo if each[1]]
+    total = sum(len(sources) for _, sources in todo)
+    if not total:
+        return {"encoded": 0}
+    encoder = load()
+    with StopRequest() as stop, Progress(label, total, unit) as progress:
+        for start in range(0, len(todo), MAX_WRITERS):
+            _write(todo[start : start + MAX_WRITERS], encoder.compute, progress, stop)
+    return {"encoded": total, "precision": encoder.found}
 
 
 def _missing(entries: Entries, sources: dict) -> dict:

@@ -27,6 +27,7 @@ diffusers' script trains and the single blocks' two."""
 
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 WEIGHTING_SCHEMES = ("none", "sigma_sqrt", "logit_normal", "mode", "cosmap")
+PRESETS = ("bf16", "fp16", "bf16-text-fp32", "fp16-text-fp32", "fp32")
 PRECISION_COMPONENTS = ("vae", "text_encoder", "text_encoder_2", "transformer", "trained")
 
 
@@ -78,7 +79,7 @@ class PrecisionSettings:
     ``simulate``: bf16 where the device lacks it, by rounding; see `pipeline.simulation`.
     """
 
-    preset: str = setting("auto", choices=("auto", "bf16", "fp16", "bf16-text-fp32", "fp16-text-fp32", "fp32"))
+    preset: str = setting("auto", choices=("auto", *PRESETS))
     simulate: bool = setting(False)
     vae: dict = field(default_factory=dict)
     text_encoder: dict = field(default_factory=dict)

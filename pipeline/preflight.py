@@ -97,8 +97,8 @@ def check_room(plan: Plan, photos: Sequence[IndexedPhoto]) -> None:
     for disk in of_plan(plan, photos)["disks"]:
         if disk["needed_bytes"] > disk["free_bytes"]:
             raise UserError(
-                f"{' and '.join(disk['folders'])}: {_bytes(disk['needed_bytes'])} will be written there, "
-                f"{_bytes(disk['free_bytes'])} are free; make room, or change [paths]"
+                f"{' and '.join(disk['folders'])}: {in_units(disk['needed_bytes'])} will be written there, "
+                f"{in_units(disk['free_bytes'])} are free; make room, or change [paths]"
             )
 
 
@@ -108,19 +108,19 @@ def table(found: dict) -> str:
     lines += [f"{'':<16}{'parameters':>16}{'weights':>11}{'peak':>11}{'items':>9}{'missing':>9}{'to the store':>14}"]
     for name, row in found["stages"].items():
         cells = [f"{row['parameters']:>16,}"]
-        cells += [f"{_bytes(row[f'{part}_bytes']):>11}" for part in ("weights", "peak")]
+        cells += [f"{in_units(row[f'{part}_bytes']):>11}" for part in ("weights", "peak")]
         if "items" in row:
-            cells += [f"{row['items']:>9,}", f"{row['missing']:>9,}", f"{_bytes(row['store_bytes']):>14}"]
+            cells += [f"{row['items']:>9,}", f"{row['missing']:>9,}", f"{in_units(row['store_bytes']):>14}"]
         lines.append(f"{name:<16}" + "".join(cells))
     lines += _training_lines(found["training"])
     for disk in found.get("disks", ()):
         lines += ["", f"{' and '.join(disk['folders'])}:"]
-        lines += [f"  {_bytes(disk['needed_bytes'])} will be written, {_bytes(disk['free_bytes'])} are free"]
+        lines += [f"  {in_units(disk['needed_bytes'])} will be written, {in_units(disk['free_bytes'])} are free"]
     return "\n".join(lines)
 
 
 def _training_lines(own: dict) -> list[str]:
-    said = {name: _bytes(value) for name, value in own.items() if name.endswith("_bytes")}
+    said = {name: in_units(value) for name, value in own.items() if name.endswith("_bytes")}
     done = ", which is done" if own.get("is_done") else ""
     both = [said[f"activations_{each}_checkpointing_bytes"] for each in ("without", "with")]
     lines = ["", f"training a {'ControlNet' if own['trains'] == CONTROLNET else 'LoRA'}{done}:"]
@@ -140,7 +140,7 @@ def _too_much(own: dict) -> str:
         return ""
     saved = own["activations_bytes"] - own["activations_with_checkpointing_bytes"]
     if saved > 0:
-        return f": too much; [train] gradient_checkpointing = true makes it {_bytes(own['peak_bytes'] - saved)}"
+        return f": too much; [train] gradient_checkpointing = true makes it {in_units(own['peak_bytes'] - saved)}"
     return ": too much; lower [train] batch_size or [data] resolution"
 
 
@@ -148,6 +148,6 @@ def as_json(found: dict) -> str:
     return json.dumps(found, indent=2)
 
 
-def _bytes(number: int) -> str:
+def in_units(number: int) -> str:
     power = min(4, max(0, (len(str(number)) - 1) // 3))
     return f"{number / 1000**power:.{min(power, 1)}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

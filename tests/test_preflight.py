@@ -155,4 +155,4 @@ def test_it_imports_no_mindspore(lab):
     ("number", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_500_000, "1.5 MB"), (2 * 10**15, "2000.0 TB")]
 )
 def test_bytes_are_said_in_units(number, text):
-    assert preflight._bytes(number) == text
+    assert preflight.in_units(number) == text

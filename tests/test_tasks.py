@@ -13,7 +13,8 @@ import pytest
 from lab import Lab
 
 import tasks
-from tasks.process import GRACE_SECONDS, StageFailed, run_stage
+from pipeline.children import GRACE_SECONDS
+from tasks.process import StageFailed, run_stage
 
 ROOT = Path(__file__).resolve().parent.parent
 TASK_FAILED = 30

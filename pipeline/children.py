@@ -1,0 +1,76 @@
+"""Child processes of this package's commands, whose lives are tied to that of whoever starts them."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pipeline
+
+GRACE_SECONDS = 120
+"""How long a stage that was asked to stop may take to finish its step and keep it, before it is killed."""
+
+KILLED = {
+    signal.SIGKILL: "perhaps the machine had no memory left: see the kernel's log",
+    signal.SIGBUS: "a file shrank while it was read, or its disk failed: look with python -m cache verify",
+}
+
+STDERR = 2
+"""As the ``stdout`` of a child: what it says is for people, and the parent's output is not mixed with it."""
+
+
+def run(arguments: Sequence[str], stdout: int | None = None) -> int:
+    """Run ``python -m pipeline ARGUMENTS`` and wait.  Returns its exit code, which is -N where signal N killed it.
+
+    The child ends with this process: signals sent here are passed on and waited for, and if this process is killed,
+    the kernel tells the child, where it calls `stopping.end_with_parent` with its ``--parent``.
+    """
+    # -P: a folder named like one of our packages in the working directory is not taken for it
+    command = [sys.executable, "-P", "-m", "pipeline", *arguments, "--parent", str(os.getpid())]
+    child = subprocess.Popen(command, env=_environment(), stdin=subprocess.DEVNULL, stdout=stdout, process_group=0)
+    with interrupted_by_sigterm():
+        try:
+            return child.wait()
+        except BaseException:
+            _stop(child)
+            raise
+
+
+def reason(code: int) -> str:
+    """Why a child ended with ``code``, for people."""
+    if code > 0:
+        return f"exit code {code}; what it said stands above"
+    return "killed by " + signal.Signals(-code).name + "".join(f"; {KILLED[each]}" for each in KILLED if each == -code)
+
+
+def _environment() -> dict[str, str]:
+    """The child imports the packages that this process imported, installed or not."""
+    here = str(Path(pipeline.__file__).resolve().parent.parent)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")]))}
+
+
+@contextlib.contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM does here what Ctrl-C does: this process would otherwise end on the spot, and leave what it holds."""
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _stop(child: subprocess.Popen) -> None:
+    """Ask the child to stop and wait; a second interruption, or the end of the grace period, kills it."""
+    child.send_signal(signal.SIGTERM)
+    try:
+        child.wait(GRACE_SECONDS)
+    except BaseException:
+        child.kill()
+        child.wait()
