@@ -18,8 +18,8 @@ MIB = 1 << 20
 LIBRARIES_BYTES = 600 * MIB
 """Resident memory of a process that has imported MindSpore and mindone and has read a dataset, on CPU."""
 
-LOADED = 1.1
-"""What loaded weights take, over their own bytes."""
+LOADED, LOADING = 1.1, 2.0
+"""What weights take once they are loaded, and while they are, over their own bytes; on CPU."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,24 @@ class Shape:
 
 
 class Kept(NamedTuple):
-    """What the steps keep: bytes in any case, tensors a block, matrices of attention a block, and at a time."""
+    """What the steps keep.
+
+    Bytes in any case, and for each block; tensors and matrices of attention for each block; matrices at a time; copies of
+    the weights.
+    """
 
     fixed_bytes: int
+    block_bytes: int
     tensors: float
     matrices: float
     matrices_at_a_time: float
+    weights: float
 
 
 KEPT = {
-    "pynative": Kept(87 * MIB, 50, 1.35, 5.8),
-    "checkpointing": Kept(120 * MIB, 11.6, 0, 8.3),
-    "jit": Kept(285 * MIB, 210, 4.8, 0),
+    "pynative": Kept(87 * MIB, 0, 50, 1.35, 5.8, 0),
+    "checkpointing": Kept(120 * MIB, 0, 11.6, 0, 8.3, 0),
+    "jit": Kept(197 * MIB, 31 * MIB, 146, 6, 0, 0.5),
 }
 
 
@@ -68,28 +74,32 @@ def of_caption(tokens: int, inner: int, heads: int, element_bytes: int) -> int:
 
 def of_encoder(weights_bytes: int, item_bytes: int, device: str) -> int:
     """The peak of a stage that encodes: of the process on CPU, of the device elsewhere."""
-    return _with_libraries(weights_bytes, device) + item_bytes
+    return _peak(weights_bytes, item_bytes, device)
 
 
-def _with_libraries(weights_bytes: int, device: str) -> int:
-    return LIBRARIES_BYTES + int(LOADED * weights_bytes) if device == "CPU" else weights_bytes
+def _peak(weights_bytes: int, working_bytes: int, device: str) -> int:
+    """Of loading, or of working with what is loaded; on Ascend weights are loaded on the host."""
+    if device != "CPU":
+        return weights_bytes + working_bytes
+    return LIBRARIES_BYTES + max(int(LOADING * weights_bytes), int(LOADED * weights_bytes) + working_bytes)
 
 
-def steps_bytes(shape: Shape, chosen: str, checkpointing: bool, device: str, element_bytes: int) -> int:
+def steps_bytes(
+    shape: Shape, weights_bytes: int, chosen: str, checkpointing: bool, device: str, element_bytes: int
+) -> int:
     """The most that the forward and backward pass of a batch keep, beside weights, gradients and optimizer.
 
-    element_bytes: of the dtype that the models compute in; MindSpore's CPU kernels for float16 work in float32.
+    chosen: the mode.  element_bytes: of the dtype that the models compute in.
     """
+    tensor = shape.batch_size * shape.tokens * shape.width * element_bytes
     if device != "CPU":
-        chosen = "pynative"  # nobody has measured compiled steps there
-    elif chosen == "jit":
-        checkpointing = False  # it saves nothing there
-    kept = KEPT["checkpointing" if checkpointing else chosen]
-    size = 4 if device == "CPU" else element_bytes
-    tensor = shape.batch_size * shape.tokens * shape.width * size
-    matrix = shape.batch_size * shape.heads * shape.tokens**2 * size if device == "CPU" else 0
-    fixed = kept.fixed_bytes if device == "CPU" else 0
-    per_block = kept.tensors * tensor + kept.matrices * matrix
+        kept = KEPT["checkpointing" if checkpointing else "pynative"]  # nobody has measured compiled steps there
+        return int(shape.blocks * kept.tensors * tensor)
+    kept = KEPT["checkpointing" if checkpointing and chosen != "jit" else chosen]  # compiled, it saves nothing
+    wide = 4 / element_bytes  # kernels for float16 work in float32
+    matrix = shape.batch_size * shape.heads * shape.tokens**2 * 4
+    per_block = kept.block_bytes + kept.tensors * tensor * wide + kept.matrices * matrix
+    fixed = kept.fixed_bytes + kept.weights * weights_bytes
     return int(fixed + shape.blocks * per_block + kept.matrices_at_a_time * matrix)
 
 
@@ -102,13 +112,14 @@ def of_training(
     is known.  num_sizes: that batches come in.  The peak is that of the process on CPU, of the device elsewhere.
     """
 
+    weights = held_bytes["weights_bytes"]
+
     def steps(checkpointing: bool) -> tuple[str, int]:
         own = dataclasses.replace(settings, gradient_checkpointing=checkpointing)
         chosen, _ = mode.choose(device, own, num_sizes)
-        return chosen, steps_bytes(shape, chosen, checkpointing, device, element_bytes)
+        return chosen, steps_bytes(shape, weights, chosen, checkpointing, device, element_bytes)
 
     chosen, own = steps(settings.gradient_checkpointing)
-    weights = held_bytes["weights_bytes"]
     beside = sum(held_bytes.values()) - weights
     return {
         "mode": chosen,
@@ -116,5 +127,5 @@ def of_training(
         "activations_bytes": own,
         "activations_without_checkpointing_bytes": steps(False)[1],
         "activations_with_checkpointing_bytes": steps(True)[1],
-        "peak_bytes": _with_libraries(weights, device) + beside + own,
+        "peak_bytes": _peak(weights, beside + own, device),
     }
