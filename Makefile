@@ -3,7 +3,7 @@
 # Tests run in two processes, of about 2.5 GB each; make test WORKERS=0 runs them in one.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow demo demo-controlnet lint clean
+.PHONY: help setup test test-slow demo demo-photos demo-controlnet lint clean
 
 # Written last, holds the place it was written at: there is no stamp, or another place in it, unless all is installed.
 STAMP := .venv/.installed
@@ -36,7 +36,7 @@ WORKERS := 2
 PYTEST = .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 help: ## list the targets
-	@echo "make demo   on a fresh machine installs everything into .venv and trains a LoRA on five photos, on CPU"
+	@echo "make demo   on a fresh machine installs everything into .venv, teaches a small FLUX.1 a new word and shows it"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## install into .venv (Python 3.11; once: 2 to 5 minutes, 3.4 GB)
@@ -48,10 +48,13 @@ test: $(STAMP) ## run the tests, the slow ones left out (ARGS="..." goes to pyte
 test-slow: $(STAMP) ## run the slow tests
 	@$(PYTEST) -m slow $(ARGS)
 
-demo: $(STAMP) ## train a LoRA on five photos with a tiny FLUX.1, on CPU
+demo: $(STAMP) ## teach a small FLUX.1 a new word with a LoRA, on CPU, and look at what it draws
 	@PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/python examples/demo.py
 
-demo-controlnet: $(STAMP) ## train a ControlNet on drawn circles and their outlines
+demo-photos: $(STAMP) ## train a LoRA on five real photos, with a tiny FLUX.1 of random weights
+	@PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/python examples/demo_photos.py
+
+demo-controlnet: $(STAMP) ## teach the small FLUX.1 to follow outlines with a ControlNet
 	@PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/python examples/demo_controlnet.py
 
 lint: $(STAMP) ## check the style

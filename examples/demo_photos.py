@@ -1,17 +1,15 @@
-"""The demo behind ``make demo``: a LoRA on five crops of a cat's photo, with a tiny FLUX.1, on this machine's CPU.
+"""The demo behind ``make demo-photos``: a LoRA on five crops of a cat's photo, a tiny FLUX.1 of random weights, on CPU.
 
 Everything it makes is in demo/ at the top of the repository.  Run again, it finds all of it done.
 """
 
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-DEMO = ROOT / "demo"
+from steps import DEMO, ROOT, report_costs, say, show_and_run
+
 EXPERIMENT = ROOT / "examples" / "cat.toml"
 
 CROPS = {
@@ -53,17 +51,6 @@ def write_photos(folder: Path) -> None:
     say(f"Five crops of a real photo: {folder.relative_to(ROOT)}/")
 
 
-def show_and_run(*command: str) -> None:
-    print("  $", " ".join(["python" if part == sys.executable else part for part in command]), flush=True)
-    code = subprocess.call(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    if code:
-        sys.exit(f"the command above ended with {code}")
-
-
-def say(text: str) -> None:
-    print(f"\n{text}", flush=True)
-
-
 def report() -> bool:
     """Say what was made, what it cost and what to type next.  Returns whether the model learned."""
     from pipeline.experiment import load_experiment
@@ -85,22 +72,6 @@ def report() -> bool:
     print("  luigi --module tasks TrainLoRA --local-scheduler --experiment examples/cat.toml")
     print("  # your own photos, NAME.txt beside NAME.jpg: see 'Your own data' in README.md")
     return learned
-
-
-def report_costs(*folders: Path) -> None:
-    """Say what the stages cost whose records are in some folders."""
-    from pipeline import records
-
-    say("What each stage cost, in a process of its own:")
-    for record in records.read(*folders):
-        peak = record["peak_memory_bytes"]["process"] / 2**20
-        print(f"  {record['stage']:<17} {record['seconds']:6.1f} s  {peak:6.0f} MB at most  {work_of(record)}")
-
-
-def work_of(record: dict) -> str:
-    """What a stage says it did, in a few words."""
-    units = {"encoded": "encoded", "steps": "steps", "pairs": "pairs of noise and noise level, before and after"}
-    return ", ".join(f"{record['outcome'][key]} {unit}" for key, unit in units.items() if key in record["outcome"])
 
 
 def report_loss(loss: dict) -> bool:

@@ -95,8 +95,7 @@ class Batches:
         Each photo as it is, at its first crop and with its caption; noise levels are uniform and weigh the same,
         whatever the training prefers.
         """
-        places = next(itertools.islice(_in_turn(self.sizes, size), index, None))
-        samples = [self.samples[place] for place in places]
+        samples = self.evaluated(index, size)
         generators = (draws.generator(self.seed, Purpose.EVALUATION, 3 * index + part) for part in range(3))
         for_levels, for_noise, for_posterior = generators
         for_control = draws.generator(self.seed, Purpose.EVALUATION, (1 << 40) + index)
@@ -109,6 +108,11 @@ class Batches:
             for_posterior,
             for_control,
         )
+
+    def evaluated(self, index: int, size: int) -> list[Sample]:
+        """What `evaluation` is of."""
+        places = next(itertools.islice(_in_turn(self.sizes, size), index, None))
+        return [self.samples[place] for place in places]
 
     def _drawn_variants(self, samples: list[Sample], for_crops, for_flips) -> list[Variant]:
         crops, flips = variants.crops(self.data), variants.flips(self.data)

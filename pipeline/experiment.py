@@ -46,7 +46,7 @@ class Paths:
 
 @dataclass(frozen=True)
 class Model:
-    """``path``: a local folder in diffusers layout or a Hub id; empty: the embedded model, written on first use."""
+    """``path``: a local folder in diffusers layout or a Hub id; empty: the model that this package brings."""
 
     path: str = setting("")
     revision: str = setting("")
@@ -221,7 +221,7 @@ class Experiment:
 
     @property
     def images(self) -> Path:
-        return self._resolve(self.data.images or "tiny/pictures")
+        return self._resolve(self.data.images or "blickets")
 
     @property
     def sample_resolution(self) -> int:
@@ -238,7 +238,7 @@ class Experiment:
     def model_path(self) -> Path | str:
         """A local folder, or a Hub id as it stands where no such folder exists and it looks like one."""
         if not self.model.path:
-            return self._resolve("tiny/model")
+            return EMBEDDED
         local = self._resolve(self.model.path)
         return self.model.path if not local.exists() and _looks_like_hub_id(self.model.path) else local
 
@@ -276,6 +276,7 @@ def load_experiment(path: Path | str | None = None) -> Experiment:
 
 
 DEFAULT = Path(__file__).with_name("default.toml")
+EMBEDDED = Path(__file__).with_name("embedded")
 
 
 def _build(document: dict, path: Path, folder: Path) -> Experiment:

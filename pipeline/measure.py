@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import checkpoints, controlnet, data, lora, models
+from pipeline import checkpoints, conditions, controlnet, data, lora, models, variants
 from pipeline.batches import Batches
 from pipeline.loss import item_loss, tensors_of
 from pipeline.recipes import CONTROLNET, Plan
@@ -19,7 +19,7 @@ def measure(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) -> di
     """The loss without and with what the run has trained, over fixed pairs of noise and level on the plan's photos.
 
     Returns both means, and the mean and standard error of the paired difference (before - after); of a ControlNet also
-    with_other_conditions, the mean loss where each photo has the condition of another one.
+    with_other_conditions, the mean loss where each photo has a condition that is not its own; None where all are alike.
     """
     return (_of_controlnet if plan.trains == CONTROLNET else _of_lora)(plan, photos, folder)
 
@@ -34,17 +34,30 @@ def _of_lora(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) -> d
 
 
 def _of_controlnet(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) -> dict:
-    from mindspore import ops
-
     transformer, policy = load_frozen(plan)[lora.TRANSFORMER], plan.precision.trained
     trained = models.load_model(folder / controlnet.FOLDER, checkpoints.CONTROLNET, policy.params)
     controlnet.use_precision(trained, policy)
-    batches = _batches(plan, photos, transformer, trained)
+    batches, others = _batches(plan, photos, transformer, trained), other_conditions(plan, photos)
     scale = plan.experiment.controlnet.conditioning_scale
     with_control = item_loss(transformer, controlnet=trained, conditioning_scale=scale)
     found = _gain(_losses(item_loss(transformer), batches), _losses(with_control, batches))
-    others = [(*inputs, ops.cat((control[1:], control[:1]))) for *inputs, control in batches]
-    return found | {"with_other_conditions": float(_losses(with_control, others).mean())}
+    mistaken = [(*inputs, control[order]) for (*inputs, control), order in zip(batches, others)]
+    differ = np.concatenate([np.array(order) != np.arange(SIZE) for order in others])
+    losses = _losses(with_control, mistaken)[differ]
+    return found | {"with_other_conditions": float(losses.mean()) if len(losses) else None}
+
+
+def other_conditions(plan: Plan, photos: Sequence[data.IndexedPhoto]) -> list[list[int]]:
+    """For each row of each batch, the next one around whose condition differs; itself where there is none."""
+    batches, settings, found = Batches(plan, photos), plan.experiment.data, []
+    for index in range(NUM_EVALUATED // SIZE):
+        items = [
+            conditions.item(sample.photo, variants.of_size(settings, sample.size)[0])
+            for sample in batches.evaluated(index, SIZE)
+        ]
+        around = [[(row + step) % SIZE for step in range(SIZE)] for row in range(SIZE)]
+        found.append([next((each for each in turn if items[each] != items[turn[0]]), turn[0]) for turn in around])
+    return found
 
 
 def _batches(plan: Plan, photos: Sequence[data.IndexedPhoto], *networks) -> list[tuple]:

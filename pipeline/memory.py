@@ -36,8 +36,8 @@ class Shape:
 class Kept(NamedTuple):
     """What the steps keep.
 
-    Bytes in any case, and for each block; tensors and matrices of attention for each block; matrices at a time; copies of
-    the weights.
+    Bytes in any case, and for each block; tensors and matrices of attention for each block; matrices at a time; copies
+    of the weights.
     """
 
     fixed_bytes: int

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from cache import Entries, Source, Store, canonical, caption_item, digest
 from pipeline import checkpoints, conditions, data, device, precision, variants
-from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.images import PREPROCESSING
 from pipeline.variants import Sample, Size, Variant
@@ -262,8 +261,6 @@ def resolve(experiment: Experiment, trains: str = LORA) -> Plan:
     """Raises UserError where the device cannot run the precision policy or there is no checkpoint yet."""
     target, policies = device_and_precision(experiment)
     model = experiment.model
-    if not model.path and not experiment.model_path.exists():
-        raise UserError(f"{experiment.model_path}: the embedded model is not written yet; run GetModel first")
     checkpoint = checkpoints.local_folder(experiment.model_path, model.revision, model.variant)
     return Plan(experiment, target, policies, checkpoint, Store(*experiment.stores), trains)
 

@@ -105,13 +105,8 @@ def _model_is_here(survey: Survey) -> bool:
 
 
 def _get_model(experiment: Experiment) -> None:
-    """Write the embedded model or download the Hub's, and read all weights once for their digests."""
-    if not experiment.model.path and not experiment.model_path.exists():
-        from pipeline import tiny
-
-        device.use("CPU")
-        print(f"embedded model: writing {tiny.write_tiny_model(experiment.model_path)}", flush=True)
-    elif isinstance(experiment.model_path, str) and not _is_downloaded(experiment):
+    """Download the model where it is the Hub's, and read all weights once for their digests."""
+    if isinstance(experiment.model_path, str) and not _is_downloaded(experiment):
         checkpoints.download(experiment.model_path, experiment.model.revision, experiment.model.variant)
     plan, variant = resolve(experiment), experiment.model.variant
     facts = plan.store.facts
@@ -134,7 +129,7 @@ def _check_data(experiment: Experiment) -> None:
     if not experiment.data.images and not experiment.images.exists():
         from pipeline import shapes
 
-        print(f"embedded pictures: drawing {shapes.draw_shapes(experiment.images)}", flush=True)
+        print(f"pictures of a new word: drawing {shapes.draw_teaching(experiment.images, 'cross')}", flush=True)
     facts = Store(*experiment.stores).facts
     with Progress("check photos", 0, "photo") as progress:
         photos = data.index_photos(experiment.images, experiment.data.prompt, facts, progress.set)

@@ -82,7 +82,7 @@ def survey(path: str) -> Survey:
 
 
 class GetModel(StageTask):
-    """The checkpoint on this machine: a local folder as it is, a download from the Hub, or the embedded tiny model."""
+    """The checkpoint on this machine: a local folder as it is, a download from the Hub, or what this package brings."""
 
 
 class CheckData(StageTask):

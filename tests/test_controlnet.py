@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from kills import Killed, kill_at, kill_at_random, metrics_of, outcome
 from lab import Lab
-from pairs import encode, paired_lab, plan_of, run_folder
+from pairs import add_conditions, encode, paired_lab, plan_of, run_folder
+from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from pipeline import controlnet, guard, loop, models
+from pipeline import controlnet, guard, loop, measure, models
 from pipeline.batches import Batches
 from pipeline.errors import UserError
 from pipeline.experiment import ControlNet
@@ -318,3 +319,21 @@ def test_a_controlnet_for_something_else_is_refused(trained, tmp_path, change, s
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=said):
         controlnet.make(transformer_of(lab), lab.set("controlnet", init_from=str(folder)).experiment, FP32)
+
+
+def test_other_conditions_are_never_a_photos_own(trained):
+    plan = plan_of(trained)
+    photos, batches = plan.photos(), Batches(plan, plan.photos())
+    for index, order in enumerate(measure.other_conditions(plan, photos)):
+        rows = batches.evaluated(index, measure.SIZE)
+        own = [row.photo.condition.digest for row in rows]
+        assert all(own[row] != own[other] for row, other in enumerate(order))
+
+
+def test_where_all_conditions_are_alike_there_are_no_others(paired, tmp_path):
+    lab = paired.copy(tmp_path / "lab")
+    add_conditions(lab, lambda picture: Image.new("RGB", picture.size, "white"))
+    encode(lab)
+    lab.run("TrainControlNet", "MeasureControlNet")
+    found = json.loads((run_folder(lab) / "loss.json").read_text())
+    assert found["with_other_conditions"] is None and found["pairs"] == 64

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import experiment
 from pipeline.errors import UserError
-from pipeline.experiment import DEFAULT, Experiment, load_experiment
+from pipeline.experiment import DEFAULT, EMBEDDED, Experiment, load_experiment
 
 
 def written(folder, text):
@@ -229,9 +229,9 @@ def test_what_cannot_be_a_hub_id_is_a_local_folder(tmp_path, path):
 def test_without_a_file_the_embedded_default_lives_in_the_working_directory(tmp_path, monkeypatch, nothing):
     monkeypatch.chdir(tmp_path)
     found = load_experiment(nothing)
-    assert found.name == tomllib.loads(DEFAULT.read_text())["name"] == "tiny"
-    assert found.model_path == tmp_path / "tiny/model"
-    assert found.images == tmp_path / "tiny/pictures"
+    assert found.name == tomllib.loads(DEFAULT.read_text())["name"] == "blicket"
+    assert found.model_path == EMBEDDED
+    assert found.images == tmp_path / "blickets"
     assert (found.stores, found.runs) == ((tmp_path / "store",), tmp_path / "runs")
 
 

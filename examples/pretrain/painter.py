@@ -1,5 +1,6 @@
 """The FLUX.1 transformer, and CLIP and T5 that are trained with it from scratch, on the trained VAE's latents."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -17,11 +18,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from pipeline import flow, models, tiny
 
-STEPS, BATCH = 3000, 64
-LEARNING_RATE, WARMUP = 1.5e-3, 100
+CYCLES = ((4000, 1.5e-3), (2000, 1e-3))
+"""Steps, and the learning rate from which it falls to zero in them."""
+
+BATCH, WARMUP = 64, 100
 AVERAGE = 0.998  # decay of the weights' moving average, which is what is saved
 PICTURES = 12_000
-LENGTHS = (16, 16, 24, 24, 32)  # tokens that T5 pads captions to; 24 is the one to use
+LENGTHS = (16, 24)  # tokens that T5 pads captions to; 24 is the one to use
 GUIDANCE = 3.5
 
 
@@ -115,7 +118,7 @@ def train(out: Path, scratch: Path) -> None:
     optimizers = _optimizers(painter)
     checkpoint = Checkpoint(scratch / "painter.pt", painter, average, *optimizers)
     losses = []
-    for step in range(checkpoint.restore(), STEPS):
+    for step in range(checkpoint.restore(), sum(steps for steps, _ in CYCLES)):
         inputs, target = batches.make(step)
         loss = (painter(*inputs) - target).square().mean()
         loss.backward()
@@ -138,12 +141,14 @@ def _optimizers(painter: Painter) -> tuple[torch.optim.Optimizer, ...]:
     inner = {n for n, p in painter.named_parameters() if p.ndim == 2 and not any(end in n for end in at_the_ends)}
     matrices = [parameter for name, parameter in painter.named_parameters() if name in inner]
     others = [parameter for name, parameter in painter.named_parameters() if name not in inner]
-    return Muon(matrices, LEARNING_RATE), torch.optim.AdamW(others, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
+    return Muon(matrices, 0.0), torch.optim.AdamW(others, 0.0, betas=(0.9, 0.99), weight_decay=0.01)
 
 
 def _learning_rate(step: int) -> float:
-    """Warm-up, then a cosine down to zero."""
-    return LEARNING_RATE * min(1, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / STEPS))
+    """In each cycle a warm-up, then a cosine down to zero."""
+    first, second = CYCLES
+    (steps, peak), step = (first, step) if step < first[0] else (second, step - first[0])
+    return peak * min(1, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _emptied(out: Path) -> Path:
@@ -158,6 +163,13 @@ def save(painter: Painter, out: Path) -> None:
     parts["vae"] = AutoencoderKL.from_pretrained(out / "vae")
     for component, model in parts.items():
         model.half().save_pretrained(out / component)
+        _forget_paths(out / component / "config.json")
     tiny.write_scheduler(out, dynamic=False)
     tiny.write_index(out)
     tiny.follow_umask(out)
+
+
+def _forget_paths(config: Path) -> None:
+    """What was loaded from a folder names it in its config."""
+    kept = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}
+    config.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")

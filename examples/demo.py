@@ -1,0 +1,77 @@
+"""The demo behind ``make demo``: a small FLUX.1 is taught what a blicket is, by a LoRA, on this machine's CPU.
+
+Everything it makes is in demo/ at the top of the repository.  Run again, it finds all of it done.
+"""
+
+import sys
+import time
+
+from steps import DEMO, ROOT, drawn, report_costs, say, show_and_run
+
+EXPERIMENT = ROOT / "examples" / "blicket.toml"
+SHAPE = "cross"
+OPTIONS = ("--local-scheduler", "--experiment", "examples/blicket.toml")
+
+
+def main() -> int:
+    from pipeline.shapes import draw_teaching
+
+    began = time.monotonic()
+    if not (DEMO / "blickets").exists():
+        folder = draw_teaching(DEMO / "blickets", SHAPE)
+        say(f"Drawn and captioned: {len(list(folder.glob('*.png')))} crosses that the captions call blickets.")
+        print(f"  {folder.relative_to(ROOT)}/")
+    say("From pictures to a LoRA and to what it draws, stage by stage; what is done already is not done again:")
+    show_and_run("luigi", "--module", "tasks", "Sample", *OPTIONS)
+    learned = report()
+    print(f"\nDone in {time.monotonic() - began:.0f} s.")
+    return 0 if learned else 1
+
+
+def report() -> bool:
+    """Say what was made, what it cost and what to type next.  Returns whether the model learned the word."""
+    from pipeline.experiment import load_experiment
+    from pipeline.recipes import resolve
+
+    plan = resolve(load_experiment(EXPERIMENT))
+    photos = plan.photos()
+    folder, latents = plan.run_folder(photos), plan.image_needs(photos)[0].entries
+    report_costs(plan.pooled.path, plan.txt.path, latents.path, folder)
+    learned = report_pictures(drawn(folder))
+    place = folder.relative_to(ROOT)
+    say(f"What it made, in {place}/:")
+    print("  samples.png                        before and after, side by side: look at it")
+    print("  pytorch_lora_weights.safetensors   the LoRA, in the format that diffusers and others load")
+    print("  metrics.jsonl                      loss and step time of every step")
+    print("and in demo/store/ the encoded captions and images, for every later experiment")
+    say("What to type next:")
+    print("  source .venv/bin/activate")
+    print("  # change learning_rate in examples/blicket.toml; this trains and draws again and encodes nothing:")
+    print("  luigi --module tasks Sample", *OPTIONS)
+    print("  # your own photos, NAME.txt beside NAME.jpg: see 'Your own data' in README.md")
+    return learned
+
+
+def report_pictures(rows: list[dict]) -> bool:
+    """Say what is seen in each picture.  Returns whether most with the new word show the new shape, and only then."""
+    from pipeline.shapes import MADE_UP
+
+    word = MADE_UP[SHAPE]
+    say("What plain image analysis sees in the pictures, from the same noise:")
+    print(f"  {'asked for':<52}{'base':<26}with the LoRA")
+    for row in rows:
+        print(f"  {row['prompt']:<52}{described(row['base']):<26}{described(row['trained'])}")
+    new = [row for row in rows if word in row["prompt"]]
+    before, after = (sum(row[series].shape == SHAPE for row in new) for series in ("base", "trained"))
+    print(f"  crosses where a {word} is asked for: {before} of {len(new)} before, {after} of {len(new)} after")
+    if 2 * after <= len(new):
+        print("  that is no clear gain: the model did not learn", file=sys.stderr)
+    return 2 * after > len(new)
+
+
+def described(seen) -> str:
+    return f"{seen.colour} {seen.shape or 'something'} on {seen.background}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""What the demos share: showing a command and running it, and saying what stages cost and pictures show."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "demo"
+
+
+def show_and_run(*command: str) -> None:
+    print("  $", " ".join(["python" if part == sys.executable else part for part in command]), flush=True)
+    code = subprocess.call(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    if code:
+        sys.exit(f"the command above ended with {code}")
+
+
+def say(text: str) -> None:
+    print(f"\n{text}", flush=True)
+
+
+def report_costs(*folders: Path) -> None:
+    """Say what the stages cost whose records are in some folders."""
+    from pipeline import records
+
+    say("What each stage cost, in a process of its own:")
+    for record in records.read(*dict.fromkeys(folders)):
+        peak = record["peak_memory_bytes"]["process"] / 2**20
+        print(f"  {record['stage']:<23} {record['seconds']:6.1f} s  {peak:6.0f} MB at most  {work_of(record)}")
+
+
+def work_of(record: dict) -> str:
+    """What a stage says it did, in a few words."""
+    units = {"encoded": "encoded", "steps": "steps", "drawn": "drawn", "decoded": "decoded"}
+    units |= {"pairs": "pairs of noise and noise level, before and after"}
+    return ", ".join(f"{record['outcome'][key]} {unit}" for key, unit in units.items() if key in record["outcome"])
+
+
+def drawn(folder: Path) -> list[dict]:
+    """The samples of a run: each prompt, and by series what plain image analysis sees in its picture."""
+    from pipeline import score
+    from pipeline.pictures import BASE, LIST_NAME, TRAINED
+
+    rows = json.loads((folder / LIST_NAME).read_text())["pictures"]
+    return [row | {name: score.look(Image.open(folder / row[name])) for name in (BASE, TRAINED)} for row in rows]
