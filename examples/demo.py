@@ -19,7 +19,9 @@ def main() -> int:
     began = time.monotonic()
     if not (DEMO / "blickets").exists():
         folder = draw_teaching(DEMO / "blickets", SHAPE)
-        say(f"Drawn and captioned: {len(list(folder.glob('*.png')))} crosses that the captions call blickets.")
+        say(
+            "Drawn and captioned: 14 crosses that captions call blickets, and 14 pictures of what is known, as reminders."
+        )
         print(f"  {folder.relative_to(ROOT)}/")
     say("From pictures to a LoRA and to what it draws, stage by stage; what is done already is not done again:")
     show_and_run("luigi", "--module", "tasks", "Sample", *OPTIONS)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cache import write_atomically
+from pipeline import device
 from pipeline.errors import UserError
 from pipeline.experiment import Train
 
@@ -81,7 +81,7 @@ class Metrics:
             "loss_scale": outcome.scale,
             "step_seconds": (now - self._began) / count,
             "data_wait_seconds": (waited_seconds - self._waited) / count,
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_memory_bytes": device.peak_resident_bytes(),
         }
         self._seconds.append(line["step_seconds"])
         self._step, self._began, self._waited, self._loss = step, now, waited_seconds, loss

@@ -1,5 +1,6 @@
 """Drawn pictures with captions that are right by construction: data for a demo or a test, from a seed alone."""
 
+import dataclasses
 import json
 import math
 import os
@@ -192,10 +193,21 @@ def draw_shapes(folder: Path, count: int = 5, size: int = 256, seed: int = 0) ->
     return _write(folder, (picture(seed, index, size, wordings=WORDINGS) for index in range(count)))
 
 
-def draw_teaching(folder: Path, shape: str, count: int = 15, size: int = 64, seed: int = 0) -> Path:
-    """Like `draw_shapes`, of one new shape under its made-up word: what a LoRA can learn the word from."""
+def draw_teaching(
+    folder: Path, shape: str, count: int = 14, size: int = 64, seed: int = 0, reminders: int = 14
+) -> Path:
+    """Like `draw_shapes`, of one new shape under its made-up word: what a LoRA can learn the word from.
+
+    The new shape is large and in the middle.  reminders: pictures of the known shapes besides, without which their
+    words would come to mean the new one too.
+    """
     words = {shape: MADE_UP[shape]}
-    return _write(folder, (picture(seed, index, size, words) for index in range(count)))
+    new = [_in_the_middle(picture(seed, index, size, words)) for index in range(count)]
+    return _write(folder, new + [picture(seed, count + index, size) for index in range(reminders)])
+
+
+def _in_the_middle(each: Picture) -> Picture:
+    return dataclasses.replace(each, centre=(each.size / 2, each.size / 2), radius=0.37 * each.size)
 
 
 def draw_pairs(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import shapes
+from pipeline import score, shapes
 from pipeline.errors import UserError
 from pipeline.images import read_image
 from pipeline.shapes import COLOURS, MADE_UP, NEW_SHAPES, SHAPES, draw, draw_shapes, outline, picture, silhouette
@@ -164,12 +164,15 @@ def test_the_embedded_model_is_never_taught_the_new_shapes():
 
 
 @pytest.mark.parametrize("shape", NEW_SHAPES)
-def test_a_teaching_set_shows_one_new_shape_under_its_made_up_word(tmp_path, shape):
-    folder = shapes.draw_teaching(tmp_path / "teaching", shape, count=6)
-    assert len(files(folder)) == 7
-    for index, row in enumerate(rows(folder)):
+def test_a_teaching_set_shows_one_new_shape_under_its_made_up_word_and_reminds_of_the_old(tmp_path, shape):
+    folder = shapes.draw_teaching(tmp_path / "teaching", shape, count=6, reminders=3)
+    assert len(files(folder)) == 10
+    new, old = rows(folder)[:6], rows(folder)[6:]
+    for row in new:
         assert MADE_UP[shape] in row["text"].replace(",", "").split() and shape not in row["text"]
-        assert read_image(folder / row["file_name"]) == picture(0, index, 64, {shape: MADE_UP[shape]}).image()
+        assert score.look(read_image(folder / row["file_name"])).shape == shape
+    for index, row in enumerate(old, start=6):
+        assert read_image(folder / row["file_name"]) == picture(0, index, 64).image()
 
 
 def test_pairs_have_a_condition_of_the_same_geometry(tmp_path):
