@@ -63,7 +63,10 @@ def lab(tiny_model, tmp_path_factory) -> Lab:
 
 @pytest.mark.parametrize(
     "train",
-    [{"mode": "pynative", "batch_size": 16}, {"mode": "pynative", "batch_size": 16, "gradient_checkpointing": True}],
+    [
+        {"mode": "pynative", "batch_size": 16},
+        pytest.param({"mode": "pynative", "batch_size": 16, "gradient_checkpointing": True}, marks=pytest.mark.slow),
+    ],
 )
 def test_the_peak_of_a_training_is_near_the_estimate(lab, tmp_path, train):
     """`python -m benchmarks.peak` has more of these, each within 15 %; here other programs may disturb."""
