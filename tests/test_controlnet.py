@@ -330,6 +330,7 @@ def test_other_conditions_are_never_a_photos_own(trained):
         assert all(own[row] != own[other] for row, other in enumerate(order))
 
 
+@pytest.mark.slow
 def test_where_all_conditions_are_alike_there_are_no_others(paired, tmp_path):
     lab = paired.copy(tmp_path / "lab")
     add_conditions(lab, lambda picture: Image.new("RGB", picture.size, "white"))
