@@ -11,7 +11,7 @@ from cache import StoreError
 from pipeline import preflight, study, study_picture, study_report, study_sample
 from pipeline.errors import UserError
 from pipeline.experiment import PRESETS, load_experiment
-from pipeline.recipes import CONTROLNET, LORA, device_and_precision, resolve
+from pipeline.recipes import CONTROLNET, device_and_precision, resolve, trained_by
 from pipeline.stages import STAGES, run
 from pipeline.stopping import Stopped, end_with_parent
 
@@ -108,7 +108,7 @@ def _as_child(options) -> None:
 
 def _plan(options) -> None:
     experiment = load_experiment(options.experiment)
-    trains = CONTROLNET if options.controlnet or CONTROLNET in experiment.tables else LORA
+    trains = CONTROLNET if options.controlnet else trained_by(experiment)
     if options.model_config:
         configs = preflight.config_folder(options.model_config)
         target, policies = device_and_precision(experiment)

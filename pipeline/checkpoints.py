@@ -20,7 +20,8 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 CONFIG_NOTES = ("_name_or_path", "_diffusers_version", "_commit_hash", "transformers_version", "torch_dtype", "dtype")
 """Config fields that say where a checkpoint came from and change nothing of what it computes."""
 
-CLIP_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size", "max_position_embeddings")
+CLIP_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+CLIP_SIZES += ("max_position_embeddings",)
 T5_SIZES = ("d_model", "d_ff", "d_kv", "num_heads", "num_layers", "vocab_size")
 VAE_SIZES = ("block_out_channels", "layers_per_block", "latent_channels", "scaling_factor", "shift_factor")
 TRANSFORMER_SIZES = ("num_layers", "num_single_layers", "num_attention_heads", "attention_head_dim", "in_channels")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cache import write_atomically
 from cache.files import make_folder
-from pipeline import checkpoints, conditions, data, dtypes, flow, models, pictures, simulation
+from pipeline import checkpoints, conditions, data, dtypes, flow, models, pictures
 from pipeline.encode import to_storage
 from pipeline.grid import grid
 from pipeline.pictures import BASE, CONDITION, TRAINED, Series
@@ -72,13 +72,11 @@ def load_decoder(plan: Plan) -> tuple[Callable[[np.ndarray], np.ndarray], dict]:
     import mindspore as ms
 
     policy, config = plan.precision.vae, checkpoints.config(plan.checkpoint, "vae")
-    vae, rounded = models.load_component(plan, "vae"), simulation.rounding()
-    dtype, found = models.mindspore_dtype(policy.compute_on_device), {}
+    vae, found = models.load_component(plan, "vae"), {}
 
     def decoded(latents):
         latents = flow.unnormalized(latents[None], config["shift_factor"], config["scaling_factor"])
-        x = ms.Tensor(latents).astype(dtype)
-        output = vae.decode(rounded(x) if policy.simulated else x)[0]
+        output = vae.decode(models.as_input(ms.Tensor(latents), policy))[0]
         if not found:
             found["vae"] = dtypes.found_in(vae, output, policy)
             dtypes.check("vae", policy, found["vae"])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cache import Entries
-from pipeline import conditions, data, dtypes, images, models, pictures, simulation
+from pipeline import conditions, data, dtypes, images, models, pictures
 from pipeline.buckets import crop_box
 from pipeline.precision import Policy
 from pipeline.progress import Progress
@@ -97,23 +97,17 @@ def load_caption_encoder(plan: Plan, component: str) -> Encoder:
 
 def load_picture_encoder(plan: Plan, picture_in: Callable = photo_in) -> Encoder:
     """The VAE, whose items are photos and variants; ``picture_in`` as `photo_in`."""
+    import mindspore as ms
+
     policy = plan.precision.vae
     vae = models.load_component(plan, "vae")
     read_photo = functools.lru_cache(maxsize=1)(data.read_photo)  # its variants are encoded one after another
 
     def posterior(source):
         pixels = images.to_array(picture_in(*source, read_photo))
-        return vae.encode(as_input(pixels[None], policy))[0]
+        return vae.encode(models.as_input(ms.Tensor(pixels[None]), policy))[0]
 
     return _checked(vae, posterior, "vae", policy)
-
-
-def as_input(array: np.ndarray, policy: Policy):
-    """A float32 array as a tensor that a model under the policy takes."""
-    import mindspore as ms
-
-    tensor = ms.Tensor(array).astype(models.mindspore_dtype(policy.compute_on_device))
-    return simulation.rounding()(tensor) if policy.simulated else tensor
 
 
 def _checked(model, compute: Callable, component: str, policy: Policy) -> Encoder:

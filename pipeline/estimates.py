@@ -24,7 +24,7 @@ def encoders(configs: Path, experiment: Experiment, policies: Precision, target:
         "text_encoder": (
             clip["max_position_embeddings"],
             clip["intermediate_size"],
-            clip.get("num_attention_heads", 0),
+            clip["num_attention_heads"],
         ),
         "text_encoder_2": (experiment.data.max_sequence_length, t5["d_ff"], t5["num_heads"]),
     }
@@ -39,7 +39,7 @@ def encoders(configs: Path, experiment: Experiment, policies: Precision, target:
         size = BYTES["fp32" if target == "CPU" else policy.compute]
         taken = memory.of_picture(vae, *largest, size) if name == "vae" else memory.of_caption(*captions[name], size)
         found[name] = _weights(number, policy.params_on_device)
-        found[name]["peak_bytes"] = memory.of_encoder(found[name]["weights_bytes"], taken, target)
+        found[name]["peak_bytes"] = memory.peak_bytes(found[name]["weights_bytes"], taken, target)
     return found
 
 

@@ -54,7 +54,6 @@ KEPT = {
     "jit": Kept(197 * MIB, 31 * MIB, 146, 6, 0, 0.5),
 }
 
-
 PICTURES = 12.5
 """Tensors of (channels of the first level, height, width) that the VAE's encoder takes for a picture."""
 
@@ -72,12 +71,7 @@ def of_caption(tokens: int, inner: int, heads: int, element_bytes: int) -> int:
     return TEXTS * tokens * (inner + heads * tokens) * element_bytes
 
 
-def of_encoder(weights_bytes: int, item_bytes: int, device: str) -> int:
-    """The peak of a stage that encodes: of the process on CPU, of the device elsewhere."""
-    return _peak(weights_bytes, item_bytes, device)
-
-
-def _peak(weights_bytes: int, working_bytes: int, device: str) -> int:
+def peak_bytes(weights_bytes: int, working_bytes: int, device: str) -> int:
     """Of loading, or of working with what is loaded; on Ascend weights are loaded on the host."""
     if device != "CPU":
         return weights_bytes + working_bytes
@@ -111,7 +105,6 @@ def of_training(
     held_bytes: what is there all the time, with the weights as "weights_bytes".  settings: of which the number of steps
     is known.  num_sizes: that batches come in.  The peak is that of the process on CPU, of the device elsewhere.
     """
-
     weights = held_bytes["weights_bytes"]
 
     def steps(checkpointing: bool) -> tuple[str, int]:
@@ -127,5 +120,5 @@ def of_training(
         "activations_bytes": own,
         "activations_without_checkpointing_bytes": steps(False)[1],
         "activations_with_checkpointing_bytes": steps(True)[1],
-        "peak_bytes": _peak(weights, beside + own, device),
+        "peak_bytes": peak_bytes(weights, beside + own, device),
     }

@@ -8,7 +8,7 @@ from pipeline import pictures
 from pipeline.buckets import CENTRE
 from pipeline.data import IndexedPhoto
 from pipeline.experiment import load_experiment
-from pipeline.recipes import CONTROLNET, LORA, ImageNeed, Plan, resolve
+from pipeline.recipes import CONTROLNET, ImageNeed, Plan, resolve, trained_by
 from pipeline.variants import Variant
 
 
@@ -56,7 +56,7 @@ def needs_of(path: Path | str) -> tuple[Store, list[Need]]:
     Raises UserError where the file, the photos or the checkpoint are faulty.
     """
     experiment = load_experiment(path)
-    plan = resolve(experiment, CONTROLNET if CONTROLNET in experiment.tables else LORA)
+    plan = resolve(experiment, trained_by(experiment))
     return plan.store, needed(plan, plan.photos())
 
 

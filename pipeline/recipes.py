@@ -257,6 +257,11 @@ def has_pairs(experiment: Experiment, trains: str) -> bool:
     return trains == CONTROLNET and experiment.controlnet.condition == conditions.FILE
 
 
+def trained_by(experiment: Experiment) -> str:
+    """What an experiment file is about, where nobody says it: a ControlNet where it has such a table."""
+    return CONTROLNET if CONTROLNET in experiment.tables else LORA
+
+
 def resolve(experiment: Experiment, trains: str = LORA) -> Plan:
     """Raises UserError where the device cannot run the precision policy or there is no checkpoint yet."""
     target, policies = device_and_precision(experiment)

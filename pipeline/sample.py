@@ -3,6 +3,7 @@
 As diffusers' FluxPipeline does it (arXiv:2209.03003, by Euler's method); the text is in the store, the VAE comes later.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cache import caption_item
-from pipeline import checkpoints, conditions, controlnet, data, draws, dtypes, flow, lora, models, pictures, simulation
+from pipeline import checkpoints, conditions, controlnet, data, draws, dtypes, flow, lora, models, pictures
 from pipeline.draws import Purpose
 from pipeline.encode import to_storage
 from pipeline.loss import prediction
@@ -112,11 +113,7 @@ def velocity_of(plan: Plan, model: Model, batch: list[Picture]) -> Velocity:
     """What a model predicts for some pictures, whose inputs are read from the store once."""
     import mindspore as ms
 
-    policy, rounded = plan.precision.transformer, simulation.rounding()
-    compute = models.mindspore_dtype(policy.compute_on_device)
-
-    def cast(tensor):
-        return rounded(tensor) if policy.simulated else tensor.astype(compute)
+    cast = functools.partial(models.as_input, policy=plan.precision.transformer)
 
     def tensor(array):
         return ms.Tensor(array) if array.dtype == np.int32 else cast(ms.Tensor(array.astype(np.float32)))

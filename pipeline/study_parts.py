@@ -51,8 +51,10 @@ def _images(job: Job, plans: Mapping[str, Plan]) -> None:
 
 def _decoded(vae, plan: Plan, posteriors: Mapping[str, np.ndarray], items: Iterable[str]) -> Iterator[np.ndarray]:
     """The posteriors' means as pixels in [0, 255], not rounded, (3, height, width)."""
+    import mindspore as ms
+
     for item in items:
-        mean = encode.as_input(np.split(posteriors[item], 2)[0][None], plan.precision.vae)
+        mean = models.as_input(ms.Tensor(np.split(posteriors[item], 2)[0][None]), plan.precision.vae)
         picture = encode.to_storage(vae.decode(mean)[0], "float32")[0]
         yield np.clip((picture + 1) * 127.5, 0, 255)
 

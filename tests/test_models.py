@@ -300,7 +300,7 @@ def test_a_missing_or_damaged_config_is_one_line_that_names_it(checkpoint, compo
 @pytest.mark.parametrize(
     "component, settings",
     [
-        ("text_encoder", {"num_attention_heads": "2"}),
+        ("text_encoder", {"hidden_act": "none such"}),
         ("text_encoder_2", {"relative_attention_num_buckets": "32"}),
         ("vae", {"in_channels": "3"}),
         ("transformer", {"out_channels": "64"}),
