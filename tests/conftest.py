@@ -22,3 +22,21 @@ def tiny_model(cpu, tmp_path_factory):
     from pipeline import tiny
 
     return tiny.write_tiny_model(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def paired(cpu, tiny_model, tmp_path_factory):
+    """A lab of photos with conditions, nothing encoded: copy it before changing anything."""
+    from pairs import paired_lab
+
+    return paired_lab(tmp_path_factory.mktemp("paired") / "lab", tiny_model)
+
+
+@pytest.fixture(scope="session")
+def encoded_pairs(paired, tmp_path_factory):
+    """As ``paired``, all of it encoded."""
+    from pairs import encode
+
+    lab = paired.copy(tmp_path_factory.mktemp("encoded-pairs") / "lab")
+    encode(lab)
+    return lab

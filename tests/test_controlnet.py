@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from kills import Killed, kill_at, kill_at_random, metrics_of, outcome
 from lab import Lab
-from pairs import add_conditions, encode, paired_lab, plan_of, run_folder
+from pairs import add_conditions, encode, plan_of, run_folder
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
@@ -26,20 +26,8 @@ FP32, FP16 = Policy("fp32", "fp32", "fp32"), Policy("fp32", "fp16", "fp16")
 
 
 @pytest.fixture(scope="module")
-def paired(cpu, tiny_model, tmp_path_factory) -> Lab:
-    return paired_lab(tmp_path_factory.mktemp("controlnet") / "lab", tiny_model)
-
-
-@pytest.fixture(scope="module")
-def encoded(paired, tmp_path_factory) -> Lab:
-    lab = paired.copy(tmp_path_factory.mktemp("encoded") / "lab")
-    encode(lab)
-    return lab
-
-
-@pytest.fixture(scope="module")
-def trained(encoded, tmp_path_factory) -> Lab:
-    return encoded.copy(tmp_path_factory.mktemp("trained") / "lab").run("TrainControlNet")
+def trained(encoded_pairs, tmp_path_factory) -> Lab:
+    return encoded_pairs.copy(tmp_path_factory.mktemp("trained") / "lab").run("TrainControlNet")
 
 
 def transformer_of(lab: Lab, dtype: str = "fp32"):
@@ -53,9 +41,9 @@ def parameters_of(cell) -> dict[str, np.ndarray]:
 # --- what it is made of -------------------------------------------------------------------------------------------
 
 
-def test_it_starts_as_the_transformers_first_blocks_with_nothing_coming_out(encoded):
-    transformer = transformer_of(encoded)
-    made = controlnet.make(transformer, encoded.experiment, FP32)
+def test_it_starts_as_the_transformers_first_blocks_with_nothing_coming_out(encoded_pairs):
+    transformer = transformer_of(encoded_pairs)
+    made = controlnet.make(transformer, encoded_pairs.experiment, FP32)
     weights, own = parameters_of(transformer), parameters_of(made)
     assert all(parameter.requires_grad for parameter in made.get_parameters())
     zero = {name for name, array in own.items() if not array.any() and "block" in name and "controlnet_" in name}
@@ -68,21 +56,21 @@ def test_it_starts_as_the_transformers_first_blocks_with_nothing_coming_out(enco
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-def test_it_shares_no_memory_with_the_transformer(encoded, dtype):
+def test_it_shares_no_memory_with_the_transformer(encoded_pairs, dtype):
     from mindspore import ops
 
-    transformer = transformer_of(encoded, dtype)
+    transformer = transformer_of(encoded_pairs, dtype)
     before = guard.frozen_digests({"transformer": transformer})
-    for parameter in controlnet.make(transformer, encoded.experiment, FP32).get_parameters():
+    for parameter in controlnet.make(transformer, encoded_pairs.experiment, FP32).get_parameters():
         ops.assign(parameter, parameter + 1.0)
     assert guard.frozen_digests({"transformer": transformer}) == before
 
 
 @pytest.mark.parametrize("policy", [FP32, FP16], ids=["fp32", "fp16"])
-def test_the_first_prediction_is_the_transformers_alone_exactly(encoded, policy):
-    plan = plan_of(encoded)
-    transformer = transformer_of(encoded, policy.compute)
-    made = controlnet.make(transformer, encoded.experiment, policy)
+def test_the_first_prediction_is_the_transformers_alone_exactly(encoded_pairs, policy):
+    plan = plan_of(encoded_pairs)
+    transformer = transformer_of(encoded_pairs, policy.compute)
+    made = controlnet.make(transformer, encoded_pairs.experiment, policy)
     arguments = arguments_of(plan, policy, transformer, made)
     alone = prediction(transformer)(*arguments).asnumpy()
     beside = prediction(transformer, controlnet=made)(*arguments).asnumpy()
@@ -102,11 +90,11 @@ def arguments_of(plan, policy: Policy, *networks) -> tuple:
     return x, txt, pooled, timestep, img_ids, txt_ids, guidance, control
 
 
-def test_half_precision_computes_in_half_with_the_gradients_of_fp32(encoded):
-    plan, found = plan_of(encoded), {}
+def test_half_precision_computes_in_half_with_the_gradients_of_fp32(encoded_pairs):
+    plan, found = plan_of(encoded_pairs), {}
     for policy in (FP32, FP16):
-        transformer = transformer_of(encoded, policy.compute)
-        made = controlnet.make(transformer, encoded.experiment, policy)
+        transformer = transformer_of(encoded_pairs, policy.compute)
+        made = controlnet.make(transformer, encoded_pairs.experiment, policy)
         for number, parameter in enumerate(made.get_parameters()):
             if parameter.name.startswith("controlnet.controlnet_"):
                 values = np.random.default_rng(number).normal(size=parameter.shape) * 0.1
@@ -142,10 +130,12 @@ def as_tensor(array):
         ({"num_single_layers": 9}, "has 2"),
     ],
 )
-def test_more_blocks_than_the_transformer_has_are_refused(encoded, settings, said):
+def test_more_blocks_than_the_transformer_has_are_refused(encoded_pairs, settings, said):
     with pytest.raises(UserError, match=said):
         controlnet.make(
-            transformer_of(encoded), dataclasses.replace(encoded.experiment, controlnet=ControlNet(**settings)), FP32
+            transformer_of(encoded_pairs),
+            dataclasses.replace(encoded_pairs.experiment, controlnet=ControlNet(**settings)),
+            FP32,
         )
 
 
@@ -160,9 +150,9 @@ def test_a_controlnet_that_cannot_be_made_is_said_before_anything_is_encoded(pai
 # --- training -----------------------------------------------------------------------------------------------------
 
 
-def test_training_changes_the_controlnet_and_not_the_transformer(encoded, trained):
+def test_training_changes_the_controlnet_and_not_the_transformer(encoded_pairs, trained):
     found = load_file(run_folder(trained) / controlnet.WEIGHTS_NAME)
-    start = parameters_of(controlnet.make(transformer_of(encoded), encoded.experiment, FP32))
+    start = parameters_of(controlnet.make(transformer_of(encoded_pairs), encoded_pairs.experiment, FP32))
     start = {models.name_in_file(name.removeprefix("controlnet.")): array for name, array in start.items()}
     assert found.keys() == start.keys()
     moved = {name for name in found if found[name].tobytes() != start[name].tobytes()}
@@ -195,8 +185,8 @@ def test_the_precision_of_the_design_is_what_is_measured(paired, tmp_path, prese
     assert outputs == {name: f"float{bits}" for name, bits in (kept | {"controlnet": half}).items()}
 
 
-def test_a_killed_training_ends_as_the_unbroken_one(encoded, tmp_path, monkeypatch):
-    lab = encoded.copy(tmp_path / "lab").set("train", steps=5, checkpoint_every=2, ema_decay=0.9)
+def test_a_killed_training_ends_as_the_unbroken_one(encoded_pairs, tmp_path, monkeypatch):
+    lab = encoded_pairs.copy(tmp_path / "lab").set("train", steps=5, checkpoint_every=2, ema_decay=0.9)
     other = lab.copy(tmp_path / "other")
     lab.run("TrainControlNet")
     kills = [3, 5]
@@ -209,21 +199,21 @@ def test_a_killed_training_ends_as_the_unbroken_one(encoded, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_a_training_killed_by_the_kernel_ends_as_the_unbroken_one(encoded, tmp_path):
-    lab = encoded.copy(tmp_path / "lab").set("train", steps=40, checkpoint_every=1)
+def test_a_training_killed_by_the_kernel_ends_as_the_unbroken_one(encoded_pairs, tmp_path):
+    lab = encoded_pairs.copy(tmp_path / "lab").set("train", steps=40, checkpoint_every=1)
     other = lab.copy(tmp_path / "other")
     kill_at_random(other, "TrainControlNet", run_folder(other), num_kills=6, steps=40)
     assert outcome(run_folder(lab.run("TrainControlNet"))) == outcome(run_folder(other))
 
 
-def test_compiled_training_has_the_losses_of_pynative(encoded, trained, tmp_path):
-    lab = encoded.copy(tmp_path / "lab").set("train", mode="jit").run("TrainControlNet")
+def test_compiled_training_has_the_losses_of_pynative(encoded_pairs, trained, tmp_path):
+    lab = encoded_pairs.copy(tmp_path / "lab").set("train", mode="jit").run("TrainControlNet")
     found, expected = ([line["loss"] for line in metrics_of(run_folder(each))] for each in (lab, trained))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_checkpointing_changes_nothing(encoded, trained, tmp_path):
-    lab = encoded.copy(tmp_path / "lab").set("train", gradient_checkpointing=True).run("TrainControlNet")
+def test_checkpointing_changes_nothing(encoded_pairs, trained, tmp_path):
+    lab = encoded_pairs.copy(tmp_path / "lab").set("train", gradient_checkpointing=True).run("TrainControlNet")
     found, expected = ([line["loss"] for line in metrics_of(run_folder(each))] for each in (lab, trained))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
@@ -262,8 +252,8 @@ def test_mindone_loads_the_result_and_its_metadata_name_its_origin(trained):
 
 
 @pytest.mark.parametrize(("dtype", "code"), [("bf16", "BF16"), ("fp16", "F16")])
-def test_it_is_saved_in_the_dtype_asked_for(encoded, tmp_path, dtype, code):
-    lab = encoded.copy(tmp_path / "lab").set("controlnet", save_dtype=dtype).set("train", steps=1)
+def test_it_is_saved_in_the_dtype_asked_for(encoded_pairs, tmp_path, dtype, code):
+    lab = encoded_pairs.copy(tmp_path / "lab").set("controlnet", save_dtype=dtype).set("train", steps=1)
     lab.run("TrainControlNet")
     with safe_open(run_folder(lab) / controlnet.WEIGHTS_NAME, "np") as file:
         assert {file.get_slice(key).get_dtype() for key in file.keys()} == {code}

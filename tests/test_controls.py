@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from lab import Lab
-from pairs import add_conditions, encode, first_control, paired_lab, plan_of
+from pairs import add_conditions, encode, first_control, plan_of
 from PIL import Image
 
 from pipeline import flow, stages
@@ -14,18 +14,6 @@ from pipeline.batches import Batches
 from pipeline.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("cpu")
-
-
-@pytest.fixture(scope="module")
-def paired(cpu, tiny_model, tmp_path_factory) -> Lab:
-    return paired_lab(tmp_path_factory.mktemp("controlnet") / "lab", tiny_model)
-
-
-@pytest.fixture(scope="module")
-def encoded(paired, tmp_path_factory) -> Lab:
-    lab = paired.copy(tmp_path_factory.mktemp("encoded") / "lab")
-    encode(lab)
-    return lab
 
 
 # --- what is encoded ----------------------------------------------------------------------------------------------
@@ -44,8 +32,8 @@ def test_after_a_lora_on_the_same_photos_only_the_conditions_are_encoded(paired,
     assert lab.done("TrainLoRA") and not lab.done("TrainControlNet")
 
 
-def test_a_lora_does_not_ask_for_conditions(encoded, tmp_path):
-    lab = encoded.copy(tmp_path / "lab")
+def test_a_lora_does_not_ask_for_conditions(encoded_pairs, tmp_path):
+    lab = encoded_pairs.copy(tmp_path / "lab")
     shutil.rmtree(lab.pictures / "conditions")
     lab.write_captions([{key: row[key] for key in ("file_name", "text")} for row in lab.captions()])
     assert lab.run("CheckData").done("CheckData") and lab.done("EncodeImages")
@@ -71,8 +59,8 @@ def test_all_that_is_wrong_with_the_pairs_is_reported_together(paired, tmp_path)
 
 
 @pytest.mark.parametrize("condition", ["canny", "grey", "blur", "tile"])
-def test_a_computed_condition_needs_no_file_and_has_an_address_of_its_own(encoded, tmp_path, condition):
-    lab = encoded.copy(tmp_path / "lab").set("controlnet", condition=condition)
+def test_a_computed_condition_needs_no_file_and_has_an_address_of_its_own(encoded_pairs, tmp_path, condition):
+    lab = encoded_pairs.copy(tmp_path / "lab").set("controlnet", condition=condition)
     lab.write_captions([{key: row[key] for key in ("file_name", "text")} for row in lab.captions()])
     assert encode(lab) == {"EncodeControls": 3}
     recipe = first_control(plan_of(lab)).recipe
@@ -119,8 +107,8 @@ def sigma_of(batch, batches: Batches) -> np.ndarray:
     return batches.sigmas[levels]
 
 
-def test_flow_of_controls_is_packed_as_latents_are(encoded):
-    plan = plan_of(encoded)
+def test_flow_of_controls_is_packed_as_latents_are(encoded_pairs):
+    plan = plan_of(encoded_pairs)
     batches, photos = Batches(plan, plan.photos()), plan.photos()
     batches.train = dataclasses.replace(batches.train, posterior="mode")
     batch = batches.evaluation(0, 3)
@@ -131,8 +119,8 @@ def test_flow_of_controls_is_packed_as_latents_are(encoded):
     assert {row.tobytes() for row in batch.control} == expected
 
 
-def test_with_sampling_the_conditions_posterior_is_drawn_too(encoded):
-    batches = Batches(plan_of(encoded), plan_of(encoded).photos())
+def test_with_sampling_the_conditions_posterior_is_drawn_too(encoded_pairs):
+    batches = Batches(plan_of(encoded_pairs), plan_of(encoded_pairs).photos())
     assert batches.training(0).control.tobytes() == batches.training(0).control.tobytes()
     sampled, batches.train = batches.training(0), dataclasses.replace(batches.train, posterior="mode")
     assert np.abs(sampled.control - batches.training(0).control).max() > 1e-3
