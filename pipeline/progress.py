@@ -13,7 +13,7 @@ class Progress:
 
     def __init__(self, label: str, total: int, unit: str = "item", done: int = 0):
         self.label, self.total, self.unit = label, total, unit
-        self.done, self._first, self._note = done, done, ""
+        self.done, self._note, self._since = done, "", None
         is_terminal = sys.stderr.isatty()
         self._bar = tqdm(total=total, initial=done, desc=label, unit=unit, dynamic_ncols=True) if is_terminal else None
 
@@ -23,6 +23,7 @@ class Progress:
 
     def advance(self, count: int = 1, note: str = "") -> None:
         self.done, self._note = self.done + count, note
+        self._since = self._since or (time.monotonic(), self.done)  # the first thing takes long: a step compiles
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(count)
@@ -38,10 +39,9 @@ class Progress:
 
     def _say(self) -> None:
         self._said = time.monotonic()
-        seconds = self._said - self._began
-        done = self.done - self._first
-        left = seconds / done * (self.total - self.done) if done else 0
-        self._print(f", {left:.0f} s left")
+        began, first = self._since
+        more = self.done - first
+        self._print(f", {(self._said - began) / more * (self.total - self.done):.0f} s left" if more else "")
 
     def _print(self, when: str) -> None:
         note = f", {self._note}" if self._note else ""
