@@ -54,7 +54,7 @@ demo: $(STAMP) ## teach a small FLUX.1 a new word with a LoRA, on CPU, and look 
 demo-photos: $(STAMP) ## train a LoRA on five real photos, with a tiny FLUX.1 of random weights
 	@PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/python examples/demo_photos.py
 
-demo-controlnet: $(STAMP) ## train a ControlNet on drawn circles and their outlines, with a tiny FLUX.1 of random weights
+demo-controlnet: $(STAMP) ## teach the small FLUX.1 to follow outlines with a ControlNet
 	@PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/python examples/demo_controlnet.py
 
 lint: $(STAMP) ## check the style

@@ -1,32 +1,33 @@
-"""The demo behind ``make demo-controlnet``: circles taught from their outlines, with a tiny FLUX.1, on CPU.
+"""The demo behind ``make demo-controlnet``: a small FLUX.1 is taught to paint where an outline is, on CPU.
 
 Everything it makes is in demo/ at the top of the repository.  Run again, it finds all of it done.
 """
 
-import json
 import sys
 import time
 
-from steps import DEMO, ROOT, report_costs, say, show_and_run
+import numpy as np
+from PIL import Image
+from steps import DEMO, ROOT, drawn, report_costs, say, show_and_run
 
-EXPERIMENT = ROOT / "examples" / "circles.toml"
-NUM_PAIRS = 12
+EXPERIMENT = ROOT / "examples" / "outlines.toml"
+OPTIONS = ("--local-scheduler", "--experiment", "examples/outlines.toml")
+UNSEEN = 2
+"""Seed of outlines that it is not trained on."""
 
 
 def main() -> int:
     from pipeline.shapes import draw_pairs
 
     began = time.monotonic()
-    if not (DEMO / "circles").exists():
-        say(f"{NUM_PAIRS} filled circles, each with its outline as its condition:")
-        folder = draw_pairs(DEMO / "circles", NUM_PAIRS, size=128, words={"circle": "circle"})
+    if not (DEMO / "outlines").exists():
+        folder = draw_pairs(DEMO / "outlines")
+        say(f"Drawn: {len(list(folder.glob('*.png')))} pictures, each with its outline as its condition.")
         print(f"  {folder.relative_to(ROOT)}/")
-    if not (DEMO / "model").exists():
-        say("A tiny, untrained checkpoint in FLUX.1 format:")
-        show_and_run(sys.executable, "-m", "pipeline", "tiny-model", "demo/model")
-    say("From pairs to a ControlNet, stage by stage; what is done already is not done again:")
-    options = ("--local-scheduler", "--experiment", "examples/circles.toml")
-    show_and_run("luigi", "--module", "tasks", "MeasureControlNet", *options)
+    if not (DEMO / "unseen").exists():
+        draw_pairs(DEMO / "unseen", 12, seed=UNSEEN)
+    say("From pairs to a ControlNet and to what it draws, stage by stage; what is done already is not done again:")
+    show_and_run("luigi", "--module", "tasks", "SampleControlNet", *OPTIONS)
     learned = report()
     print(f"\nDone in {time.monotonic() - began:.0f} s.")
     return 0 if learned else 1
@@ -40,24 +41,35 @@ def report() -> bool:
     plan = resolve(load_experiment(EXPERIMENT), CONTROLNET)
     photos = plan.photos()
     folder = plan.run_folder(photos)
-    report_costs(plan.pooled.path, plan.txt.path, plan.image_needs(photos)[0].entries.path, folder)
-    loss = json.loads((folder / "loss.json").read_text())
-    say(f"Mean loss over {loss['pairs']} fixed pairs of noise and noise level on these pictures:")
-    print(f"  {loss['before']:.3f} without the ControlNet")
-    print(f"  {loss['after']:.3f} with it")
-    print(f"  {loss['with_other_conditions']:.3f} with it, but given the outline of another picture")
-    obeys = loss["gain"] > 3 * loss["standard_error"] and loss["with_other_conditions"] > loss["after"]
-    if not obeys:
-        print("  that is no clear gain: the ControlNet did not learn", file=sys.stderr)
+    latents = [need.entries.path for need in (*plan.image_needs(photos), *plan.control_needs(photos))]
+    report_costs(plan.pooled.path, plan.txt.path, *latents, folder)
+    obeys = report_overlap(drawn(folder), list(plan.experiment.sample_conditions.values()))
     say(f"What it made, in {folder.relative_to(ROOT)}/:")
+    print("  samples.png      outline, without and with the ControlNet: look at it")
     print("  controlnet/      config and weights, as FluxControlNetModel.from_pretrained takes them")
     print("  metrics.jsonl    loss and step time of every step")
     say("What to type next:")
     print("  source .venv/bin/activate")
     print("  # a LoRA on the same pictures: nothing is encoded again")
-    print("  luigi --module tasks TrainLoRA --local-scheduler --experiment examples/circles.toml")
+    print("  luigi --module tasks TrainLoRA", *OPTIONS)
     print("  # your own pairs: see 'A ControlNet' in README.md")
     return obeys
+
+
+def report_overlap(rows: list[dict], outlines: list) -> bool:
+    """Say how far what is drawn covers what its outline encloses.  Returns whether that is most of it."""
+    from pipeline import score
+
+    inside = [score.enclosed(Image.open(path)) for path in outlines]
+    say("Overlap of what is drawn with what the outline encloses (intersection over union), from the same noise:")
+    means = {}
+    for series, words in (("base", "without the ControlNet"), ("trained", "with it")):
+        each = [score.overlap(row[series].mask, own) for row, own in zip(rows, inside)]
+        means[series] = np.mean(each)
+        print(f"  {means[series]:.2f} {words}: {', '.join(f'{one:.2f}' for one in each)}")
+    if means["trained"] <= 0.5:
+        print("  that is too little: the ControlNet did not learn", file=sys.stderr)
+    return means["trained"] > 0.5
 
 
 if __name__ == "__main__":

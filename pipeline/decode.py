@@ -109,8 +109,8 @@ def _write_conditions(plan: Plan, series: Series, folder: Path) -> None:
 def _grid(plan: Plan, listing: dict, folder: Path) -> Image.Image:
     names = [name for name in (CONDITION, BASE, TRAINED) if name in listing["pictures"][0]]
     headings = [HEADINGS[plan.trains if name == TRAINED else name] for name in names]
-    rows = []
+    columns = []
     for row in listing["pictures"]:
         text = f"{row['prompt']}  (seed {row['seed']})"
-        rows.append((text, [Image.open(folder / row[name]) for name in names]))
-    return grid(headings, rows)
+        columns.append((text, [Image.open(folder / row[name]) for name in names]))
+    return grid(headings, columns)

@@ -1,4 +1,4 @@
-"""Pictures side by side in one image: a row for each prompt, which stands above it."""
+"""Pictures side by side in one image: a column for each prompt, which stands above it, and a row for each model."""
 
 from collections.abc import Sequence
 
@@ -7,33 +7,47 @@ from PIL import Image, ImageDraw, ImageFont
 SMALLEST, LARGEST = 192, 512
 """Sides of a picture in the grid, in pixels: smaller ones are enlarged by a whole factor, larger ones scaled down."""
 
+WIDEST = 1200
+"""What would be wider than this, in pixels, goes on below."""
+
 MARGIN, FONT_SIZE = 12, 15
 LINE_HEIGHT = 20
 INK, PAPER = "black", "white"
 
-Row = tuple[str, Sequence[Image.Image]]
+Column = tuple[str, Sequence[Image.Image]]
 """A text and the pictures below it."""
 
 
-def grid(headings: Sequence[str], rows: Sequence[Row]) -> Image.Image:
-    """One image of all rows; each has a picture for each of the headings, all of one size."""
+def grid(headings: Sequence[str], columns: Sequence[Column]) -> Image.Image:
+    """One image of all columns; each has a picture for each of the headings, all of one size."""
     font = ImageFont.load_default(FONT_SIZE)
-    cells = [[legible(picture) for picture in pictures] for _, pictures in rows]
+    across = legible(columns[0][1][0]).width
+    aside = 2 * MARGIN + round(max(map(font.getlength, headings)))
+    each = max(1, (WIDEST - aside) // (across + MARGIN))
+    bands = [_band(headings, columns[at : at + each], aside, font) for at in range(0, len(columns), each)]
+    image = Image.new("RGB", (max(band.width for band in bands), sum(band.height for band in bands) + MARGIN), PAPER)
+    for number, band in enumerate(bands):
+        image.paste(band, (0, sum(above.height for above in bands[:number])))
+    return image
+
+
+def _band(headings: Sequence[str], columns: Sequence[Column], aside: int, font) -> Image.Image:
+    """Columns side by side.  aside: the width of what stands to the left of them, in pixels."""
+    cells = [[legible(picture) for picture in pictures] for _, pictures in columns]
     across, down = cells[0][0].size
-    width = MARGIN + len(headings) * (across + MARGIN)
-    texts = [wrapped(text, width - 2 * MARGIN, font) for text, _ in rows]
-    heights = [len(lines) * LINE_HEIGHT + down + 2 * MARGIN for lines in texts]
-    image = Image.new("RGB", (width, 2 * MARGIN + LINE_HEIGHT + sum(heights)), PAPER)
-    draw, places = ImageDraw.Draw(image), [MARGIN + number * (across + MARGIN) for number in range(len(headings))]
-    for left, heading in zip(places, headings):
-        draw.text((left, MARGIN), heading, INK, font)
-    top = 2 * MARGIN + LINE_HEIGHT
-    for lines, pictures, height in zip(texts, cells, heights):
-        for number, line in enumerate(lines):
-            draw.text((MARGIN, top + number * LINE_HEIGHT), line, INK, font)
-        for left, picture in zip(places, pictures):
-            image.paste(picture, (left, top + len(lines) * LINE_HEIGHT + MARGIN // 2))
-        top += height
+    texts = [wrapped(text, across, font) for text, _ in columns]
+    top = MARGIN + max(map(len, texts)) * LINE_HEIGHT
+    height = top + len(headings) * (down + MARGIN)
+    image = Image.new("RGB", (aside + len(columns) * (across + MARGIN), height), PAPER)
+    draw = ImageDraw.Draw(image)
+    for row, heading in enumerate(headings):
+        draw.text((MARGIN, top + row * (down + MARGIN) + down // 2), heading, INK, font, anchor="lm")
+    for column, (lines, pictures) in enumerate(zip(texts, cells)):
+        left = aside + column * (across + MARGIN)
+        for number, line in enumerate(reversed(lines), start=1):
+            draw.text((left, top - number * LINE_HEIGHT), line, INK, font)
+        for row, picture in enumerate(pictures):
+            image.paste(picture, (left, top + row * (down + MARGIN)))
     return image
 
 

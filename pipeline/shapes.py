@@ -194,7 +194,7 @@ def draw_shapes(folder: Path, count: int = 5, size: int = 256, seed: int = 0) ->
 
 
 def draw_teaching(
-    folder: Path, shape: str, count: int = 14, size: int = 64, seed: int = 0, reminders: int = 14
+    folder: Path, shape: str, count: int = 20, size: int = 64, seed: int = 0, reminders: int = 20
 ) -> Path:
     """Like `draw_shapes`, of one new shape under its made-up word: what a LoRA can learn the word from.
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from pipeline.grid import LARGEST, SMALLEST, grid, legible, wrapped
+from pipeline.grid import LARGEST, SMALLEST, WIDEST, grid, legible, wrapped
 
 
 @pytest.mark.parametrize("side, shown", [(64, 192), (32, 192), (100, 200), (192, 192), (300, 300), (1024, LARGEST)])
@@ -23,18 +23,27 @@ def test_lines_fit_and_together_are_the_text(text):
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
 
 
-def test_every_picture_is_in_its_column_under_its_prompt():
-    colours = [[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (9, 90, 200)]]
-    rows = [
-        (text, [Image.new("RGB", (64, 64), colour) for colour in row])
-        for text, row in zip(("a prompt", "a much longer prompt " * 10), colours)
+def test_every_picture_is_in_its_row_under_its_prompt():
+    headings, count = ["base", "trained"], 12
+    colours = [[(20 * row + 3, 200, 9 * column) for row in range(len(headings))] for column in range(count)]
+    columns = [
+        ("a prompt " * (1 + column), [Image.new("RGB", (64, 64), colour) for colour in colours[column]])
+        for column in range(count)
     ]
-    shown = np.asarray(grid(["base", "trained"], rows))
-    for row in colours:
-        for column, colour in enumerate(row):
-            places = np.argwhere((shown == colour).all(-1))
-            assert len(places) == SMALLEST**2
-            top, left = places.min(0)
-            assert left == 12 + column * (SMALLEST + 12)
-            above = shown[top - 24 : top - 2]
-            assert (above < 128).any()  # its text
+    shown = np.asarray(grid(headings, columns))
+    assert shown.shape[1] <= WIDEST
+    lefts = []
+    for column in range(count):
+        places = [np.argwhere((shown == colour).all(-1)) for colour in colours[column]]
+        assert [len(each) for each in places] == [SMALLEST**2, SMALLEST**2]
+        (top, left), below = places[0].min(0), places[1].min(0)
+        assert (below == (top + SMALLEST + 12, left)).all()
+        assert (shown[top - 20 : top, left : left + SMALLEST] < 128).any()  # its text
+        assert (shown[top : top + SMALLEST, :left] < 128).any()  # what the row shows
+        lefts.append(int(left))
+    assert lefts == sorted(lefts[:5]) * 2 + sorted(lefts[:2])  # five side by side, and the next below
+
+
+def test_one_large_picture_is_shown_whole():
+    shown = grid(["base", "trained"], [("one " * 200, [Image.new("RGB", (2048, 1024), "red")] * 2)])
+    assert (np.asarray(shown) == (255, 0, 0)).all(-1).sum() == 2 * 512 * 256

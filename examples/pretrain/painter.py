@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from pipeline import flow, models, tiny
 
-CYCLES = ((4000, 1.5e-3), (2000, 1e-3))
+CYCLES = ((4000, 1.5e-3), (2000, 1e-3), (3000, 1e-3))
 """Steps, and the learning rate from which it falls to zero in them."""
 
 BATCH, WARMUP = 64, 100
@@ -146,8 +146,10 @@ def _optimizers(painter: Painter) -> tuple[torch.optim.Optimizer, ...]:
 
 def _learning_rate(step: int) -> float:
     """In each cycle a warm-up, then a cosine down to zero."""
-    first, second = CYCLES
-    (steps, peak), step = (first, step) if step < first[0] else (second, step - first[0])
+    (steps, peak), *later = CYCLES
+    while step >= steps:
+        step -= steps
+        (steps, peak), *later = later
     return peak * min(1, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
