@@ -83,7 +83,7 @@ def picture(
     random = np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64)))
     shape = list(words)[random.integers(len(words))]
     colour, background = (str(name) for name in random.permutation(list(COLOURS))[:2])
-    radius = size * random.uniform(0.12, 0.4)
+    radius = size * random.uniform(0.18, 0.4)
     centre = tuple(random.uniform(radius, size - radius, 2).tolist())
     caption = say(wordings[random.integers(len(wordings))], words[shape], colour, background)
     return Picture(shape, words[shape], colour, background, centre, radius, size, caption)

@@ -18,10 +18,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from pipeline import flow, models, tiny
 
-CYCLES = ((4000, 1.5e-3), (2000, 1e-3), (3000, 1e-3))
+CYCLES = ((4000, 1.5e-3), (2000, 1e-3), (3000, 1e-3), (2500, 1e-3))
 """Steps, and the learning rate from which it falls to zero in them."""
 
 BATCH, WARMUP = 64, 100
+LOGIT_MEAN, LOGIT_STD = 0.3, 1.4  # of the noise levels; above 0 prefers much noise, where the place is decided
 AVERAGE = 0.998  # decay of the weights' moving average, which is what is saved
 PICTURES = 12_000
 LENGTHS = (16, 24)  # tokens that T5 pads captions to; 24 is the one to use
@@ -97,7 +98,7 @@ class Batches:
         latents = self.mean[chosen] + self.std[chosen] * random.standard_normal(self.mean[chosen].shape, np.float32)
         latents = flow.pack(flow.normalized(latents, self.shift, self.scale))
         noise = random.standard_normal(latents.shape, np.float32)
-        sigma = (1 / (1 + np.exp(-random.standard_normal(BATCH)))).astype(np.float32)
+        sigma = (1 / (1 + np.exp(-LOGIT_MEAN - LOGIT_STD * random.standard_normal(BATCH)))).astype(np.float32)
         texts = [captions.varied(self.pictures[index], random) for index in chosen]
         tokens = self.tokens(texts, int(random.choice(LENGTHS)))
         x = flow.noised(latents, noise, sigma)
