@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.schedules import LR_END
+from pipeline.training.schedules import LR_END
 
 DTYPES = ("bf16", "fp16", "fp32")
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -177,7 +177,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Device:
-    """``memory_gb``: of an NPU, which `pipeline.preflight` compares with; a CPU's is the machine's."""
+    """``memory_gb``: of an NPU, which `pipeline.planning.preflight` compares with; a CPU's is the machine's."""
 
     target: str = setting("auto", choices=("auto", "Ascend", "CPU"))
     memory_gb: float = setting(64.0, above=0.0)

@@ -19,7 +19,7 @@ def cpu():
 @pytest.fixture(scope="session")
 def tiny_model(cpu, tmp_path_factory):
     """A tiny FLUX.1-dev-format checkpoint, shared by all tests: copy it before changing a byte."""
-    from pipeline import tiny
+    from pipeline.synthetic import tiny
 
     return tiny.write_tiny_model(tmp_path_factory.mktemp("checkpoint") / "tiny")
 

@@ -1,6 +1,6 @@
 """The training recipe, recomputed in NumPy from the store's entries and the checkpoint's configs: batches, loss, LoRA.
 
-No number here comes from `pipeline.batches`, `pipeline.flow` or mindone's scheduler, which are what is tested.
+No number here comes from `pipeline.training.batches`, `pipeline.flow` or mindone's scheduler, which are what is tested.
 """
 
 import dataclasses
@@ -12,15 +12,17 @@ import pytest
 from lab import Lab
 
 from cache import Entries, caption_item, digest
-from pipeline import draws, loop, lora, measure, metrics, models
-from pipeline.batches import Batch, Batches
-from pipeline.conditions import FILE
+from pipeline import draws, models
+from pipeline.data.conditions import FILE
+from pipeline.data.variants import Variant
 from pipeline.draws import Purpose
 from pipeline.experiment import Lora
-from pipeline.loss import flow_loss, item_loss, tensors_of
-from pipeline.order import Order
+from pipeline.networks import lora
 from pipeline.recipes import Plan, resolve
-from pipeline.variants import Variant
+from pipeline.training import loop, measure, metrics
+from pipeline.training.batches import Batch, Batches
+from pipeline.training.loss import flow_loss, item_loss, tensors_of
+from pipeline.training.order import Order
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -56,7 +58,7 @@ def base(lab):
 @pytest.fixture(scope="module")
 def schnell(cpu, tmp_path_factory):
     """A checkpoint in FLUX.1-schnell's format, with the encoders of the lab's."""
-    from pipeline import tiny
+    from pipeline.synthetic import tiny
 
     return tiny.write_tiny_model(tmp_path_factory.mktemp("schnell") / "model", guidance_embeds=False)
 

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from pipeline import counts, lora, models
+from pipeline import models
 from pipeline.experiment import LORA_TARGETS, Lora
+from pipeline.networks import lora
+from pipeline.planning import counts
 from pipeline.precision import Policy
 
 FLUX_DEV = {

@@ -18,27 +18,17 @@ from safetensors.numpy import load_file, save_file
 
 from cache import Store, caption_item, collect, read_needs
 from cache.needs import needs_of_runs
-from pipeline import (
-    checkpoints,
-    controlnet,
-    decode,
-    dtypes,
-    flow,
-    lora,
-    models,
-    pictures,
-    recipes,
-    sample,
-    stages,
-    tiny,
-    train,
-)
+from pipeline import checkpoints, dtypes, flow, models, recipes, stages
 from pipeline.errors import UserError
 from pipeline.experiment import load_experiment
-from pipeline.loss import prediction
 from pipeline.needs import needs_of
+from pipeline.networks import controlnet, lora
 from pipeline.recipes import CONTROLNET
+from pipeline.sampling import decode, denoise, pictures
 from pipeline.stopping import Stopped
+from pipeline.synthetic import tiny
+from pipeline.training import train
+from pipeline.training.loss import prediction
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -146,8 +136,8 @@ def test_final_latents_are_those_of_mindones_flux_pipeline(tmp_path, tiny_model,
     series, frozen = pictures.base(plan), train.load_frozen(plan)
     transformer = frozen[lora.TRANSFORMER]
     configs, several = [transformer.config], list(series.pictures.values())
-    model = sample.Model(prediction(transformer), configs, frozen, {}, plan.pooled.read_many)
-    sample.draw(plan, model, series, series.missing())
+    model = denoise.Model(prediction(transformer), configs, frozen, {}, plan.pooled.read_many)
+    denoise.draw(plan, model, series, series.missing())
     settings = checkpoints.config(folder, "scheduler")
     vae = models.load_model(folder, "vae", "fp32")
     pipeline = FluxPipeline(
@@ -158,7 +148,7 @@ def test_final_latents_are_those_of_mindones_flux_pipeline(tmp_path, tiny_model,
     expected = pipeline(
         prompt_embeds=ms.Tensor(plan.txt.read_many(captions)),
         pooled_prompt_embeds=ms.Tensor(plan.pooled.read_many(captions)),
-        latents=ms.Tensor(sample.noise(plan, several)),
+        latents=ms.Tensor(denoise.noise(plan, several)),
         height=48,
         width=48,
         num_inference_steps=4,
@@ -174,9 +164,9 @@ def test_final_latents_are_those_of_mindones_flux_pipeline(tmp_path, tiny_model,
 def test_noise_is_the_seeds_alone(trained):
     plan = trained.plan
     first, second = (pictures.Picture(number, prompt, number) for number, prompt in enumerate(PROMPTS))
-    both, alone = sample.noise(plan, [first, second]), sample.noise(plan, [second])
+    both, alone = denoise.noise(plan, [first, second]), denoise.noise(plan, [second])
     np.testing.assert_array_equal(both[1], alone[0])
-    np.testing.assert_array_equal(alone, sample.noise(plan, [pictures.Picture(0, "another", 1)]))
+    np.testing.assert_array_equal(alone, denoise.noise(plan, [pictures.Picture(0, "another", 1)]))
     assert np.abs(both[0] - both[1]).max() > 1 and both.dtype == np.float32
 
 
@@ -225,8 +215,8 @@ def test_simulated_bf16_draws_rounded_velocities_under_addresses_of_its_own(samp
 
 def first_velocity(plan) -> np.ndarray:
     """The base's, at noise level 1, which every dtype holds exactly."""
-    model, first = sample._base(plan, train.load_frozen(plan)), list(pictures.base(plan).pictures.values())[:1]
-    return sample.velocity_of(plan, model, first)(sample.noise(plan, first), np.float32(1))
+    model, first = denoise._base(plan, train.load_frozen(plan)), list(pictures.base(plan).pictures.values())[:1]
+    return denoise.velocity_of(plan, model, first)(denoise.noise(plan, first), np.float32(1))
 
 
 # --- what is drawn again, and what is not -------------------------------------------------------------------------
@@ -438,15 +428,15 @@ def test_a_controlnets_pictures_follow_their_conditions(guided, tmp_path):
 def test_without_a_scale_a_controlnets_pictures_are_the_bases(guided):
     plan = guided_plan(guided)
     frozen = train.load_frozen(plan)
-    model = sample._with_controlnet(plan, plan.photos(), frozen, guided_folder(guided))
+    model = denoise._with_controlnet(plan, plan.photos(), frozen, guided_folder(guided))
     transformer = frozen[lora.TRANSFORMER]
     network = models.load_model(guided_folder(guided) / controlnet.FOLDER, checkpoints.CONTROLNET, "fp32")
     several = list(pictures.base(plan).pictures.values())
-    noise, sigmas = sample.noise(plan, several), sample.noise_levels(plan)
+    noise, sigmas = denoise.noise(plan, several), denoise.noise_levels(plan)
 
     def drawn(predict, trained):
-        one = sample.Model(predict, model.configs, frozen, trained, model.pooled)
-        return flow.denoised(noise, sigmas, sample.velocity_of(plan, one, several))
+        one = denoise.Model(predict, model.configs, frozen, trained, model.pooled)
+        return flow.denoised(noise, sigmas, denoise.velocity_of(plan, one, several))
 
     base = drawn(prediction(transformer), {})
     silent = drawn(prediction(transformer, controlnet=network, conditioning_scale=0.0), model.trained)

@@ -17,15 +17,16 @@ from safetensors import safe_open
 
 from cache import __main__ as command_line
 from cache import caption_item, digest, recipe_id
-from pipeline import checkpoints, data, draws, images, models, variants
-from pipeline.batches import Batch, Batches
-from pipeline.buckets import bucket_sizes, choose
+from pipeline import checkpoints, draws, models
+from pipeline.data import images, indexing, variants
+from pipeline.data.buckets import bucket_sizes, choose
+from pipeline.data.variants import Variant
 from pipeline.draws import Purpose
 from pipeline.experiment import Data
 from pipeline.needs import needed
 from pipeline.recipes import Plan, resolve
 from pipeline.stopping import Stopped, StopRequest
-from pipeline.variants import Variant
+from pipeline.training.batches import Batch, Batches
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -154,8 +155,8 @@ def test_the_empty_caption_is_encoded_as_any_other(full):
 
 
 def test_a_photo_is_decoded_once_for_all_its_variants(lab, monkeypatch):
-    read_photo, read = data.read_photo, []
-    monkeypatch.setattr(data, "read_photo", lambda photo: read.append(photo.name) or read_photo(photo))
+    read_photo, read = indexing.read_photo, []
+    monkeypatch.setattr(indexing, "read_photo", lambda photo: read.append(photo.name) or read_photo(photo))
     lab.set("data", flip=True, crops=2, resolution=[16, SIDE]).encode()
     assert sorted(read) == sorted(row["file_name"] for row in lab.captions())
 
@@ -531,7 +532,7 @@ def test_evaluation_takes_all_photos_in_turn_and_no_batch_mixes_sizes(full):
 
 
 def test_samples_and_variants_of_a_photo():
-    photo = data.IndexedPhoto(path=None, name="a.png", caption="a", digest="0" * 32, width=400, height=300)
+    photo = indexing.IndexedPhoto(path=None, name="a.png", caption="a", digest="0" * 32, width=400, height=300)
     assert variants.sizes(Data(resolution=(768, 512)), photo) == [(512, 512), (768, 768)]
     assert variants.sizes(Data(buckets=True), photo) == [(592, 448)]
     assert variants.of_size(Data(crops=2, flip=True), (512, 512)) == [

@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image
 
 from cache import digest
-from pipeline import images
-from pipeline.buckets import CENTRE, crop_box
-from pipeline.data import IndexedPhoto
-from pipeline.variants import Variant
+from pipeline.data import images
+from pipeline.data.buckets import CENTRE, crop_box
+from pipeline.data.indexing import IndexedPhoto
+from pipeline.data.variants import Variant
 
 FILE = "file"
 CANNY_THRESHOLDS = 100, 200

@@ -11,15 +11,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pipeline import estimates, resume, variants
-from pipeline.data import IndexedPhoto
+from pipeline.data import variants
+from pipeline.data.indexing import IndexedPhoto
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
 from pipeline.needs import encoded
+from pipeline.planning import estimates
 from pipeline.precision import Precision
 from pipeline.recipes import CONTROLNET, RESULT_NAME, Plan
+from pipeline.training import resume
 
-CONFIGS = Path(__file__).with_name("configs")
+CONFIGS = Path(__file__).parent.with_name("configs")
 OVERHEAD = 1.02
 """What the store adds to the rows of an entry: checksums, indices, alignment; small vectors take a little more."""
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from cache import write_tensors
 from pipeline import device, dtypes, encode, models
-from pipeline.batches import Batch, Batches
-from pipeline.loss import prediction, tensors_of
 from pipeline.progress import Progress
 from pipeline.recipes import Plan
-from pipeline.study_sample import AGAINST, DECODED, LOSSES, OWN, Job, Tensors, label
+from pipeline.study.subject import AGAINST, DECODED, LOSSES, OWN, Job, Tensors, label
+from pipeline.training.batches import Batch, Batches
+from pipeline.training.loss import prediction, tensors_of
 
 
 def compute(job: Job) -> None:

@@ -10,18 +10,20 @@ from PIL import Image
 
 from cache import write_atomically
 from cache.files import make_folder
-from pipeline import checkpoints, conditions, data, dtypes, flow, models, pictures
+from pipeline import checkpoints, dtypes, flow, models
+from pipeline.data import conditions, indexing
 from pipeline.encode import to_storage
-from pipeline.grid import grid
-from pipeline.pictures import BASE, CONDITION, TRAINED, Series
 from pipeline.progress import Progress
 from pipeline.recipes import CONTROLNET, LORA, Plan
+from pipeline.sampling import pictures
+from pipeline.sampling.grid import grid
+from pipeline.sampling.pictures import BASE, CONDITION, TRAINED, Series
 from pipeline.stopping import StopRequest
 
 HEADINGS = {CONDITION: "condition", BASE: "base", LORA: "with the LoRA", CONTROLNET: "with the ControlNet"}
 
 
-def is_done(plan: Plan, photos: Sequence[data.IndexedPhoto]) -> bool:
+def is_done(plan: Plan, photos: Sequence[indexing.IndexedPhoto]) -> bool:
     """Whether the run's folder shows what the experiment asks for, all of it and nothing else."""
     folder, wanted = plan.run_folder(photos), pictures.listing(plan, photos)
     try:
@@ -31,7 +33,7 @@ def is_done(plan: Plan, photos: Sequence[data.IndexedPhoto]) -> bool:
     return found == wanted and all((folder / name).is_file() for name in pictures.names_in(wanted))
 
 
-def decode(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) -> dict:
+def decode(plan: Plan, photos: Sequence[indexing.IndexedPhoto], folder: Path) -> dict:
     """Write the pictures that ``folder`` lacks, the grid of all and, last, samples.json.
 
     folder: of the run.  Returns what the stage's record says.
@@ -103,7 +105,7 @@ def _write_conditions(plan: Plan, series: Series, folder: Path) -> None:
         path = folder / pictures.condition_name(plan, picture)
         if not path.is_file():
             photo, kind = picture.condition, plan.experiment.controlnet.condition
-            write_png(path, conditions.picture(photo, data.read_photo(photo), pictures.variant(plan), kind))
+            write_png(path, conditions.picture(photo, indexing.read_photo(photo), pictures.variant(plan), kind))
 
 
 def _grid(plan: Plan, listing: dict, folder: Path) -> Image.Image:

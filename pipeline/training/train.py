@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from cache import write_atomically
-from pipeline import controlnet, data, dtypes, guard, loop, lora, metrics, models, preflight, resume
-from pipeline.batches import Batches
+from pipeline import dtypes, models
+from pipeline.data import indexing
 from pipeline.experiment import Train
-from pipeline.loss import flow_loss, tensors_of
-from pipeline.mode import choose
+from pipeline.networks import controlnet, lora
+from pipeline.planning import preflight
 from pipeline.recipes import CONTROLNET, LORA, RESULT_NAME, Plan
-from pipeline.schedules import depends_on_total
+from pipeline.training import guard, loop, metrics, resume
+from pipeline.training.batches import Batches
+from pipeline.training.loss import flow_loss, tensors_of
+from pipeline.training.mode import choose
+from pipeline.training.schedules import depends_on_total
 
 NAMES = {LORA: "LoRA", CONTROLNET: "ControlNet"}
 
@@ -39,7 +43,7 @@ class Subject:
     before_batch: Callable[[int], object] = int
 
 
-def train(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) -> dict:
+def train(plan: Plan, photos: Sequence[indexing.IndexedPhoto], folder: Path) -> dict:
     """Train what the plan says on the photos' cached tensors; weights and, last of all, result.json go to ``folder``.
 
     Goes on from the run's newest checkpoint, or from that of a run that differs in nothing but its length.  Returns
@@ -116,7 +120,7 @@ def _is_scaled(plan: Plan) -> bool:
     return "fp16" in (plan.precision.transformer.compute, plan.precision.trained.compute)
 
 
-def clip_tokens(plan: Plan, photos: Sequence[data.IndexedPhoto]) -> Callable | None:
+def clip_tokens(plan: Plan, photos: Sequence[indexing.IndexedPhoto]) -> Callable | None:
     """Where CLIP trains: its tokens, (length,), int32, by a caption's address, made when they are asked for."""
     if not _trains_clip(plan):
         return None

@@ -9,9 +9,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cache import write_atomically
 from cache.files import make_folder
-from pipeline.study import Study
-from pipeline.study_report import short
-from pipeline.study_sample import AGAINST, COMPONENTS, OWN
+from pipeline.study.figures import short
+from pipeline.study.study import Study
+from pipeline.study.subject import AGAINST, COMPONENTS, OWN
 
 MARGIN, HEAD = 24, 72
 PANEL = 590, 270

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.buckets import CENTRE, crop_box
+from pipeline.data.buckets import CENTRE, crop_box
 
 # Part of the address of every cached latent.  Bump its number whenever any pixel that read_image, fit or to_array
 # returns may change; Pillow's version is left out, because its resampling is fixed-point and has kept its results.

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from cache import Entries, caption_item
-from pipeline import checkpoints, conditions, data, draws, flow, models, variants
+from pipeline import checkpoints, draws, flow, models
+from pipeline.data import conditions, indexing, variants
+from pipeline.data.variants import Sample, Size, Variant
 from pipeline.draws import Purpose
-from pipeline.order import Order
 from pipeline.recipes import CONTROLNET, Plan
-from pipeline.variants import Sample, Size, Variant
-from pipeline.weighting import densities, level_indices, loss_weights
+from pipeline.training.order import Order
+from pipeline.training.weighting import densities, level_indices, loss_weights
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Batches:
     tokens: gives CLIP's tokens of a caption, by its address, where CLIP trains: `Batch.pooled` are then tokens.
     """
 
-    def __init__(self, plan: Plan, photos: Sequence[data.IndexedPhoto], tokens: Callable | None = None):
+    def __init__(self, plan: Plan, photos: Sequence[indexing.IndexedPhoto], tokens: Callable | None = None):
         self.seed, self.train, self.data = plan.experiment.seed, plan.experiment.train, plan.experiment.data
         self.samples = plan.samples(photos)
         self.sizes = [sample.size for sample in self.samples]
@@ -147,7 +148,7 @@ class Batches:
             control=self._control(chosen, photos, for_control) if self.controls else None,
         )
 
-    def _control(self, chosen: list[Variant], photos: list[data.IndexedPhoto], for_posterior) -> np.ndarray:
+    def _control(self, chosen: list[Variant], photos: list[indexing.IndexedPhoto], for_posterior) -> np.ndarray:
         """The conditions of the photos in the very variants that were chosen for these."""
         items = [conditions.item(photo, variant) for photo, variant in zip(photos, chosen)]
         return self._sampled(self._posterior(self.controls, chosen, items), for_posterior)

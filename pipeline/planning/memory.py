@@ -11,8 +11,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pipeline import mode
 from pipeline.experiment import Train
+from pipeline.training import mode
 
 MIB = 1 << 20
 LIBRARIES_BYTES = 600 * MIB

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import safe_open
 
 from cache import Store
-from pipeline.data import IndexedPhoto
+from pipeline.data.indexing import IndexedPhoto
 from pipeline.experiment import PRECISION_COMPONENTS, Experiment, PrecisionSettings, load_experiment
 from pipeline.precision import Policy
 from pipeline.recipes import Plan, resolve

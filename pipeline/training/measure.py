@@ -5,17 +5,19 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import checkpoints, conditions, controlnet, data, lora, models, variants
-from pipeline.batches import Batches
-from pipeline.loss import item_loss, tensors_of
+from pipeline import checkpoints, models
+from pipeline.data import conditions, indexing, variants
+from pipeline.networks import controlnet, lora
 from pipeline.recipes import CONTROLNET, Plan
-from pipeline.train import clip_tokens, load_frozen
+from pipeline.training.batches import Batches
+from pipeline.training.loss import item_loss, tensors_of
+from pipeline.training.train import clip_tokens, load_frozen
 
 LOSS_NAME = "loss.json"
 NUM_EVALUATED, SIZE = 64, 8
 
 
-def measure(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) -> dict:
+def measure(plan: Plan, photos: Sequence[indexing.IndexedPhoto], folder: Path) -> dict:
     """The loss without and with what the run has trained, over fixed pairs of noise and level on the plan's photos.
 
     Returns both means, and the mean and standard error of the paired difference (before - after); of a ControlNet also
@@ -24,7 +26,7 @@ def measure(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) -> di
     return (_of_controlnet if plan.trains == CONTROLNET else _of_lora)(plan, photos, folder)
 
 
-def _of_lora(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) -> dict:
+def _of_lora(plan: Plan, photos: Sequence[indexing.IndexedPhoto], folder: Path) -> dict:
     cells = load_frozen(plan)
     adapted = lora.Adapted(cells, plan.experiment.lora, plan.precision.trained, plan.experiment.seed)
     batches = _batches(plan, photos, cells[lora.TRANSFORMER])
@@ -33,7 +35,7 @@ def _of_lora(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) -> d
     return _gain(before, _losses(item_loss(**cells), batches))
 
 
-def _of_controlnet(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) -> dict:
+def _of_controlnet(plan: Plan, photos: Sequence[indexing.IndexedPhoto], folder: Path) -> dict:
     transformer, policy = load_frozen(plan)[lora.TRANSFORMER], plan.precision.trained
     trained = models.load_model(folder / controlnet.FOLDER, checkpoints.CONTROLNET, policy.params)
     controlnet.use_precision(trained, policy)
@@ -47,7 +49,7 @@ def _of_controlnet(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path
     return found | {"with_other_conditions": float(losses.mean()) if len(losses) else None}
 
 
-def other_conditions(plan: Plan, photos: Sequence[data.IndexedPhoto]) -> list[list[int]]:
+def other_conditions(plan: Plan, photos: Sequence[indexing.IndexedPhoto]) -> list[list[int]]:
     """For each row of each batch, the next one around whose condition differs; itself where there is none."""
     batches, settings, found = Batches(plan, photos), plan.experiment.data, []
     for index in range(NUM_EVALUATED // SIZE):
@@ -60,7 +62,7 @@ def other_conditions(plan: Plan, photos: Sequence[data.IndexedPhoto]) -> list[li
     return found
 
 
-def _batches(plan: Plan, photos: Sequence[data.IndexedPhoto], *networks) -> list[tuple]:
+def _batches(plan: Plan, photos: Sequence[indexing.IndexedPhoto], *networks) -> list[tuple]:
     """The arguments of `item_loss` for NUM_EVALUATED items."""
     batches, to_tensors = Batches(plan, photos, clip_tokens(plan, photos)), tensors_of(plan, *networks)
     return [to_tensors(batches.evaluation(index, SIZE)) for index in range(NUM_EVALUATED // SIZE)]

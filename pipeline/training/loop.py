@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import device, resume
-from pipeline.ahead import made_ahead
+from pipeline import device
 from pipeline.errors import UserError
 from pipeline.experiment import Train
-from pipeline.metrics import Metrics, Outcome
-from pipeline.optimizer import Accumulator, LossScale, Optimizer
 from pipeline.progress import Progress
-from pipeline.schedules import Schedule
 from pipeline.stopping import StopRequest
+from pipeline.training import resume
+from pipeline.training.ahead import made_ahead
+from pipeline.training.metrics import Metrics, Outcome
+from pipeline.training.optimizer import Accumulator, LossScale, Optimizer
+from pipeline.training.schedules import Schedule
 
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 FIRST_LOSS_SCALE = 2.0**16

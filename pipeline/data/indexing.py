@@ -13,9 +13,9 @@ from PIL import Image
 
 from cache import FileFacts, digest
 from cache.digests import RACY_NS
+from pipeline.data.images import BadImage, read_image
+from pipeline.data.photos import METADATA, Photo, Problem, list_photos
 from pipeline.errors import UserError
-from pipeline.images import BadImage, read_image
-from pipeline.photos import METADATA, Photo, Problem, list_photos
 
 MAX_WORKERS = 8  # decoded photos in memory at a time
 BATCH = 64  # photos between two notes of what was learnt, so that a killed run keeps the rest

@@ -12,15 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from cache import caption_item
-from pipeline import checkpoints, conditions, controlnet, data, draws, dtypes, flow, lora, models, pictures
+from pipeline import checkpoints, draws, dtypes, flow, models
+from pipeline.data import conditions, indexing
 from pipeline.draws import Purpose
 from pipeline.encode import to_storage
-from pipeline.loss import prediction
-from pipeline.pictures import BASE, Picture, Series
+from pipeline.networks import controlnet, lora
 from pipeline.progress import Progress
 from pipeline.recipes import CONTROLNET, LORA, Plan
+from pipeline.sampling import pictures
+from pipeline.sampling.pictures import BASE, Picture, Series
 from pipeline.stopping import StopRequest
-from pipeline.train import clip_tokens, load_frozen
+from pipeline.training.loss import prediction
+from pipeline.training.train import clip_tokens, load_frozen
 
 Velocity = Callable[[np.ndarray, np.float32], np.ndarray]
 """Of x, (batch, tokens, channels), packed, and its noise level, in float32: what `flow.denoised` follows."""
@@ -38,7 +41,7 @@ class Model:
     pooled: Callable[[list[str]], np.ndarray]
 
 
-def sample(plan: Plan, photos: Sequence[data.IndexedPhoto], folder: Path) -> dict:
+def sample(plan: Plan, photos: Sequence[indexing.IndexedPhoto], folder: Path) -> dict:
     """Draw the pictures that the experiment asks for and the store lacks.  Returns what the stage's record says.
 
     folder: of the run.  Nothing is loaded where nothing is missing; what is drawn is kept whenever the stage ends.
@@ -161,7 +164,7 @@ def _base(plan: Plan, frozen: dict) -> Model:
     )
 
 
-def _with_lora(plan: Plan, photos: Sequence[data.IndexedPhoto], frozen: dict, folder: Path) -> Model:
+def _with_lora(plan: Plan, photos: Sequence[indexing.IndexedPhoto], frozen: dict, folder: Path) -> Model:
     adapted = lora.Adapted(frozen, plan.experiment.lora, plan.precision.trained, plan.experiment.seed)
     adapted.load(folder / lora.WEIGHTS_NAME)
     trained = {LORA: (adapted.first_layer(), adapted.trained)}
@@ -173,7 +176,7 @@ def _with_lora(plan: Plan, photos: Sequence[data.IndexedPhoto], frozen: dict, fo
     return Model(prediction(**frozen), [frozen[lora.TRANSFORMER].config], frozen, trained, pooled)
 
 
-def _with_controlnet(plan: Plan, photos: Sequence[data.IndexedPhoto], frozen: dict, folder: Path) -> Model:
+def _with_controlnet(plan: Plan, photos: Sequence[indexing.IndexedPhoto], frozen: dict, folder: Path) -> Model:
     transformer, policy = frozen[lora.TRANSFORMER], plan.precision.trained
     network = models.load_model(folder / controlnet.FOLDER, checkpoints.CONTROLNET, policy.params)
     controlnet.use_precision(network, policy)

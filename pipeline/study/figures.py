@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from pipeline import compare, counts, device, estimates, preflight
+from pipeline import device
 from pipeline.checkpoints import checked_config
-from pipeline.data import IndexedPhoto
+from pipeline.data.indexing import IndexedPhoto
+from pipeline.planning import counts, estimates, preflight
 from pipeline.precision import Policy
 from pipeline.recipes import Plan
-from pipeline.study_sample import AGAINST, COMPONENTS, OWN, SIDES, is_same, label
+from pipeline.study import compare
+from pipeline.study.subject import AGAINST, COMPONENTS, OWN, SIDES, is_same, label
 
 WORST = {"relative_error": max, "cosine": min}
 """Of each figure, which is the worst."""

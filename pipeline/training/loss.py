@@ -6,8 +6,8 @@ from collections.abc import Callable
 import numpy as np
 
 from pipeline import models
-from pipeline.batches import Batch
 from pipeline.recipes import Plan
+from pipeline.training.batches import Batch
 
 
 def flow_loss(transformer, text_encoder=None, controlnet=None, conditioning_scale: float = 1.0) -> Callable:

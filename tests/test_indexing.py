@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from cache import FileFacts, digest
-from pipeline import data
-from pipeline.data import index_photos, inspect, read_photo, remembered
+from pipeline.data import indexing
+from pipeline.data.indexing import index_photos, inspect, read_photo, remembered
+from pipeline.data.photos import Problem, list_photos
 from pipeline.errors import UserError
-from pipeline.photos import Problem, list_photos
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def facts(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """The number of files decoded so far, as a list that grows; the decoding itself is the real one."""
-    calls, read = [], data.read_image
-    monkeypatch.setattr(data, "read_image", lambda content: (calls.append(1), read(content))[1])
+    calls, read = [], indexing.read_image
+    monkeypatch.setattr(indexing, "read_image", lambda content: (calls.append(1), read(content))[1])
     return calls
 
 
@@ -359,7 +359,7 @@ def test_failures_are_never_remembered(folder, facts):
 
 
 def test_progress_counts_what_is_decoded(folder, facts, monkeypatch):
-    monkeypatch.setattr(data, "BATCH", 2)
+    monkeypatch.setattr(indexing, "BATCH", 2)
     for name in "abcde":
         photo(folder, f"{name}.png")
     index_photos(folder, "", facts)
@@ -371,7 +371,7 @@ def test_progress_counts_what_is_decoded(folder, facts, monkeypatch):
 
 
 def test_an_interrupted_inspection_keeps_the_batches_before(folder, facts, monkeypatch, decoded):
-    monkeypatch.setattr(data, "BATCH", 2)
+    monkeypatch.setattr(indexing, "BATCH", 2)
     for name in "abcde":
         photo(folder, f"{name}.png")
 
@@ -422,7 +422,7 @@ def test_the_report_speaks_of_metadata_only_where_there_is_one(folder, facts):
 
 
 def test_a_very_long_list_says_how_many_more(folder, facts, monkeypatch):
-    monkeypatch.setattr(data, "MAX_LISTED", 2)
+    monkeypatch.setattr(indexing, "MAX_LISTED", 2)
     for name in "abcde":
         photo(folder, f"{name}.png", None)
     with pytest.raises(UserError) as error:

@@ -6,9 +6,9 @@ All variants of a photo are encoded once and kept; training draws one of them ea
 import functools
 from dataclasses import dataclass
 
-from pipeline import buckets
-from pipeline.buckets import CENTRE
-from pipeline.data import IndexedPhoto
+from pipeline.data import buckets
+from pipeline.data.buckets import CENTRE
+from pipeline.data.indexing import IndexedPhoto
 from pipeline.experiment import Data
 
 Size = tuple[int, int]

@@ -4,9 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import checkpoints, controlnet, counts, device, lora, memory, variants
+from pipeline import checkpoints, device
+from pipeline.data import variants
 from pipeline.errors import UserError
 from pipeline.experiment import LORA_TARGETS, Experiment, Train
+from pipeline.networks import controlnet, lora
+from pipeline.planning import counts, memory
 from pipeline.precision import Precision
 from pipeline.recipes import CONTROLNET, LORA
 

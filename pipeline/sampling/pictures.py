@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cache import Entries, canonical, caption_item, digest
-from pipeline import checkpoints, conditions, controlnet, data, lora
+from pipeline import checkpoints
+from pipeline.data import conditions, indexing
+from pipeline.data.variants import Variant
 from pipeline.errors import UserError
 from pipeline.experiment import Experiment
+from pipeline.networks import controlnet, lora
 from pipeline.recipes import CONTROLNET, LORA, RESULT_NAME, ControlNeed, Plan
-from pipeline.variants import Variant
 
 SCHEMA = 1
 """Bump when the sampling code may draw other latents from the same recipe; all pictures are then drawn again."""
@@ -29,7 +31,7 @@ class Picture:
     number: int
     prompt: str
     seed: int
-    condition: data.IndexedPhoto | None = None
+    condition: indexing.IndexedPhoto | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def is_asked(plan: Plan) -> bool:
     return bool(settings.prompts) and (plan.trains != CONTROLNET or bool(settings.conditions))
 
 
-def is_trained(plan: Plan, photos: Sequence[data.IndexedPhoto]) -> bool:
+def is_trained(plan: Plan, photos: Sequence[indexing.IndexedPhoto]) -> bool:
     return all((plan.run_folder(photos) / name).is_file() for name in (RESULT_NAME, WEIGHTS[plan.trains]))
 
 
@@ -80,7 +82,7 @@ def variant(plan: Plan) -> Variant:
     return Variant(side, side)
 
 
-def control_needs(plan: Plan, photos: Sequence[data.IndexedPhoto]) -> list[ControlNeed]:
+def control_needs(plan: Plan, photos: Sequence[indexing.IndexedPhoto]) -> list[ControlNeed]:
     """`Plan.control_needs`, and what sampling needs besides."""
     needs, own = {need.variant: need for need in plan.control_needs(photos)}, variant(plan)
     known = needs[own].photos if own in needs else ()
@@ -94,7 +96,7 @@ def control_needs(plan: Plan, photos: Sequence[data.IndexedPhoto]) -> list[Contr
 # --- latents ------------------------------------------------------------------------------------------------------
 
 
-def all_series(plan: Plan, photos: Sequence[data.IndexedPhoto]) -> list[Series]:
+def all_series(plan: Plan, photos: Sequence[indexing.IndexedPhoto]) -> list[Series]:
     """What the experiment file asks for.  Raises UserError where the training has not ended."""
     return [*([base(plan)] if plan.experiment.sample.base else []), trained(plan, photos)]
 
@@ -106,7 +108,7 @@ def base(plan: Plan) -> Series:
     return Series(BASE, plan.store.entries(_recipe(plan, networks)), pictures)
 
 
-def trained(plan: Plan, photos: Sequence[data.IndexedPhoto]) -> Series:
+def trained(plan: Plan, photos: Sequence[indexing.IndexedPhoto]) -> Series:
     """The pictures with the run's LoRA or ControlNet."""
     folder = plan.run_folder(photos)
     if not is_trained(plan, photos):
@@ -176,7 +178,7 @@ def _recipe_of_trained(plan: Plan, folder: Path) -> dict:
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-def listing(plan: Plan, photos: Sequence[data.IndexedPhoto]) -> dict:
+def listing(plan: Plan, photos: Sequence[indexing.IndexedPhoto]) -> dict:
     """What samples.json says.  File names are relative to the run's folder, and as good as addresses."""
     several, settings = all_series(plan, photos), plan.experiment.sample
     files = {each.name: file_names(plan, each) for each in several}

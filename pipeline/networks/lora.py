@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from cache import write_tensors
-from pipeline import counts, draws, models, simulation
-from pipeline.dropout import Dropouts
+from pipeline import draws, models, simulation
 from pipeline.errors import UserError
 from pipeline.experiment import LORA_TARGETS, Lora
+from pipeline.networks.dropout import Dropouts
+from pipeline.planning import counts
 from pipeline.precision import Policy
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from cache import Entries, caption_item
-from pipeline import children, compare, study_report
-from pipeline.data import IndexedPhoto
+from pipeline import children
+from pipeline.data.indexing import IndexedPhoto
 from pipeline.errors import UserError
 from pipeline.experiment import load_experiment
 from pipeline.recipes import Plan
-from pipeline.study_sample import (
+from pipeline.study import compare, figures
+from pipeline.study.subject import (
     AGAINST,
     COMPONENTS,
     DECODED,
@@ -38,7 +39,7 @@ from pipeline.study_sample import (
 
 @dataclass(frozen=True)
 class Study:
-    """report: all figures; see `study_report`.
+    """report: all figures; see `figures`.
 
     worst_image: its row of the report, and pixels in [0, 255], (3, height, width), decoded from the reference's
     posterior and from the experiment's own; None where the VAE's policies are the same or nothing could be decoded.
@@ -76,13 +77,13 @@ def study(path: str, against: str, num_items: int) -> Study:
     with children.interrupted_by_sigterm(), tempfile.TemporaryDirectory(prefix="precision-") as folder:
         plans = plans_of(experiment, against, Path(folder) / "store")
         photos = evenly(plans[OWN].photos(), num_items)
-        report = study_report.heading(plans, photos, num_items)
+        report = figures.heading(plans, photos, num_items)
         if all(is_same(plans, component) for component in COMPONENTS):
             return Study(report)
         job = Job(path, against, photos, num_items, Path(folder))
         encoded = {component: _encode(job, plans, component) for component in ENCODERS}
         for component, outputs in encoded.items():
-            study_report.add_encoder(report, plans, component, outputs)
+            figures.add_encoder(report, plans, component, outputs)
         _predict(job, plans, encoded, report)
         return Study(report, _compare_decoded(job, report["components"]["vae"], encoded["vae"]))
 
@@ -127,7 +128,7 @@ def _predict(job: Job, plans: Mapping[str, Plan], encoded: Mapping[str, Outputs]
     found = {side: Tensors(job.output(AGAINST if same else side)) for side in SIDES}
     names = {str(number): photos[number % len(photos)].name for number in range(job.pairs)}
     velocities = {side: {key: found[side][key] for key in names} for side in SIDES}
-    study_report.add_transformer(report, plans, Outputs(velocities, names))
+    figures.add_transformer(report, plans, Outputs(velocities, names))
     if has_loss:
         losses = found[OWN][f"{LOSSES} {own_inputs}"], found[AGAINST][f"{LOSSES} {AGAINST}"]
         report["loss"] = compare.change(*losses)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipeline.shapes import COLOURS, NEW_SHAPES, SHAPES, silhouette
+from pipeline.synthetic.shapes import COLOURS, NEW_SHAPES, SHAPES, silhouette
 
 NEAR = 90.0
 """A colour that lies further than this in RGB from all that have a name has none."""
