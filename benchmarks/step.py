@@ -78,9 +78,9 @@ def prepare(options, mode: str, checkpointing: bool = False):
     import mindspore as ms
 
     from pipeline import models
-    from pipeline.experiment import Lora, Train
     from pipeline.networks import lora
     from pipeline.precision import Policy
+    from pipeline.settings import Lora, Train
     from pipeline.training import loop
     from pipeline.training.loss import flow_loss
 

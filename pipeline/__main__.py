@@ -9,9 +9,10 @@ from pathlib import Path
 
 from cache import StoreError
 from pipeline.errors import UserError
-from pipeline.experiment import PRESETS, load_experiment
+from pipeline.experiment import load_experiment
 from pipeline.planning import preflight
 from pipeline.recipes import CONTROLNET, device_and_precision, resolve, trained_by
+from pipeline.settings import PRESETS
 from pipeline.stages import STAGES, run
 from pipeline.stopping import Stopped, end_with_parent
 from pipeline.study import figures, plot, study, subject

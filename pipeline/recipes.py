@@ -14,7 +14,7 @@ from pipeline import checkpoints, device, precision
 from pipeline.data import conditions, indexing, variants
 from pipeline.data.images import PREPROCESSING
 from pipeline.data.variants import Sample, Size, Variant
-from pipeline.experiment import Experiment
+from pipeline.settings import Experiment
 
 SCHEMA = 1
 """Bump when the encoding code may compute other bytes from the same recipe; every store is then encoded again."""

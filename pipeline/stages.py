@@ -15,13 +15,13 @@ from pipeline import checkpoints, device, encode, records
 from pipeline.data import indexing
 from pipeline.data.photos import list_photos
 from pipeline.errors import UserError
-from pipeline.experiment import Experiment, settings_of
 from pipeline.needs import encoded, needed
 from pipeline.networks import controlnet, lora
 from pipeline.planning import preflight
 from pipeline.progress import Progress
 from pipeline.recipes import CONTROLNET, LORA, RESULT_NAME, Plan, has_pairs, resolve
 from pipeline.sampling import decode, denoise, pictures
+from pipeline.settings import Experiment, settings_of
 from pipeline.training import measure, train
 
 QUICK_BYTES = 1 << 30

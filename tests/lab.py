@@ -10,8 +10,9 @@ from pathlib import Path
 
 from cache import Entries
 from pipeline import stages
-from pipeline.experiment import Experiment, load_experiment
+from pipeline.experiment import load_experiment
 from pipeline.recipes import Plan, resolve
+from pipeline.settings import Experiment
 from pipeline.synthetic import shapes
 
 ENCODERS = ("EncodeCLIP", "EncodeT5", "EncodeImages")

@@ -16,9 +16,9 @@ from pipeline import draws, models
 from pipeline.data.conditions import FILE
 from pipeline.data.variants import Variant
 from pipeline.draws import Purpose
-from pipeline.experiment import Lora
 from pipeline.networks import lora
 from pipeline.recipes import Plan, resolve
+from pipeline.settings import Lora
 from pipeline.training import loop, measure, metrics
 from pipeline.training.batches import Batch, Batches
 from pipeline.training.loss import flow_loss, item_loss, tensors_of

@@ -15,9 +15,9 @@ from safetensors.numpy import load_file
 
 from pipeline import models
 from pipeline.errors import UserError
-from pipeline.experiment import ControlNet
 from pipeline.networks import controlnet
 from pipeline.precision import Policy
+from pipeline.settings import ControlNet
 from pipeline.training import guard, loop, measure
 from pipeline.training.batches import Batches
 from pipeline.training.loss import flow_loss, prediction, tensors_of

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 from pipeline import checkpoints, flow, models
 from pipeline.data import images
-from pipeline.experiment import EMBEDDED
+from pipeline.settings import EMBEDDED
 from pipeline.synthetic import shapes
 
 FOLDER = EMBEDDED

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from pipeline import models, recipes
-from pipeline.experiment import WEIGHTING_SCHEMES, Lora, Train
 from pipeline.networks import lora
+from pipeline.settings import WEIGHTING_SCHEMES, Lora, Train
 from pipeline.training import loop, resume, train
 from pipeline.training.batches import Batches
 from pipeline.training.loss import flow_loss, tensors_of

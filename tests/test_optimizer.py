@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.experiment import Train
+from pipeline.settings import Train
 
 pytestmark = pytest.mark.usefixtures("cpu")
 

@@ -9,8 +9,8 @@ from lab import ENCODERS, Lab
 from safetensors import safe_open
 
 from pipeline import device, dtypes, models, precision, recipes, simulation
-from pipeline.experiment import PrecisionSettings
 from pipeline.networks import controlnet, lora
+from pipeline.settings import PrecisionSettings
 from pipeline.training import loss
 from pipeline.training.batches import Batches
 

@@ -22,9 +22,9 @@ from pipeline.data import images, indexing, variants
 from pipeline.data.buckets import bucket_sizes, choose
 from pipeline.data.variants import Variant
 from pipeline.draws import Purpose
-from pipeline.experiment import Data
 from pipeline.needs import needed
 from pipeline.recipes import Plan, resolve
+from pipeline.settings import Data
 from pipeline.stopping import Stopped, StopRequest
 from pipeline.training.batches import Batch, Batches
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pipeline.data import buckets
 from pipeline.data.buckets import CENTRE
 from pipeline.data.indexing import IndexedPhoto
-from pipeline.experiment import Data
+from pipeline.settings import Data
 
 Size = tuple[int, int]
 """Width and height in pixels."""

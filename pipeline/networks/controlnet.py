@@ -11,8 +11,8 @@ from cache import write_atomically, write_tensors
 from cache.files import make_folder
 from pipeline import checkpoints, models, simulation
 from pipeline.errors import UserError
-from pipeline.experiment import Experiment
 from pipeline.precision import LONG_NAMES, Policy
+from pipeline.settings import Experiment
 
 FOLDER, WEIGHTS_NAME = "controlnet", "controlnet/diffusion_pytorch_model.safetensors"
 PREFIX = "controlnet."

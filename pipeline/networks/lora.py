@@ -9,10 +9,10 @@ import numpy as np
 from cache import write_tensors
 from pipeline import draws, models, simulation
 from pipeline.errors import UserError
-from pipeline.experiment import LORA_TARGETS, Lora
 from pipeline.networks.dropout import Dropouts
 from pipeline.planning import counts
 from pipeline.precision import Policy
+from pipeline.settings import LORA_TARGETS, Lora
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 ADAPTER = "default"

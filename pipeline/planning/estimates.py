@@ -7,11 +7,11 @@ from pathlib import Path
 from pipeline import checkpoints, device
 from pipeline.data import variants
 from pipeline.errors import UserError
-from pipeline.experiment import LORA_TARGETS, Experiment, Train
 from pipeline.networks import controlnet, lora
 from pipeline.planning import counts, memory
 from pipeline.precision import Precision
 from pipeline.recipes import CONTROLNET, LORA
+from pipeline.settings import LORA_TARGETS, Experiment, Train
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "float32": 4, "float16": 2, "bfloat16": 2}
 

@@ -11,7 +11,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pipeline.experiment import Train
+from pipeline.settings import Train
 from pipeline.training import mode
 
 MIB = 1 << 20

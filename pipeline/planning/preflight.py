@@ -14,11 +14,11 @@ from pathlib import Path
 from pipeline.data import variants
 from pipeline.data.indexing import IndexedPhoto
 from pipeline.errors import UserError
-from pipeline.experiment import Experiment
 from pipeline.needs import encoded
 from pipeline.planning import estimates
 from pipeline.precision import Precision
 from pipeline.recipes import CONTROLNET, RESULT_NAME, Plan
+from pipeline.settings import Experiment
 from pipeline.training import resume
 
 CONFIGS = Path(__file__).parent.with_name("configs")

@@ -12,9 +12,9 @@ from pipeline import checkpoints
 from pipeline.data import conditions, indexing
 from pipeline.data.variants import Variant
 from pipeline.errors import UserError
-from pipeline.experiment import Experiment
 from pipeline.networks import controlnet, lora
 from pipeline.recipes import CONTROLNET, LORA, RESULT_NAME, ControlNeed, Plan
+from pipeline.settings import Experiment
 
 SCHEMA = 1
 """Bump when the sampling code may draw other latents from the same recipe; all pictures are then drawn again."""

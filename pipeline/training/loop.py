@@ -10,8 +10,8 @@ import numpy as np
 
 from pipeline import device
 from pipeline.errors import UserError
-from pipeline.experiment import Train
 from pipeline.progress import Progress
+from pipeline.settings import Train
 from pipeline.stopping import StopRequest
 from pipeline.training import resume
 from pipeline.training.ahead import made_ahead

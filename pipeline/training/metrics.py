@@ -12,7 +12,7 @@ import numpy as np
 from cache import write_atomically
 from pipeline import device
 from pipeline.errors import UserError
-from pipeline.experiment import Train
+from pipeline.settings import Train
 
 METRICS_NAME = "metrics.jsonl"
 BOARD_NAME = "tensorboard"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pipeline.experiment import Train
+from pipeline.settings import Train
 
 
 class Optimizer:

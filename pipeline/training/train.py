@@ -11,10 +11,10 @@ import numpy as np
 from cache import write_atomically
 from pipeline import dtypes, models
 from pipeline.data import indexing
-from pipeline.experiment import Train
 from pipeline.networks import controlnet, lora
 from pipeline.planning import preflight
 from pipeline.recipes import CONTROLNET, LORA, RESULT_NAME, Plan
+from pipeline.settings import Train
 from pipeline.training import guard, loop, metrics, resume
 from pipeline.training.batches import Batches
 from pipeline.training.loss import flow_loss, tensors_of
