@@ -2,7 +2,7 @@
 
 Real experiments through real stages, each precision by itself: a LoRA taught a new word for a new shape, sampled over
 prompts with the new word and over prompts with the old ones, with and without it; and a ControlNet taught outlines.
-No model judges a model: `pipeline.score` looks at the pictures.
+No model judges a model: `pipeline.synthetic.score` looks at the pictures.
 """
 
 import argparse
@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline import score, shapes
 from pipeline.experiment import load_experiment
-from pipeline.pictures import BASE, LIST_NAME, TRAINED
 from pipeline.recipes import CONTROLNET, LORA, resolve
+from pipeline.sampling.pictures import BASE, LIST_NAME, TRAINED
+from pipeline.synthetic import score, shapes
 
 ROOT = Path(__file__).parents[1]
 PRECISIONS = {

@@ -36,7 +36,7 @@ def main() -> None:
 
 def measure(plan) -> np.ndarray:
     """Seconds of every step but the first ones: (steps, 3), of the device, of waiting for batches, and whole."""
-    from pipeline import ahead, loop, metrics, train
+    from pipeline.training import ahead, loop, metrics, train
 
     spent = {"device": 0.0, "batches": 0.0}
     rows = []

@@ -84,7 +84,8 @@ def lines(values: dict) -> str:
 
 def make(name: str, folder: Path) -> None:
     """Write a random checkpoint: the tiny one, its transformer of another size."""
-    from pipeline import device, tiny
+    from pipeline import device
+    from pipeline.synthetic import tiny
 
     device.use("CPU")
     tiny.write_tiny_model(folder)

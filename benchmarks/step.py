@@ -77,10 +77,12 @@ def prepare(options, mode: str, checkpointing: bool = False):
     """The training of one mode, the arguments of its batch, and the loss alone in that mode."""
     import mindspore as ms
 
-    from pipeline import loop, lora, models
-    from pipeline.experiment import Lora, Train
-    from pipeline.loss import flow_loss
+    from pipeline import models
+    from pipeline.networks import lora
     from pipeline.precision import Policy
+    from pipeline.settings import Lora, Train
+    from pipeline.training import loop
+    from pipeline.training.loss import flow_loss
 
     transformer = random_transformer(options)
     trained = lora.inject(transformer, Lora(), Policy("fp32", "fp32", "fp32"), seed=0)
@@ -94,7 +96,7 @@ def prepare(options, mode: str, checkpointing: bool = False):
 
 def random_transformer(options):
     """Frozen, the same whenever it is made."""
-    from pipeline import tiny
+    from pipeline.synthetic import tiny
 
     transformer = tiny.transformer(options.blocks, options.width)
     tiny.randomize(transformer, "transformer", seed=0)
@@ -104,7 +106,7 @@ def random_transformer(options):
 
 
 def random_batch(options) -> list[np.ndarray]:
-    """The arguments of `pipeline.loss.flow_loss`, float32."""
+    """The arguments of `pipeline.training.loss.flow_loss`, float32."""
     generator = np.random.default_rng(0)
     batch, image, text = options.batch_size, options.image_tokens, options.text_tokens
     normal = (

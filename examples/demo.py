@@ -14,7 +14,7 @@ OPTIONS = ("--local-scheduler", "--experiment", "examples/blicket.toml")
 
 
 def main() -> int:
-    from pipeline.shapes import draw_teaching
+    from pipeline.synthetic.shapes import draw_teaching
 
     began = time.monotonic()
     if not (DEMO / "blickets").exists():
@@ -54,7 +54,7 @@ def report() -> bool:
 
 def report_pictures(rows: list[dict]) -> bool:
     """Say what is seen in each picture.  Returns whether most with the new word show the new shape, and only then."""
-    from pipeline.shapes import MADE_UP
+    from pipeline.synthetic.shapes import MADE_UP
 
     word = MADE_UP[SHAPE]
     say("What plain image analysis sees in the pictures, from the same noise:")

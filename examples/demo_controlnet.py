@@ -17,7 +17,7 @@ UNSEEN = 2
 
 
 def main() -> int:
-    from pipeline.shapes import draw_pairs
+    from pipeline.synthetic.shapes import draw_pairs
 
     began = time.monotonic()
     if not (DEMO / "outlines").exists():
@@ -58,7 +58,7 @@ def report() -> bool:
 
 def report_overlap(rows: list[dict], outlines: list) -> bool:
     """Say how far what is drawn covers what its outline encloses.  Returns whether that is most of it."""
-    from pipeline import score
+    from pipeline.synthetic import score
 
     inside = [score.enclosed(Image.open(path)) for path in outlines]
     say("Overlap of what is drawn with what the outline encloses (intersection over union), from the same noise:")

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 from cache import StoreError
-from pipeline import preflight, study, study_picture, study_report, study_sample
 from pipeline.errors import UserError
-from pipeline.experiment import PRESETS, load_experiment
+from pipeline.experiment import load_experiment
+from pipeline.planning import preflight
 from pipeline.recipes import CONTROLNET, device_and_precision, resolve, trained_by
+from pipeline.settings import PRESETS
 from pipeline.stages import STAGES, run
 from pipeline.stopping import Stopped, end_with_parent
+from pipeline.study import figures, plot, study, subject
 
 STOPPED_EXIT = 143
 """What a shell reports for a process ended by SIGTERM."""
@@ -129,20 +131,21 @@ def _precision(options) -> None:
     path = options.picture or experiment.runs / f"{experiment.name}-precision.png"
     if found.has_picture:
         found.report["picture"] = str(path)
-    print(study_report.as_json(found.report) if options.json else study_report.as_table(found.report), flush=True)
+    print(figures.as_json(found.report) if options.json else figures.as_table(found.report), flush=True)
     if found.has_picture:
-        study_picture.save(found, path)  # last: where the disk refuses it, the figures are there
+        plot.save(found, path)  # last: where the disk refuses it, the figures are there
 
 
 def _precision_part(options) -> None:
-    from pipeline import study_parts
+    from pipeline.study import parts
 
     _as_child(options)
-    study_parts.compute(study_sample.Job.read(options.job))
+    parts.compute(subject.Job.read(options.job))
 
 
 def _write_tiny_model(options) -> None:
-    from pipeline import device, tiny
+    from pipeline import device
+    from pipeline.synthetic import tiny
 
     device.use("CPU")
     folder = tiny.write_tiny_model(options.folder, options.seed, guidance_embeds=not options.schnell)

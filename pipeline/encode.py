@@ -11,13 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from cache import Entries
-from pipeline import conditions, data, dtypes, images, models, pictures
-from pipeline.buckets import crop_box
+from pipeline import dtypes, models
+from pipeline.data import conditions, images, indexing
+from pipeline.data.buckets import crop_box
+from pipeline.data.variants import Variant
 from pipeline.precision import Policy
 from pipeline.progress import Progress
 from pipeline.recipes import ImageNeed, Plan
+from pipeline.sampling import pictures
 from pipeline.stopping import StopRequest
-from pipeline.variants import Variant
 
 Wanted = list[tuple[Entries, dict[str, tuple]]]
 """For each recipe, by item: the name of its photo, and what it is computed from."""
@@ -46,12 +48,12 @@ class Encoder:
     found: dict
 
 
-def encode_pooled(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> dict:
+def encode_pooled(plan: Plan, photos: Iterable[indexing.IndexedPhoto]) -> dict:
     """CLIP's pooled output of every caption that lacks it.  Returns what the stage's record says of it."""
     return _encode_captions(plan, photos, "text_encoder")
 
 
-def encode_txt(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> dict:
+def encode_txt(plan: Plan, photos: Iterable[indexing.IndexedPhoto]) -> dict:
     """T5's output sequence of every caption that lacks it.  Returns what the stage's record says of it.
 
     As in the reference pipeline, T5 gets no attention mask: padding is attended to, in training as in sampling.
@@ -59,12 +61,12 @@ def encode_txt(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> dict:
     return _encode_captions(plan, photos, "text_encoder_2")
 
 
-def encode_latents(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> dict:
+def encode_latents(plan: Plan, photos: Iterable[indexing.IndexedPhoto]) -> dict:
     """The VAE's posterior of every variant of an image that lacks it.  Returns what the stage's record says of it."""
     return _encode_pictures(plan, plan.image_needs(photos), photo_in, "image")
 
 
-def encode_controls(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> dict:
+def encode_controls(plan: Plan, photos: Iterable[indexing.IndexedPhoto]) -> dict:
     """As `encode_latents`, of the photos' conditions and of those that are sampled with."""
     condition = plan.experiment.controlnet.condition
 
@@ -74,7 +76,7 @@ def encode_controls(plan: Plan, photos: Iterable[data.IndexedPhoto]) -> dict:
     return _encode_pictures(plan, pictures.control_needs(plan, photos), condition_in, "control")
 
 
-def photo_in(photo: data.IndexedPhoto, variant: Variant, read: Callable):
+def photo_in(photo: indexing.IndexedPhoto, variant: Variant, read: Callable):
     """The photo in the variant; ``read(photo)`` decodes its file."""
     picture, size = read(photo), (variant.width, variant.height)
     return images.fit(picture, *size, crop_box(photo.digest, *picture.size, *size, variant.crop), variant.flip)
@@ -101,7 +103,7 @@ def load_picture_encoder(plan: Plan, picture_in: Callable = photo_in) -> Encoder
 
     policy = plan.precision.vae
     vae = models.load_component(plan, "vae")
-    read_photo = functools.lru_cache(maxsize=1)(data.read_photo)  # its variants are encoded one after another
+    read_photo = functools.lru_cache(maxsize=1)(indexing.read_photo)  # its variants are encoded one after another
 
     def posterior(source):
         pixels = images.to_array(picture_in(*source, read_photo))
@@ -132,7 +134,7 @@ def _encode_pictures(plan: Plan, needs: Sequence[ImageNeed], picture_in: Callabl
     return _encode(wanted, lambda: load_picture_encoder(plan, picture_in), "VAE", unit)
 
 
-def _encode_captions(plan: Plan, photos: Iterable[data.IndexedPhoto], component: str) -> dict:
+def _encode_captions(plan: Plan, photos: Iterable[indexing.IndexedPhoto], component: str) -> dict:
     label, kind, *_ = CAPTION_ENCODERS[component]
     sources = {source.item: (source.name, source.key) for source in plan.captions(photos)}
     return _encode([(getattr(plan, kind), sources)], lambda: load_caption_encoder(plan, component), label, "caption")

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cache import Need, Source, Store
-from pipeline import pictures
-from pipeline.buckets import CENTRE
-from pipeline.data import IndexedPhoto
+from pipeline.data.buckets import CENTRE
+from pipeline.data.indexing import IndexedPhoto
+from pipeline.data.variants import Variant
 from pipeline.experiment import load_experiment
 from pipeline.recipes import CONTROLNET, ImageNeed, Plan, resolve, trained_by
-from pipeline.variants import Variant
+from pipeline.sampling import pictures
 
 
 def needed(plan: Plan, photos: Sequence[IndexedPhoto]) -> list[Need]:

@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 
 from cache import Entries, Source, Store, canonical, caption_item, digest
-from pipeline import checkpoints, conditions, data, device, precision, variants
-from pipeline.experiment import Experiment
-from pipeline.images import PREPROCESSING
-from pipeline.variants import Sample, Size, Variant
+from pipeline import checkpoints, device, precision
+from pipeline.data import conditions, indexing, variants
+from pipeline.data.images import PREPROCESSING
+from pipeline.data.variants import Sample, Size, Variant
+from pipeline.settings import Experiment
 
 SCHEMA = 1
 """Bump when the encoding code may compute other bytes from the same recipe; every store is then encoded again."""
@@ -33,7 +34,7 @@ class ImageNeed:
 
     variant: Variant
     entries: Entries
-    photos: tuple[data.IndexedPhoto, ...]
+    photos: tuple[indexing.IndexedPhoto, ...]
 
     @property
     def items(self) -> list[str]:
@@ -127,27 +128,27 @@ class Plan:
     def vae_digest(self) -> dict:
         return self._digest_of("vae")
 
-    def photos(self) -> list[data.IndexedPhoto]:
+    def photos(self) -> list[indexing.IndexedPhoto]:
         """The indexed photos in training's order; the first time, each is decoded and checked.
 
         With their conditions, where these are files that are trained with.
         """
-        index = data.index_pairs if self.has_pairs else data.index_photos
-        return data.by_content(index(self.experiment.images, self.experiment.data.prompt, self.store.facts))
+        index = indexing.index_pairs if self.has_pairs else indexing.index_photos
+        return indexing.by_content(index(self.experiment.images, self.experiment.data.prompt, self.store.facts))
 
     @property
     def has_pairs(self) -> bool:
         return has_pairs(self.experiment, self.trains)
 
     @cached_property
-    def sample_conditions(self) -> list[data.IndexedPhoto]:
+    def sample_conditions(self) -> list[indexing.IndexedPhoto]:
         """The images that a ControlNet's pictures are conditioned on, one for each prompt, decoded and checked."""
         if self.trains != CONTROLNET:
             return []
-        known = data.index_files(self.experiment.sample_conditions, "sample.conditions", self.store.facts)
+        known = indexing.index_files(self.experiment.sample_conditions, "sample.conditions", self.store.facts)
         return [known[name] for name in self.experiment.sample.conditions]
 
-    def captions(self, photos: Iterable[data.IndexedPhoto]) -> list[Source]:
+    def captions(self, photos: Iterable[indexing.IndexedPhoto]) -> list[Source]:
         """The captions to encode, each once: what a training needs, the empty one too where it drops captions; and the
         prompts that are sampled with."""
         found: dict[str, Source] = {}
@@ -160,15 +161,15 @@ class Plan:
             found.setdefault(caption_item(prompt), Source(caption_item(prompt), prompt, prompt))
         return list(found.values())
 
-    def variants(self, photo: data.IndexedPhoto) -> list[Variant]:
+    def variants(self, photo: indexing.IndexedPhoto) -> list[Variant]:
         """All in which a photo must be encoded."""
         settings = self.experiment.data
         return [each for size in variants.sizes(settings, photo) for each in variants.of_size(settings, size)]
 
-    def image_needs(self, photos: Iterable[data.IndexedPhoto]) -> list[ImageNeed]:
+    def image_needs(self, photos: Iterable[indexing.IndexedPhoto]) -> list[ImageNeed]:
         """What a training needs of each variant, the smallest size first; no two have the same recipe."""
         settings = self.experiment.data
-        by_size: dict[Size, dict[str, data.IndexedPhoto]] = {}
+        by_size: dict[Size, dict[str, indexing.IndexedPhoto]] = {}
         for photo in photos:
             for size in variants.sizes(settings, photo):
                 by_size.setdefault(size, {}).setdefault(photo.digest, photo)
@@ -178,10 +179,10 @@ class Plan:
             for variant in variants.of_size(settings, size)
         ]
 
-    def control_needs(self, photos: Iterable[data.IndexedPhoto]) -> list[ControlNeed]:
+    def control_needs(self, photos: Iterable[indexing.IndexedPhoto]) -> list[ControlNeed]:
         """What a ControlNet's training needs of the conditions, in the order of `image_needs`."""
         condition, settings = self.experiment.controlnet.condition, self.experiment.data
-        found: dict[Variant, dict[str, data.IndexedPhoto]] = {}
+        found: dict[Variant, dict[str, indexing.IndexedPhoto]] = {}
         for photo in photos:
             for variant in self.variants(photo):
                 found.setdefault(variant, {}).setdefault(conditions.item(photo, variant), photo)
@@ -191,7 +192,7 @@ class Plan:
             for variant in variants.of_size(settings, size)
         ]
 
-    def samples(self, photos: Iterable[data.IndexedPhoto]) -> list[Sample]:
+    def samples(self, photos: Iterable[indexing.IndexedPhoto]) -> list[Sample]:
         """What an epoch consists of, in the order of the photos; a photo at several sizes is several samples."""
         return self._samples_once(photos) * self.experiment.data.repeats
 
@@ -199,7 +200,7 @@ class Plan:
         settings = self.experiment.data
         return [Sample(photo, *size) for photo in photos for size in variants.sizes(settings, photo)]
 
-    def decisive(self, photos: Sequence[data.IndexedPhoto]) -> dict:
+    def decisive(self, photos: Sequence[indexing.IndexedPhoto]) -> dict:
         """All that decides a run's weights, by name: no path, no logging."""
         settings, vae = self.experiment.data, checkpoints.config(self.checkpoint, "vae")
         policies = {name: getattr(self.precision, name) for name in ("transformer", "trained")}
@@ -244,11 +245,11 @@ class Plan:
             },
         }
 
-    def run_id(self, photos: Sequence[data.IndexedPhoto]) -> str:
+    def run_id(self, photos: Sequence[indexing.IndexedPhoto]) -> str:
         """Identifies a training run by all that decides its weights."""
         return digest(canonical(self.decisive(photos)))
 
-    def run_folder(self, photos: Sequence[data.IndexedPhoto]) -> Path:
+    def run_folder(self, photos: Sequence[indexing.IndexedPhoto]) -> Path:
         return self.experiment.runs / f"{self.experiment.name}-{self.run_id(photos)[:12]}"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from cache import canonical, digest, write_atomically
 from cache.files import make_folder
 from pipeline import device
-from pipeline.data import IndexedPhoto
+from pipeline.data.indexing import IndexedPhoto
 from pipeline.needs import encoded, sampled
 from pipeline.recipes import Plan
 

@@ -11,27 +11,18 @@ from functools import cached_property
 
 from cache import NEEDS_NAME, Store, StoreError, lease, needs_text, write_atomically
 from cache.files import make_folder
-from pipeline import (
-    checkpoints,
-    controlnet,
-    data,
-    decode,
-    device,
-    encode,
-    lora,
-    measure,
-    pictures,
-    preflight,
-    records,
-    sample,
-    train,
-)
+from pipeline import checkpoints, device, encode, records
+from pipeline.data import indexing
+from pipeline.data.photos import list_photos
 from pipeline.errors import UserError
-from pipeline.experiment import Experiment, settings_of
 from pipeline.needs import encoded, needed
-from pipeline.photos import list_photos
+from pipeline.networks import controlnet, lora
+from pipeline.planning import preflight
 from pipeline.progress import Progress
 from pipeline.recipes import CONTROLNET, LORA, RESULT_NAME, Plan, has_pairs, resolve
+from pipeline.sampling import decode, denoise, pictures
+from pipeline.settings import Experiment, settings_of
+from pipeline.training import measure, train
 
 QUICK_BYTES = 1 << 30
 """Weights that are read in passing; more than that is read by GetModel, which says so."""
@@ -48,7 +39,7 @@ class Survey:
         self.experiment, self.trains = experiment, trains
 
     @cached_property
-    def photos(self) -> list[data.IndexedPhoto] | None:
+    def photos(self) -> list[indexing.IndexedPhoto] | None:
         """The indexed photos, or None while any of them is faulty or has not been checked as it now is."""
         folder = self.experiment.images
         photos, problems = list_photos(folder, self.experiment.data.prompt)
@@ -56,14 +47,14 @@ class Survey:
         known = None
         if not problems:
             pairs = has_pairs(self.experiment, self.trains)
-            known = data.remembered_pairs(folder, photos, facts) if pairs else data.remembered(photos, facts)
-        return None if known is None else data.by_content(known)
+            known = indexing.remembered_pairs(folder, photos, facts) if pairs else indexing.remembered(photos, facts)
+        return None if known is None else indexing.by_content(known)
 
     @property
     def has_sample_conditions(self) -> bool:
         """Whether the images that pictures are conditioned on have been checked as they now are."""
-        files = data.file_photos(self.experiment.sample_conditions)
-        return data.remembered(files, Store(*self.experiment.stores).facts) is not None
+        files = indexing.file_photos(self.experiment.sample_conditions)
+        return indexing.remembered(files, Store(*self.experiment.stores).facts) is not None
 
     @cached_property
     def for_controlnet(self) -> "Survey":
@@ -127,25 +118,27 @@ def _is_downloaded(experiment: Experiment) -> bool:
 def _check_data(experiment: Experiment) -> None:
     """Decode every photo that is new or changed, and report all that is wrong at once."""
     if not experiment.data.images and not experiment.images.exists():
-        from pipeline import shapes
+        from pipeline.synthetic import shapes
 
         print(f"pictures of a new word: drawing {shapes.draw_teaching(experiment.images, 'cross')}", flush=True)
     facts = Store(*experiment.stores).facts
     with Progress("check photos", 0, "photo") as progress:
-        photos = data.index_photos(experiment.images, experiment.data.prompt, facts, progress.set)
-    _check_memory(facts, data.remembered(photos, facts) is not None)
+        photos = indexing.index_photos(experiment.images, experiment.data.prompt, facts, progress.set)
+    _check_memory(facts, indexing.remembered(photos, facts) is not None)
     print(f"{experiment.images}: {len(photos)} captioned photos, all sound", flush=True)
 
 
 def _check_controls(experiment: Experiment) -> None:
     """Decode every photo and condition that is new or changed; report all that is wrong, of both, at once."""
     facts = Store(*experiment.stores).facts
-    data.index_files(experiment.sample_conditions, "sample.conditions", facts)
+    indexing.index_files(experiment.sample_conditions, "sample.conditions", facts)
     if not has_pairs(experiment, CONTROLNET):
         return _check_data(experiment)
     with Progress("check pairs", 0, "file") as progress:
-        pairs = data.index_pairs(experiment.images, experiment.data.prompt, facts, progress.set)
-    known = data.remembered_pairs(experiment.images, list_photos(experiment.images, experiment.data.prompt)[0], facts)
+        pairs = indexing.index_pairs(experiment.images, experiment.data.prompt, facts, progress.set)
+    known = indexing.remembered_pairs(
+        experiment.images, list_photos(experiment.images, experiment.data.prompt)[0], facts
+    )
     _check_memory(facts, known is not None)
     print(f"{experiment.images}: {len(pairs)} captioned photos with their conditions, all sound", flush=True)
 
@@ -248,7 +241,7 @@ def _measure_loss(plan, photos):
 def _sample_latents(plan, photos):
     pictures.check(plan.experiment, plan.trains)
     folder = plan.run_folder(photos)
-    outcome = sample.sample(plan, photos, folder)
+    outcome = denoise.sample(plan, photos, folder)
     write_atomically(folder / NEEDS_NAME, needs_text(needed(plan, photos)))
     return folder, outcome
 

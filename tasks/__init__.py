@@ -8,10 +8,10 @@ import sys
 
 import luigi
 
-from pipeline import pictures
 from pipeline.errors import UserError
 from pipeline.experiment import load_experiment
 from pipeline.recipes import CONTROLNET, LORA, device_and_precision
+from pipeline.sampling import pictures
 from pipeline.stages import Survey, is_done
 from tasks import manners
 from tasks.process import StageFailed, run_stage

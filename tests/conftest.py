@@ -1,6 +1,17 @@
+import shutil
+from pathlib import Path
+
 import pytest
 
-SLOWEST = ("test_resume", "test_tasks", "test_sample", "test_controlnet", "test_pipeline", "test_cpu_models")
+SLOWEST = (
+    "test_resume",
+    "test_tasks",
+    "test_denoise",
+    "test_pictures",
+    "test_controlnet",
+    "test_pipeline",
+    "test_cpu_models",
+)
 """Files that take minutes: begun first, so that no process is left alone with one of them at the end."""
 
 
@@ -19,9 +30,23 @@ def cpu():
 @pytest.fixture(scope="session")
 def tiny_model(cpu, tmp_path_factory):
     """A tiny FLUX.1-dev-format checkpoint, shared by all tests: copy it before changing a byte."""
-    from pipeline import tiny
+    from pipeline.synthetic import tiny
 
     return tiny.write_tiny_model(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture
+def checkpoint(tiny_model, tmp_path):
+    """A copy of ``tiny_model`` of one's own."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def schnell_model(cpu, tmp_path_factory):
+    """As ``tiny_model``, in FLUX.1-schnell's format, with the same encoders."""
+    from pipeline.synthetic import tiny
+
+    return tiny.write_tiny_model(tmp_path_factory.mktemp("schnell") / "tiny", guidance_embeds=False)
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +65,19 @@ def encoded_pairs(paired, tmp_path_factory):
     lab = paired.copy(tmp_path_factory.mktemp("encoded-pairs") / "lab")
     encode(lab)
     return lab
+
+
+@pytest.fixture(scope="session")
+def lora_trained(tiny_model, tmp_path_factory):
+    """A lab with a LoRA, trained, and two prompts, encoded; nothing is drawn yet: copy it before changing anything."""
+    from drawn import trained_lab
+
+    return trained_lab(tmp_path_factory.mktemp("lora-trained") / "lab", tiny_model)
+
+
+@pytest.fixture(scope="session")
+def lora_sampled(lora_trained, tmp_path_factory):
+    """As ``lora_trained``, all of it drawn; ``loaded``: the models that each stage loaded."""
+    from drawn import sampled_lab
+
+    return sampled_lab(lora_trained, tmp_path_factory.mktemp("lora-sampled") / "lab")

@@ -11,7 +11,7 @@ from pathlib import Path
 from lab import Lab
 from safetensors.numpy import load_file
 
-from pipeline import loop, resume
+from pipeline.training import loop, resume
 
 TIMES = ("step_seconds", "data_wait_seconds", "peak_memory_bytes")
 

@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 
 from cache import Entries
-from pipeline import shapes, stages
-from pipeline.experiment import Experiment, load_experiment
+from pipeline import stages
+from pipeline.experiment import load_experiment
 from pipeline.recipes import Plan, resolve
+from pipeline.settings import Experiment
+from pipeline.synthetic import shapes
 
 ENCODERS = ("EncodeCLIP", "EncodeT5", "EncodeImages")
 

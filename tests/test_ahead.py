@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from pipeline.ahead import made_ahead
+from pipeline.training.ahead import made_ahead
 
 
 def threads():

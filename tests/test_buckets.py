@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from cache import digest
-from pipeline.buckets import AREA_TOLERANCE, CENTRE, bucket_sizes, choose, crop_box
-from pipeline.images import fit
+from pipeline.data.buckets import AREA_TOLERANCE, CENTRE, bucket_sizes, choose, crop_box
+from pipeline.data.images import fit
 
 RESOLUTIONS = (16, 64, 112, 256, 512, 768, 1024, 2048)
 DIGESTS = [digest(bytes([number])) for number in range(200)]

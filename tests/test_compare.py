@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from pipeline import compare
+from pipeline.study import compare
 
 RANDOM = np.random.default_rng(0).standard_normal((5, 7))
 

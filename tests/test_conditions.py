@@ -8,10 +8,10 @@ import pytest
 from PIL import Image, ImageDraw
 
 from cache import digest
-from pipeline import conditions, images
-from pipeline.buckets import CENTRE, crop_box
-from pipeline.data import IndexedPhoto
-from pipeline.variants import Variant
+from pipeline.data import conditions, images
+from pipeline.data.buckets import CENTRE, crop_box
+from pipeline.data.indexing import IndexedPhoto
+from pipeline.data.variants import Variant
 
 VARIANTS = [Variant(48, 32, crop, flip) for crop in (CENTRE, 0, 1, 2) for flip in (False, True)]
 

@@ -13,12 +13,14 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from pipeline import controlnet, guard, loop, measure, models
-from pipeline.batches import Batches
+from pipeline import models
 from pipeline.errors import UserError
-from pipeline.experiment import ControlNet
-from pipeline.loss import flow_loss, prediction, tensors_of
+from pipeline.networks import controlnet
 from pipeline.precision import Policy
+from pipeline.settings import ControlNet
+from pipeline.training import guard, loop, measure
+from pipeline.training.batches import Batches
+from pipeline.training.loss import flow_loss, prediction, tensors_of
 
 pytestmark = pytest.mark.usefixtures("cpu")
 

@@ -10,8 +10,8 @@ from pairs import add_conditions, encode, first_control, plan_of
 from PIL import Image
 
 from pipeline import flow, stages
-from pipeline.batches import Batches
 from pipeline.errors import UserError
+from pipeline.training.batches import Batches
 
 pytestmark = pytest.mark.usefixtures("cpu")
 

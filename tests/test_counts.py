@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from pipeline import counts, lora, models
-from pipeline.experiment import LORA_TARGETS, Lora
+from pipeline import models
+from pipeline.networks import lora
+from pipeline.planning import counts
 from pipeline.precision import Policy
+from pipeline.settings import LORA_TARGETS, Lora
 
 FLUX_DEV = {
     "patch_size": 1, "in_channels": 64, "num_layers": 19, "num_single_layers": 38, "attention_head_dim": 128,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import device
-from pipeline.experiment import Device
+from pipeline.settings import Device
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline import checkpoints, flow, images, models, shapes
-from pipeline.experiment import EMBEDDED
+from pipeline import checkpoints, flow, models
+from pipeline.data import images
+from pipeline.settings import EMBEDDED
+from pipeline.synthetic import shapes
 
 FOLDER = EMBEDDED
 WEIGHTS = sorted(FOLDER.rglob("*.safetensors"))

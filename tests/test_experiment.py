@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import experiment
+from pipeline import experiment, settings
 from pipeline.errors import UserError
-from pipeline.experiment import DEFAULT, EMBEDDED, Experiment, load_experiment
+from pipeline.experiment import DEFAULT, load_experiment
+from pipeline.settings import EMBEDDED, Experiment
 
 
 def written(folder, text):
@@ -179,7 +180,7 @@ def test_an_empty_file_has_a_default_for_every_field(tmp_path):
 
 
 def test_every_default_is_a_value_that_a_file_may_say():
-    for cls in (cls for _, cls in inspect.getmembers(experiment, dataclasses.is_dataclass)):
+    for cls in (cls for _, cls in inspect.getmembers(settings, dataclasses.is_dataclass)):
         for field in dataclasses.fields(cls):
             if "internal" not in field.metadata and not dataclasses.is_dataclass(field.type):
                 default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.images import MAX_PIXELS, BadImage, fit, read_image, to_array
+from pipeline.data.images import MAX_PIXELS, BadImage, fit, read_image, to_array
 
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL.Image", "ignore:::PIL.TiffImagePlugin")
 

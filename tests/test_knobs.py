@@ -13,11 +13,13 @@ from lab import Lab
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from pipeline import loop, lora, models, recipes, resume, train
-from pipeline.batches import Batches
-from pipeline.experiment import WEIGHTING_SCHEMES, Lora, Train
-from pipeline.loss import flow_loss, tensors_of
-from pipeline.schedules import Schedule
+from pipeline import models, recipes
+from pipeline.networks import lora
+from pipeline.settings import WEIGHTING_SCHEMES, Lora, Train
+from pipeline.training import loop, resume, train
+from pipeline.training.batches import Batches
+from pipeline.training.loss import flow_loss, tensors_of
+from pipeline.training.schedules import Schedule
 
 pytestmark = pytest.mark.usefixtures("cpu")
 

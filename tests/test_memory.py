@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 from lab import Lab
 
-from pipeline import memory, preflight, recipes
-from pipeline.experiment import Train
+from pipeline import recipes
+from pipeline.planning import memory, preflight
+from pipeline.settings import Train
 
 SHAPE = memory.Shape(batch_size=2, tokens=320, width=256, heads=8, blocks=8)
 HELD = {"weights_bytes": 100 * memory.MIB, "gradients_bytes": memory.MIB, "optimizer_bytes": 2 * memory.MIB}

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.experiment import Train
+from pipeline.settings import Train
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -21,7 +21,7 @@ SETTINGS = Train(weight_decay=1e-2, max_grad_norm=1.0, ema_decay=0.99)
 def make(settings, groups=GROUPS):
     import mindspore as ms
 
-    from pipeline.optimizer import Optimizer
+    from pipeline.training.optimizer import Optimizer
 
     trained = [ms.Parameter(ms.Tensor(values), name=f"p{number}") for number, values in enumerate(START)]
     return Optimizer(trained, settings, groups)
@@ -114,7 +114,7 @@ def test_state_and_number_of_updates_are_all_that_a_later_step_depends_on():
 
 
 def test_accumulated_gradients_are_summed_anew_each_time():
-    from pipeline.optimizer import Accumulator
+    from pipeline.training.optimizer import Accumulator
 
     accumulator = Accumulator(make(SETTINGS).trained)
     for first, second in (GRADIENTS[:2], GRADIENTS[2:4]):
@@ -134,7 +134,7 @@ def test_the_norm_tells_an_overflow():
 
 
 def test_the_loss_scale_halves_on_overflow_and_doubles_after_its_interval():
-    from pipeline.optimizer import LossScale
+    from pipeline.training.optimizer import LossScale
 
     scale = LossScale(1024.0, interval=3)
     seen = []

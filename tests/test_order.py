@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import draws
 from pipeline.draws import Purpose
-from pipeline.order import NUM_CACHED, Order
+from pipeline.training.order import NUM_CACHED, Order
 
 
 def simulated(seed: int, bucket_of: list[int], batch_size: int, num_epochs: int) -> list[tuple[int, list[int]]]:

@@ -8,10 +8,14 @@ import pytest
 from lab import Lab
 
 from cache import NEEDS_NAME, StoreError, caption_item, collect, read_needs
-from pipeline import checkpoints, data, guard, images, loop, lora, measure, metrics, models, preflight, train
-from pipeline.batches import Batches
+from pipeline import checkpoints, models
+from pipeline.data import images, indexing
 from pipeline.errors import UserError
-from pipeline.loss import item_loss, tensors_of
+from pipeline.networks import lora
+from pipeline.planning import preflight
+from pipeline.training import guard, loop, measure, metrics, train
+from pipeline.training.batches import Batches
+from pipeline.training.loss import item_loss, tensors_of
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -303,7 +307,7 @@ def test_mindone_loads_the_saved_lora_and_predicts_what_training_ended_with(trai
 
 
 def test_flux_schnell_format_trains_without_guidance(cpu, encoded, tiny_model, tmp_path):
-    from pipeline import tiny
+    from pipeline.synthetic import tiny
 
     lab = encoded.copy(tmp_path / "lab")
     tiny.write_tiny_model(tmp_path / "schnell", guidance_embeds=False)
@@ -409,4 +413,4 @@ def test_a_photo_that_changes_after_the_check_is_not_stored_under_its_old_addres
     photo = lab.plan.photos()[0]
     images.read_image(lab.pictures / "00001.png").save(photo.path)
     with pytest.raises(UserError, match="changed since"):
-        data.read_photo(photo)
+        indexing.read_photo(photo)

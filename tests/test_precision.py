@@ -5,8 +5,8 @@ import pytest
 from pipeline import precision
 from pipeline.device import COMPUTES
 from pipeline.errors import UserError
-from pipeline.experiment import PRECISION_COMPONENTS, PrecisionSettings
 from pipeline.precision import Policy
+from pipeline.settings import PRECISION_COMPONENTS, PrecisionSettings
 
 PRESETS = ("bf16", "fp16", "bf16-text-fp32", "fp16-text-fp32", "fp32", "auto")
 

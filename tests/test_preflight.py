@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from lab import ENCODERS, Lab
 
-from pipeline import estimates, preflight, recipes, stages
+from pipeline import recipes, stages
 from pipeline.errors import UserError
-from pipeline.experiment import Experiment, PrecisionSettings, Train
+from pipeline.planning import estimates, preflight
 from pipeline.precision import resolve
+from pipeline.settings import Experiment, PrecisionSettings, Train
 
 ROOT = Path(__file__).parent.parent
 

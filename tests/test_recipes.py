@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import recipes
-from pipeline.data import IndexedPhoto
+from pipeline.data.indexing import IndexedPhoto
 from pipeline.errors import UserError
 from pipeline.experiment import load_experiment
 
@@ -231,7 +231,7 @@ def test_addresses_are_worked_out_without_mindspore(project):
         import sys
         from pipeline import experiment, recipes
         plan = recipes.resolve(experiment.load_experiment(sys.argv[1]))
-        from pipeline.variants import Variant
+        from pipeline.data.variants import Variant
         print(plan.pooled.id, plan.txt.id, plan.latents(Variant(64, 64)).id, plan.run_id([]))
         print([name for name in ("mindspore", "mindone", "transformers", "diffusers", "torch") if name in sys.modules])
     """

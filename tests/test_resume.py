@@ -9,9 +9,9 @@ import pytest
 from kills import Killed, kill_at, kill_at_random, outcome
 from lab import Lab
 
-from pipeline import loop, resume
 from pipeline.errors import UserError
 from pipeline.stopping import Stopped
+from pipeline.training import loop, resume
 
 pytestmark = pytest.mark.usefixtures("cpu")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.schedules import NAMES, Schedule, depends_on_total
+from pipeline.training.schedules import NAMES, Schedule, depends_on_total
 
 BASE = 3e-4
 

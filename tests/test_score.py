@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from pipeline import score
-from pipeline.shapes import COLOURS, NEW_SHAPES, SHAPES, draw, outline, picture
+from pipeline.synthetic import score
+from pipeline.synthetic.shapes import COLOURS, NEW_SHAPES, SHAPES, draw, outline, picture
 
 ALL = {shape: shape for shape in (*SHAPES, *NEW_SHAPES)}
 COUNT = 200

@@ -7,10 +7,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import score, shapes
+from pipeline.data.images import read_image
 from pipeline.errors import UserError
-from pipeline.images import read_image
-from pipeline.shapes import COLOURS, MADE_UP, NEW_SHAPES, SHAPES, draw, draw_shapes, outline, picture, silhouette
+from pipeline.synthetic import score, shapes
+from pipeline.synthetic.shapes import (
+    COLOURS,
+    MADE_UP,
+    NEW_SHAPES,
+    SHAPES,
+    draw,
+    draw_shapes,
+    outline,
+    picture,
+    silhouette,
+)
 
 
 def files(folder):

@@ -8,9 +8,11 @@ import pytest
 from lab import ENCODERS, Lab
 from safetensors import safe_open
 
-from pipeline import controlnet, device, dtypes, lora, loss, models, precision, recipes, simulation
-from pipeline.batches import Batches
-from pipeline.experiment import PrecisionSettings
+from pipeline import device, dtypes, models, precision, recipes, simulation
+from pipeline.networks import controlnet, lora
+from pipeline.settings import PrecisionSettings
+from pipeline.training import loss
+from pipeline.training.batches import Batches
 
 pytestmark = pytest.mark.usefixtures("cpu")
 

@@ -15,12 +15,13 @@ from lab import Lab
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from pipeline import children, models, study, study_parts, study_picture, study_report
+from pipeline import children, models
 from pipeline.__main__ import main
-from pipeline.batches import Batches
-from pipeline.loss import item_loss, tensors_of
 from pipeline.precision import Policy
-from pipeline.study_sample import AGAINST, COMPONENTS, OWN, Job, evenly, label, plans_of
+from pipeline.study import figures, parts, plot, study
+from pipeline.study.subject import AGAINST, COMPONENTS, OWN, Job, evenly, label, plans_of
+from pipeline.training.batches import Batches
+from pipeline.training.loss import item_loss, tensors_of
 
 ROOT = Path(__file__).resolve().parent.parent
 ITEMS = 3
@@ -35,7 +36,7 @@ def started():
         job = Job.read(arguments[1])
         jobs.append((job.component, job.side, *job.inputs))
         with contextlib.redirect_stdout(sys.stderr if stdout == children.STDERR else sys.stdout):
-            study_parts.compute(job)
+            parts.compute(job)
         return 0
 
     with pytest.MonkeyPatch.context() as patch:
@@ -117,14 +118,14 @@ def test_nothing_is_written_but_the_memory_of_digests(lab, found):
 
 
 def test_the_table_has_every_figure_and_the_json_is_strict(found):
-    table = study_report.as_table(found.report)
+    table = figures.as_table(found.report)
     assert max(map(len, table.splitlines())) <= 120
     for row in found.report["components"].values():
         assert f"{row['relative_error']['worst']:.2e}" in table and row["relative_error"]["worst_item"] in table
     assert "changes by" in table and "PSNR" in table
     report = found.report | {"odd": [float("nan"), -float("inf"), 1.5]}
-    assert strict(study_report.as_json(report))["odd"] == [None, None, 1.5]
-    assert strict(study_report.as_json(found.report))["loss"] == found.report["loss"]
+    assert strict(figures.as_json(report))["odd"] == [None, None, 1.5]
+    assert strict(figures.as_json(found.report))["loss"] == found.report["loss"]
 
 
 def test_the_same_policy_is_said_and_computes_nothing(lab, tmp_path, started, capsys):
@@ -181,9 +182,9 @@ def test_what_overflows_in_half_precision_is_counted_and_named_with_what_to_try(
     assert report["loss"] is None
     (problem,) = report["problems"]
     assert problem == ('text_encoder_2, fp16: 2 of 2 items are not finite; try [precision] preset = "fp16-text-fp32"')
-    assert "training loss   none, as not everything is finite" in study_report.as_table(report)
+    assert "training loss   none, as not everything is finite" in figures.as_table(report)
     assert report["components"]["transformer"]["relative_error"]["worst"] > 0.5  # it clips such input, and says nothing
-    assert Image.open(picture).width == study_picture.WIDTH
+    assert Image.open(picture).width == plot.WIDTH
 
 
 @pytest.mark.parametrize(("preset", "against"), [("bf16", "fp32"), ("fp16", "bf16")])
@@ -275,24 +276,24 @@ def test_policies_are_named_for_people():
 
 
 def test_the_picture_has_panels_and_the_images_where_there_are_any(found):
-    full = study_picture.draw(found)
-    plots = study_picture.HEAD + 2 * (study_picture.PANEL[1] + study_picture.MARGIN)
+    full = plot.draw(found)
+    plots = plot.HEAD + 2 * (plot.PANEL[1] + plot.MARGIN)
     assert full.size == (
-        study_picture.WIDTH,
-        plots + study_picture.TILE_HEAD + study_picture.TILE + study_picture.MARGIN,
+        plot.WIDTH,
+        plots + plot.TILE_HEAD + plot.TILE + plot.MARGIN,
     )
-    assert study_picture.draw(study.Study(found.report)).size == (study_picture.WIDTH, plots)
+    assert plot.draw(study.Study(found.report)).size == (plot.WIDTH, plots)
     pixels = np.asarray(full)[:plots].reshape(-1, 3)
-    assert (pixels == study_picture.BAR).all(axis=1).sum() > 1000
+    assert (pixels == plot.BAR).all(axis=1).sum() > 1000
 
 
 def test_long_names_are_cut_inside():
     name = "x" * 80 + " number 4.png"
-    assert study_report.short("a.png") == "a.png" and study_report.short("") == "(the empty caption)"
-    assert len(study_report.short(name)) == 60 and study_report.short(name).endswith("number 4.png")
+    assert figures.short("a.png") == "a.png" and figures.short("") == "(the empty caption)"
+    assert len(figures.short(name)) == 60 and figures.short(name).endswith("number 4.png")
 
 
 def test_differences_are_amplified_as_far_as_they_stay_in_range():
-    assert study_picture.amplification(np.array([0.5, -1.2])) == 100
-    assert study_picture.amplification(np.array([200.0])) == 1
-    assert study_picture.amplification(np.array([12.0])) == 10
+    assert plot.amplification(np.array([0.5, -1.2])) == 100
+    assert plot.amplification(np.array([200.0])) == 1
+    assert plot.amplification(np.array([12.0])) == 10

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import draws
 from pipeline.draws import Purpose
-from pipeline.weighting import (
+from pipeline.training.weighting import (
     DENSITY_SCHEMES,
     MODE_SCALES,
     SCHEMES,

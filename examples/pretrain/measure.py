@@ -8,7 +8,7 @@ import pictures
 import torch
 from diffusers import FluxPipeline
 
-from pipeline import score, shapes
+from pipeline.synthetic import score, shapes
 
 STEPS, LENGTH, GUIDANCE = 20, 24, 3.5
 

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipeline import shapes
+from pipeline.synthetic import shapes
 
 SIZE = 64
 TRAINING, UNSEEN = 1, 2

@@ -1,0 +1,222 @@
+"""The photos of an experiment: decoded once, addressed by content, and every fault reported at once."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from cache import FileFacts, digest
+from cache.digests import RACY_NS
+from pipeline.data.images import BadImage, read_image
+from pipeline.data.photos import METADATA, Photo, Problem, list_photos
+from pipeline.errors import UserError
+
+MAX_WORKERS = 8  # decoded photos in memory at a time
+BATCH = 64  # photos between two notes of what was learnt, so that a killed run keeps the rest
+MAX_LISTED = 500
+ASPECT_TOLERANCE = 1.01
+NO_CONDITION = f'no condition: its line in {METADATA} has no "conditioning_image"'
+NO_CONDITION += "; or let [controlnet] condition = 'canny', 'grey', 'blur' or 'tile' compute it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexedPhoto(Photo):
+    """A photo that decodes.  digest: of the file's bytes; width, height: in pixels, after EXIF orientation.
+
+    condition: the image beside it that a ControlNet is conditioned on, where it was asked for.
+    """
+
+    digest: str
+    width: int
+    height: int
+    condition: "IndexedPhoto | None" = None
+
+
+def index_photos(
+    folder: Path, prompt: str, facts: FileFacts, progress: Callable[[int, int], None] | None = None
+) -> list[IndexedPhoto]:
+    """Return the usable photos of ``folder``, sorted by name, where all of them are usable.
+
+    Arguments as for ``list_photos`` and ``inspect``.  Raises UserError that lists every problem.
+    """
+    photos, problems = list_photos(folder, prompt)
+    indexed, undecodable = inspect(photos, facts, progress)
+    if problems or undecodable:
+        raise UserError(_report(folder, sorted(problems + undecodable)))
+    return indexed
+
+
+def index_pairs(
+    folder: Path, prompt: str, facts: FileFacts, progress: Callable[[int, int], None] | None = None
+) -> list[IndexedPhoto]:
+    """As `index_photos`, each photo with its ``condition``; a pair is of one shape, up to its scale."""
+    photos, problems = list_photos(folder, prompt)
+    conditions = conditions_of(folder, photos)
+    problems += [Problem(photo.name, NO_CONDITION) for photo in photos if photo.conditioning is None]
+    indexed, undecodable = inspect([*photos, *conditions], facts, progress)
+    pairs = _paired(indexed, photos)
+    problems += [Problem(pair.name, _mismatch(pair)) for pair in pairs if not _fits(pair)]
+    if problems or undecodable:
+        raise UserError(_report(folder, sorted(problems + undecodable)))
+    return pairs
+
+
+def index_files(files: Mapping[str, Path], field: str, facts: FileFacts) -> dict[str, IndexedPhoto]:
+    """The images that a field of the experiment file names, decoded.  Raises UserError that lists every problem."""
+    photos = file_photos(files)
+    indexed, problems = inspect([photo for photo in photos if photo.path.is_file()], facts)
+    problems += [Problem(photo.name, "no such file") for photo in photos if not photo.path.is_file()]
+    if problems:
+        noun = "problem" if len(problems) == 1 else "problems"
+        lines = [f"{problem.name}: {problem.reason}" for problem in sorted(problems)]
+        raise UserError("\n  ".join(_printable(line) for line in [f"{field}: {len(problems)} {noun}", *lines]))
+    return dict(zip(files, indexed))
+
+
+def file_photos(files: Mapping[str, Path]) -> list[Photo]:
+    """Files that the experiment file names, as what `remembered` takes."""
+    return [Photo(name, path, "") for name, path in files.items()]
+
+
+def conditions_of(folder: Path, photos: list[Photo]) -> list[Photo]:
+    """The images that the photos name as their conditions, each once, without those that are photos themselves."""
+    own = {photo.name for photo in photos}
+    names = dict.fromkeys(photo.conditioning for photo in photos if photo.conditioning is not None)
+    return [Photo(name, Path(folder) / name, "") for name in names if name not in own]
+
+
+def _paired(indexed: list[IndexedPhoto], photos: list[Photo]) -> list[IndexedPhoto]:
+    """Those of the photos that were indexed and whose conditions were."""
+    known = {photo.name: photo for photo in indexed}
+    found = [photo for photo in photos if photo.name in known and photo.conditioning in known]
+    return [dataclasses.replace(known[photo.name], condition=known[photo.conditioning]) for photo in found]
+
+
+def _fits(pair: IndexedPhoto) -> bool:
+    """Whether a photo and its condition have the same aspect, up to the rounding of a scaled file."""
+    across, down = pair.width * pair.condition.height, pair.height * pair.condition.width
+    return max(across, down) <= ASPECT_TOLERANCE * min(across, down)
+
+
+def _mismatch(pair: IndexedPhoto) -> str:
+    condition = pair.condition
+    return (
+        f"{pair.width} x {pair.height}, but its conditioning_image {condition.name} is {condition.width} x "
+        f"{condition.height}: expected the same shape"
+    )
+
+
+def inspect(
+    photos: list[Photo], facts: FileFacts, progress: Callable[[int, int], None] | None = None
+) -> tuple[list[IndexedPhoto], list[Problem]]:
+    """Decode, completely, each photo that ``facts`` does not remember as it now is; remember those that decode.
+
+    progress: called with (photos decoded so far, photos to decode).
+    """
+    known, problems = _known(photos, facts), []
+    unseen = [photo for photo in photos if photo.path not in known]
+    if _settle(unseen):
+        facts.get_many([photo.path for photo in unseen])  # as they are now is what will be remembered
+    with ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(unseen), BATCH):
+            batch, learnt = unseen[start : start + BATCH], {}
+            for done, (photo, found) in enumerate(zip(batch, pool.map(_examine, batch)), start + 1):
+                if isinstance(found, str):
+                    problems.append(Problem(photo.name, found))
+                else:
+                    learnt[photo.path] = found
+                if progress:
+                    progress(done, len(unseen))
+            facts.put_many(learnt)
+            known |= learnt
+    return [_indexed(photo, known[photo.path]) for photo in photos if photo.path in known], problems
+
+
+def by_content(photos: list[IndexedPhoto]) -> list[IndexedPhoto]:
+    """Order photos by what is in them, so that renaming or moving a file changes nothing of a training."""
+    return sorted(photos, key=lambda photo: (photo.digest, photo.caption, _digest_of(photo.condition)))
+
+
+def _digest_of(condition: IndexedPhoto | None) -> str:
+    return condition.digest if condition else ""
+
+
+def remembered(photos: list[Photo], facts: FileFacts) -> list[IndexedPhoto] | None:
+    """Return what ``inspect`` would, where it had nothing to decode; None where it had."""
+    known = _known(photos, facts)
+    return [_indexed(photo, known[photo.path]) for photo in photos] if len(known) == len(photos) else None
+
+
+def remembered_pairs(folder: Path, photos: list[Photo], facts: FileFacts) -> list[IndexedPhoto] | None:
+    """Return what `index_pairs` would, where it had nothing to decode and nothing to report; None where it had."""
+    indexed = remembered([*photos, *conditions_of(folder, photos)], facts)
+    if indexed is None or any(photo.conditioning is None for photo in photos):
+        return None
+    pairs = _paired(indexed, photos)
+    return pairs if all(map(_fits, pairs)) else None
+
+
+def read_photo(photo: IndexedPhoto) -> Image.Image:
+    """Decode a photo as ``read_image`` does.  Raises UserError where the file is no longer the one that was indexed."""
+    try:
+        content = photo.path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{_printable(str(photo.path))}: {error.strerror}; put it back, or start again") from error
+    if digest(content) != photo.digest:
+        raise UserError(f"{_printable(str(photo.path))}: changed since the photos were indexed; start again")
+    return read_image(content)
+
+
+def _known(photos: list[Photo], facts: FileFacts) -> dict[Path, dict]:
+    """What is known of the photos that are unchanged; a file that was only ever digested has not been decoded."""
+    known = facts.get_many([photo.path for photo in photos])
+    return {path: found for path, found in known.items() if "width" in found}
+
+
+def _settle(photos: list[Photo]) -> bool:
+    """Wait, 3 s at most as a rule, until no photo is so new that FileFacts would not remember it.  Say if it waited."""
+    waits = []
+    for photo in photos:
+        with suppress(OSError):
+            age = time.time_ns() - os.stat(photo.path).st_mtime_ns
+            waits += [RACY_NS - age] if abs(age) <= RACY_NS else []
+    if waits:
+        time.sleep(max(waits) / 1e9 + 0.01)
+    return bool(waits)
+
+
+def _examine(photo: Photo) -> dict | str:
+    """Return the facts of a photo, or the reason why it has none.  The digest is of the very bytes that decoded."""
+    try:
+        content = photo.path.read_bytes()
+        width, height = read_image(content).size
+    except BadImage as reason:
+        return str(reason)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return {"digest": digest(content), "width": width, "height": height}
+
+
+def _indexed(photo: Photo, found: dict) -> IndexedPhoto:
+    return IndexedPhoto(**vars(photo) | {key: found[key] for key in ("digest", "width", "height")})
+
+
+def _report(folder: Path, problems: list[Problem]) -> str:
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    line = f" (and its line in {METADATA})" if (folder / METADATA).exists() else ""
+    first = f"{folder}: {count}; repair or remove what is listed{line}, then start again"
+    lines = [f"{folder}/{problem.name}: {problem.reason}" for problem in problems[:MAX_LISTED]]
+    if len(problems) > MAX_LISTED:
+        lines.append(f"and {len(problems) - MAX_LISTED} more, listed once these are repaired")
+    return "\n  ".join(_printable(line) for line in [first, *lines])
+
+
+def _printable(text: str) -> str:
+    """Escape what could garble a terminal or hide a part of a file name."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,124 @@
+"""How much memory a training takes at its peak, estimated before anything is loaded.
+
+What the libraries and weights take is counted; what the steps take follows from sizes that were fitted to the peaks of
+real processes on CPU (``python -m benchmarks.peak`` compares): a block keeps so many tensors of (batch, tokens, width),
+and so many matrices of (batch, heads, tokens, tokens), for the backward pass.  On Ascend nothing was measured: the
+estimate there is that of PyNative without matrices of attention, which flash attention does not keep, and without the
+libraries, which are in the host's memory.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pipeline.settings import Train
+from pipeline.training import mode
+
+MIB = 1 << 20
+LIBRARIES_BYTES = 600 * MIB
+"""Resident memory of a process that has imported MindSpore and mindone and has read a dataset, on CPU."""
+
+LOADED, LOADING = 1.1, 2.0
+"""What weights take once they are loaded, and while they are, over their own bytes; on CPU."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of the largest batch.  tokens: of picture and text together.  blocks: that compute, of all models together."""
+
+    batch_size: int
+    tokens: int
+    width: int
+    heads: int
+    blocks: int
+
+
+class Kept(NamedTuple):
+    """What the steps keep.
+
+    Bytes in any case, and for each block; tensors and matrices of attention for each block; matrices at a time; copies
+    of the weights.
+    """
+
+    fixed_bytes: int
+    block_bytes: int
+    tensors: float
+    matrices: float
+    matrices_at_a_time: float
+    weights: float
+
+
+KEPT = {
+    "pynative": Kept(87 * MIB, 0, 50, 1.35, 5.8, 0),
+    "checkpointing": Kept(120 * MIB, 0, 11.6, 0, 8.3, 0),
+    "jit": Kept(197 * MIB, 31 * MIB, 146, 6, 0, 0.5),
+}
+
+PICTURES = 12.5
+"""Tensors of (channels of the first level, height, width) that the VAE's encoder takes for a picture."""
+
+TEXTS = 8
+"""Tensors of (tokens, inner width), and matrices of attention, that a text encoder takes for a caption."""
+
+
+def of_picture(config: dict, width: int, height: int, element_bytes: int) -> int:
+    """What the VAE's encoder takes to encode one picture of so many pixels."""
+    return int(PICTURES * config["block_out_channels"][0] * width * height * element_bytes)
+
+
+def of_caption(tokens: int, inner: int, heads: int, element_bytes: int) -> int:
+    """What a text encoder takes to encode one caption."""
+    return TEXTS * tokens * (inner + heads * tokens) * element_bytes
+
+
+def peak_bytes(weights_bytes: int, working_bytes: int, device: str) -> int:
+    """Of loading, or of working with what is loaded; on Ascend weights are loaded on the host."""
+    if device != "CPU":
+        return weights_bytes + working_bytes
+    return LIBRARIES_BYTES + max(int(LOADING * weights_bytes), int(LOADED * weights_bytes) + working_bytes)
+
+
+def steps_bytes(
+    shape: Shape, weights_bytes: int, chosen: str, checkpointing: bool, device: str, element_bytes: int
+) -> int:
+    """The most that the forward and backward pass of a batch keep, beside weights, gradients and optimizer.
+
+    chosen: the mode.  element_bytes: of the dtype that the models compute in.
+    """
+    tensor = shape.batch_size * shape.tokens * shape.width * element_bytes
+    if device != "CPU":
+        kept = KEPT["checkpointing" if checkpointing else "pynative"]  # nobody has measured compiled steps there
+        return int(shape.blocks * kept.tensors * tensor)
+    kept = KEPT["checkpointing" if checkpointing and chosen != "jit" else chosen]  # compiled, it saves nothing
+    wide = 4 / element_bytes  # kernels for float16 work in float32
+    matrix = shape.batch_size * shape.heads * shape.tokens**2 * 4
+    per_block = kept.block_bytes + kept.tensors * tensor * wide + kept.matrices * matrix
+    fixed = kept.fixed_bytes + kept.weights * weights_bytes
+    return int(fixed + shape.blocks * per_block + kept.matrices_at_a_time * matrix)
+
+
+def of_training(
+    held_bytes: dict[str, int], shape: Shape, settings: Train, device: str, element_bytes: int, num_sizes: int
+) -> dict:
+    """The mode of the steps, what they keep with and without gradient checkpointing, and the peak of the training.
+
+    held_bytes: what is there all the time, with the weights as "weights_bytes".  settings: of which the number of steps
+    is known.  num_sizes: that batches come in.  The peak is that of the process on CPU, of the device elsewhere.
+    """
+    weights = held_bytes["weights_bytes"]
+
+    def steps(checkpointing: bool) -> tuple[str, int]:
+        own = dataclasses.replace(settings, gradient_checkpointing=checkpointing)
+        chosen, _ = mode.choose(device, own, num_sizes)
+        return chosen, steps_bytes(shape, weights, chosen, checkpointing, device, element_bytes)
+
+    chosen, own = steps(settings.gradient_checkpointing)
+    beside = sum(held_bytes.values()) - weights
+    return {
+        "mode": chosen,
+        "tokens": shape.tokens,
+        "activations_bytes": own,
+        "activations_without_checkpointing_bytes": steps(False)[1],
+        "activations_with_checkpointing_bytes": steps(True)[1],
+        "peak_bytes": peak_bytes(weights, beside + own, device),
+    }

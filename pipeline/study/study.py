@@ -1,0 +1,182 @@
+"""What a cheaper precision costs: an experiment's models under two policies, on a sample of its captions and photos.
+
+One model a process, as in training; this one starts them, imports no MindSpore, and compares what they have written.
+"""
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from cache import Entries, caption_item
+from pipeline import children
+from pipeline.data.indexing import IndexedPhoto
+from pipeline.errors import UserError
+from pipeline.experiment import load_experiment
+from pipeline.recipes import Plan
+from pipeline.study import compare, figures
+from pipeline.study.subject import (
+    AGAINST,
+    COMPONENTS,
+    DECODED,
+    ENCODERS,
+    LOSSES,
+    OWN,
+    SIDES,
+    Job,
+    Tensors,
+    evenly,
+    is_same,
+    label,
+    plans_of,
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """report: all figures; see `figures`.
+
+    worst_image: its row of the report, and pixels in [0, 255], (3, height, width), decoded from the reference's
+    posterior and from the experiment's own; None where the VAE's policies are the same or nothing could be decoded.
+    """
+
+    report: dict
+    worst_image: tuple[dict, np.ndarray, np.ndarray] | None = None
+
+    @property
+    def has_picture(self) -> bool:
+        """Whether anything was computed that can be drawn."""
+        return any(not row["same_policy"] for row in self.report["components"].values())
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a component has computed: by side, arrays by item.  names: of the items, for people."""
+
+    sides: Mapping[str, Mapping[str, np.ndarray]]
+    names: Mapping[str, str]
+
+    @cached_property
+    def not_finite(self) -> dict[str, dict[str, int]]:
+        """By side: how many values are not finite, of the items that have any."""
+        return {side: compare.not_finite(self.sides[side]) for side in SIDES}
+
+
+def study(path: str, against: str, num_items: int) -> Study:
+    """Compare the experiment in the file ``path`` with the same under the preset ``against``.
+
+    Raises UserError where the device cannot run either, before anything is computed; SystemExit where a child process
+    has failed and said why.
+    """
+    experiment = load_experiment(path)
+    with children.interrupted_by_sigterm(), tempfile.TemporaryDirectory(prefix="precision-") as folder:
+        plans = plans_of(experiment, against, Path(folder) / "store")
+        photos = evenly(plans[OWN].photos(), num_items)
+        report = figures.heading(plans, photos, num_items)
+        if all(is_same(plans, component) for component in COMPONENTS):
+            return Study(report)
+        job = Job(path, against, photos, num_items, Path(folder))
+        encoded = {component: _encode(job, plans, component) for component in ENCODERS}
+        for component, outputs in encoded.items():
+            figures.add_encoder(report, plans, component, outputs)
+        _predict(job, plans, encoded, report)
+        return Study(report, _compare_decoded(job, report["components"]["vae"], encoded["vae"]))
+
+
+def _encode(job: Job, plans: Mapping[str, Plan], component: str) -> Outputs:
+    """Have a component encode the sample on both sides; once, where the policy is the same."""
+    sides = (AGAINST,) if is_same(plans, component) else SIDES  # the reference last: its VAE decodes both
+    for side in sides:
+        _run(dataclasses.replace(job, component=component, side=side), plans)
+    names = {source.item: source.key for source in plans[OWN].captions(job.photos)}
+    if component == "vae":
+        names = {photo.digest: photo.name for photo in reversed(job.photos)}
+    return Outputs({side: Tensors(job.output(side if side in sides else AGAINST, component)) for side in SIDES}, names)
+
+
+def _run(job: Job, plans: Mapping[str, Plan]) -> None:
+    code = children.run(["precision-part", str(job.write())], stdout=children.STDERR)
+    if code > 0:
+        raise SystemExit(1)  # it has said why
+    if code < 0:
+        policy = label(getattr(plans[job.side].precision, job.component))
+        raise UserError(f"{job.component}, {policy}: {children.reason(code)}")
+
+
+def _predict(job: Job, plans: Mapping[str, Plan], encoded: Mapping[str, Outputs], report: dict) -> None:
+    """Have the transformer predict, from the reference's tensors where these are finite, and compare the losses.
+
+    There are losses to compare where all that both sides have encoded is finite.
+    """
+    photos = _finite(job.photos, encoded, AGAINST)
+    has_loss = len(photos) == len(_finite(job.photos, encoded, OWN)) == len(job.photos)
+    same, own_inputs = is_same(plans, "transformer"), _own_inputs(plans)
+    if not photos or (same and not has_loss):
+        return
+    for side in SIDES if has_loss else (AGAINST,):
+        _store(plans[side], _finite(job.photos, encoded, side), encoded, side)
+    job = dataclasses.replace(job, component="transformer", photos=photos)
+    both = tuple(dict.fromkeys((AGAINST, own_inputs))) if has_loss else (AGAINST,)
+    _run(dataclasses.replace(job, side=AGAINST, inputs=both if same else (AGAINST,)), plans)
+    if not same:
+        _run(dataclasses.replace(job, side=OWN, inputs=both), plans)
+    found = {side: Tensors(job.output(AGAINST if same else side)) for side in SIDES}
+    names = {str(number): photos[number % len(photos)].name for number in range(job.pairs)}
+    velocities = {side: {key: found[side][key] for key in names} for side in SIDES}
+    figures.add_transformer(report, plans, Outputs(velocities, names))
+    if has_loss:
+        losses = found[OWN][f"{LOSSES} {own_inputs}"], found[AGAINST][f"{LOSSES} {AGAINST}"]
+        report["loss"] = compare.change(*losses)
+
+
+def _own_inputs(plans: Mapping[str, Plan]) -> str:
+    """Whose tensors the own transformer trains on: the reference's, where all encoders have the same policy."""
+    return AGAINST if all(is_same(plans, component) for component in ENCODERS) else OWN
+
+
+def _finite(photos: Sequence[IndexedPhoto], encoded: Mapping[str, Outputs], side: str) -> list[IndexedPhoto]:
+    """The photos of which all that a side has encoded is finite."""
+
+    def is_finite(photo):
+        item = caption_item(photo.caption)
+        keys = {"text_encoder": item, "text_encoder_2": item, "vae": photo.digest}
+        return not any(key in encoded[component].not_finite[side] for component, key in keys.items())
+
+    return list(filter(is_finite, photos))
+
+
+def _store(plan: Plan, photos: Sequence[IndexedPhoto], encoded: Mapping[str, Outputs], side: str) -> None:
+    """Put into the study's own store what a training on the photos reads."""
+    captions = {caption_item(photo.caption) for photo in photos}
+    needs = [(plan.pooled, "text_encoder", captions), (plan.txt, "text_encoder_2", captions)]
+    needs += [(need.entries, "vae", need.items) for need in plan.image_needs(photos)]
+    for entries, component, items in needs:
+        _write(entries, encoded[component].sides[side], items)
+
+
+def _write(entries: Entries, arrays: Mapping[str, np.ndarray], items: Sequence[str]) -> None:
+    missing = entries.missing(items)  # with the same policy, both sides have the same entries
+    with entries.writer() as writer:
+        for item in missing:
+            writer.write(item, arrays[item].astype(entries.layout.real))
+
+
+def _compare_decoded(job: Job, row: dict, posteriors: Outputs) -> tuple[dict, np.ndarray, np.ndarray] | None:
+    """Add to the VAE's figures those of the decoded pictures; returns the worst pair."""
+    if row["same_policy"]:
+        return None
+    decoded = {side: Tensors(job.output(side, DECODED)) for side in SIDES}
+    for item, key in zip(row["by_item"], posteriors.names):
+        item["psnr_db"] = compare.psnr(decoded[OWN][key], decoded[AGAINST][key])
+    row["psnr_db"] = compare.summary(row["by_item"], "psnr_db", min)
+    known = [place for place, item in enumerate(row["by_item"]) if math.isfinite(item["psnr_db"])]
+    if not known:
+        return None
+    place = min(known, key=lambda place: row["by_item"][place]["psnr_db"])
+    key = list(posteriors.names)[place]
+    return row["by_item"][place], decoded[AGAINST][key], decoded[OWN][key]

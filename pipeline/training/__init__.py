@@ -1,0 +1,1 @@
+"""Training on cached tensors: batches, loss, optimizer, the loop, and what a run leaves."""

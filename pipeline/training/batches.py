@@ -1,0 +1,193 @@
+"""Batches for the train step, from the store: everything random and everything small is done here, on the host."""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cache import Entries, caption_item
+from pipeline import checkpoints, draws, flow, models
+from pipeline.data import conditions, indexing, variants
+from pipeline.data.variants import Sample, Size, Variant
+from pipeline.draws import Purpose
+from pipeline.recipes import CONTROLNET, Plan
+from pipeline.training.order import Order
+from pipeline.training.weighting import densities, level_indices, loss_weights
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's input, float32.
+
+    x, target: (batch, tokens, channels), the noised latents and the velocity to predict.
+    txt: (batch, length, d_model).  pooled: (batch, hidden_size); or CLIP's tokens, (batch, length), int32.
+    timestep: (batch,), in [0, 1] as the model takes it.  img_ids, txt_ids: (tokens, 3), positions.
+    weight: (batch,), the factor on each item's loss.
+    control: (batch, tokens, channels), the condition's latents; None where no ControlNet trains.
+    """
+
+    x: np.ndarray
+    target: np.ndarray
+    txt: np.ndarray
+    pooled: np.ndarray
+    timestep: np.ndarray
+    img_ids: np.ndarray
+    txt_ids: np.ndarray
+    weight: np.ndarray
+    control: np.ndarray | None = None
+
+
+class Batches:
+    """Makes any batch from the cached tensors; the same number always gives the same batch.
+
+    A batch is of one size of pictures.  Once made, this needs no MindSpore, and `training` may be called from a thread.
+    order: which samples are in which batch of training.
+    tokens: gives CLIP's tokens of a caption, by its address, where CLIP trains: `Batch.pooled` are then tokens.
+    """
+
+    def __init__(self, plan: Plan, photos: Sequence[indexing.IndexedPhoto], tokens: Callable | None = None):
+        self.seed, self.train, self.data = plan.experiment.seed, plan.experiment.train, plan.experiment.data
+        self.samples = plan.samples(photos)
+        self.sizes = [sample.size for sample in self.samples]
+        self.order = Order(self.seed, _numbered(self.sizes), self.train.batch_size)
+        needs = plan.image_needs(photos)
+        self.latents = {need.variant: need.entries for need in needs}
+        controls = plan.control_needs(photos) if plan.trains == CONTROLNET else []
+        self.controls = {need.variant: need.entries for need in controls}
+        for need in [*needs, *controls]:
+            need.entries.prefetch(need.items)
+        plan.txt.prefetch([source.item for source in plan.captions(photos)])
+        self.txt, self.pooled, self.tokens = plan.txt, plan.pooled, tokens
+        vae = checkpoints.config(plan.checkpoint, "vae")
+        self.shift_factor, self.scaling_factor = vae["shift_factor"], vae["scaling_factor"]
+        self.sigmas, self.timesteps = models.scheduler_sigmas(plan.checkpoint)
+
+    @property
+    def num_shapes(self) -> int:
+        """How many sizes batches come in."""
+        return len(set(self.sizes))
+
+    def training(self, number: int) -> Batch:
+        """Batch ``number`` of the training, counted from 0 over the whole run."""
+
+        def generator(purpose):
+            return draws.generator(self.seed, purpose, number)
+
+        settings = self.train
+        samples = [self.samples[index] for index in self.order.batch(number)]
+        shape = settings.logit_mean, settings.logit_std, settings.mode_scale
+        u = densities(settings.weighting_scheme, generator(Purpose.SIGMA), len(samples), *shape)
+        return self._make(
+            self._drawn_variants(samples, generator(Purpose.CROP), generator(Purpose.FLIP)),
+            [sample.photo for sample in samples],
+            self._drawn_captions(samples, generator(Purpose.CAPTION_DROPOUT)),
+            level_indices(u, len(self.sigmas)),
+            generator(Purpose.NOISE),
+            generator(Purpose.POSTERIOR),
+            generator(Purpose.CONTROL_POSTERIOR),
+            settings.weighting_scheme,
+        )
+
+    def evaluation(self, index: int, size: int) -> Batch:
+        """Fixed pairs of noise and noise level on the experiment's own photos, apart from all that training draws.
+
+        Each photo as it is, at its first crop and with its caption; noise levels are uniform and weigh the same,
+        whatever the training prefers.
+        """
+        samples = self.evaluated(index, size)
+        generators = (draws.generator(self.seed, Purpose.EVALUATION, 3 * index + part) for part in range(3))
+        for_levels, for_noise, for_posterior = generators
+        for_control = draws.generator(self.seed, Purpose.EVALUATION, (1 << 40) + index)
+        return self._make(
+            [variants.of_size(self.data, sample.size)[0] for sample in samples],
+            [sample.photo for sample in samples],
+            [caption_item(sample.photo.caption) for sample in samples],
+            level_indices(for_levels.random(size), len(self.sigmas)),
+            for_noise,
+            for_posterior,
+            for_control,
+        )
+
+    def evaluated(self, index: int, size: int) -> list[Sample]:
+        """What `evaluation` is of."""
+        places = next(itertools.islice(_in_turn(self.sizes, size), index, None))
+        return [self.samples[place] for place in places]
+
+    def _drawn_variants(self, samples: list[Sample], for_crops, for_flips) -> list[Variant]:
+        crops, flips = variants.crops(self.data), variants.flips(self.data)
+        drawn_crops = level_indices(for_crops.random(len(samples)), len(crops))
+        drawn_flips = level_indices(for_flips.random(len(samples)), len(flips))
+        drawn = zip(samples, drawn_crops, drawn_flips)
+        return [Variant(*sample.size, crops[crop], flips[flip]) for sample, crop, flip in drawn]
+
+    def _drawn_captions(self, samples: list[Sample], generator) -> list[str]:
+        """The captions' addresses, some of them dropped: the empty caption's instead."""
+        is_dropped = generator.random(len(samples)) < self.train.caption_dropout
+        return [caption_item("" if drop else sample.photo.caption) for sample, drop in zip(samples, is_dropped)]
+
+    def _make(
+        self, chosen: list[Variant], photos, captions, levels, for_noise, for_posterior, for_control, scheme="none"
+    ) -> Batch:
+        """captions: their addresses.  levels: (batch,), indices into the schedule."""
+        posterior = self._posterior(self.latents, chosen, [photo.digest for photo in photos])
+        batch, channels, height, width = posterior.shape
+        latents = self._sampled(posterior, for_posterior)
+        noise = flow.pack(for_noise.standard_normal((batch, channels // 2, height, width), dtype=np.float32))
+        sigma = self.sigmas[levels]
+        return Batch(
+            x=flow.noised(latents, noise, sigma),
+            target=noise - latents,
+            txt=self.txt.read_many(captions).astype(np.float32),
+            pooled=self._pooled(captions),
+            timestep=self.timesteps[levels] / np.float32(1000),
+            img_ids=flow.image_ids(height, width),
+            txt_ids=np.zeros((self.txt.shape[0], 3), np.float32),
+            weight=loss_weights(scheme, sigma),
+            control=self._control(chosen, photos, for_control) if self.controls else None,
+        )
+
+    def _control(self, chosen: list[Variant], photos: list[indexing.IndexedPhoto], for_posterior) -> np.ndarray:
+        """The conditions of the photos in the very variants that were chosen for these."""
+        items = [conditions.item(photo, variant) for photo, variant in zip(photos, chosen)]
+        return self._sampled(self._posterior(self.controls, chosen, items), for_posterior)
+
+    def _pooled(self, captions: list[str]) -> np.ndarray:
+        if self.tokens is None:
+            return self.pooled.read_many(captions).astype(np.float32)
+        return np.stack([self.tokens(caption) for caption in captions])
+
+    def _posterior(self, entries: dict[Variant, Entries], chosen: list[Variant], items: list[str]) -> np.ndarray:
+        """(batch, 2 * channels, height, width): each item in its variant, all of one size."""
+        posterior = np.empty((len(items), *entries[chosen[0]].shape), np.float32)
+        for variant in dict.fromkeys(chosen):
+            rows = [row for row, each in enumerate(chosen) if each == variant]
+            posterior[rows] = entries[variant].read_many([items[row] for row in rows])
+        return posterior
+
+    def _sampled(self, posterior: np.ndarray, for_posterior) -> np.ndarray:
+        """Packed latents, (batch, tokens, channels): a fresh draw from the posterior, or its mode."""
+        batch, channels, height, width = posterior.shape
+        noise = None
+        if self.train.posterior == "sample":
+            noise = for_posterior.standard_normal((batch, channels // 2, height, width), dtype=np.float32)
+        latents = flow.sample_posterior(posterior, noise)
+        return flow.pack(flow.normalized(latents, self.shift_factor, self.scaling_factor))
+
+
+def _numbered(sizes: list[Size]) -> list[int]:
+    """A number for each size: the same for equal ones."""
+    numbers: dict[Size, int] = {}
+    return [numbers.setdefault(size, len(numbers)) for size in sizes]
+
+
+def _in_turn(sizes: list[Size], batch_size: int) -> Iterator[list[int]]:
+    """Batches of one size without end: as `Order` has them, but the samples come in turn."""
+    queues = defaultdict(list)
+    for place in itertools.cycle(range(len(sizes))):
+        queue = queues[sizes[place]]
+        queue.append(place)
+        if len(queue) == batch_size:
+            yield queue
+            queues.pop(sizes[place])

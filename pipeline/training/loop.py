@@ -1,0 +1,186 @@
+"""The training loop, for whatever is trained: it takes a loss, the parameters to step, and the batches."""
+
+import contextlib
+import errno
+import fcntl
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import device
+from pipeline.errors import UserError
+from pipeline.progress import Progress
+from pipeline.settings import Train
+from pipeline.stopping import StopRequest
+from pipeline.training import resume
+from pipeline.training.ahead import made_ahead
+from pipeline.training.metrics import Metrics, Outcome
+from pipeline.training.optimizer import Accumulator, LossScale, Optimizer
+from pipeline.training.schedules import Schedule
+
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+FIRST_LOSS_SCALE = 2.0**16
+AHEAD = 2
+"""Batches that are made before they are asked for."""
+
+
+class Training:
+    """What is trained, and all that a step changes: `state` and `counters` are what a checkpoint holds.
+
+    loss: takes the tensors of a batch, returns a float32 scalar; its gradient is with respect to ``trained``.
+    settings.mode: ``"jit"`` or ``"pynative"``.  scaled: for a loss computed in float16, see `LossScale`.
+    groups: of each parameter, 0 for ``learning_rate`` and 1 for ``text_encoder_lr``; all 0, unless given.
+    before_batch: called with the number of each batch, counted from 0.
+    """
+
+    def __init__(self, loss: Callable, trained: list, settings: Train, scaled=False, groups=(), before_batch=int):
+        import mindspore as ms
+
+        def scaled_loss(scale, *tensors):
+            return loss(*tensors) * scale
+
+        gradient = ms.value_and_grad(scaled_loss, None, ms.ParameterTuple(trained))
+        self._gradient = ms.jit(gradient) if settings.mode == "jit" else gradient
+        self.trained, self.step, self._before_batch = trained, 0, before_batch
+        self.optimizer = Optimizer(trained, settings, groups)
+        rates = (settings.learning_rate, settings.text_encoder_lr)
+        self.schedules = [schedule_of(settings, rate) for rate in rates[: max(self.optimizer.groups) + 1]]
+        self.accumulator = Accumulator(trained) if settings.accumulate > 1 else None
+        self.loss_scale = LossScale(FIRST_LOSS_SCALE) if scaled else None
+
+    @property
+    def state(self) -> dict:
+        """The trained parameters and the optimizer's state, by name."""
+        return {f"trained.{parameter.name}": parameter for parameter in self.trained} | self.optimizer.state()
+
+    @property
+    def counters(self) -> dict:
+        scale = self.loss_scale
+        return {
+            "num_updates": self.optimizer.num_updates,
+            "loss_scale": scale and scale.scale,
+            "good_steps": scale and scale.good_steps,
+        }
+
+    def restore(self, checkpoint: resume.Checkpoint) -> None:
+        """Go on from a checkpoint.  Raises UserError where it holds other tensors."""
+        resume.restore(checkpoint, self.state)
+        self.step, counters = checkpoint.step, checkpoint.counters
+        self.optimizer.num_updates = counters["num_updates"]
+        if self.loss_scale:
+            self.loss_scale.scale, self.loss_scale.good_steps = counters["loss_scale"], counters["good_steps"]
+
+    def save(self, folder: Path, identity: dict, keep: int) -> None:
+        """Write a checkpoint to the run's ``folder``.  Raises UserError where a number in it is not finite."""
+        resume.save(folder, self.step, self.state, self.counters, identity, keep)
+
+    @property
+    def result(self) -> dict:
+        """The parameters that the training has made, by name: their moving averages where these are kept."""
+        return {own.name: kept for own, kept in zip(self.trained, self.optimizer.averages or self.trained)}
+
+    @property
+    def learning_rates(self) -> list[float]:
+        """Of the next step, by group."""
+        return [schedule.at(self.step) for schedule in self.schedules]
+
+    def advance(self, batches: Sequence[tuple]) -> Outcome:
+        """Take one step on the mean gradient of some batches, given as the arguments of the loss."""
+        scale = self.loss_scale.scale if self.loss_scale else 1.0
+        losses, gradients = self.gradients(batches, scale)
+        norm = self._update(gradients, scale * len(batches))
+        self.step += 1
+        return Outcome(losses, scale, norm)
+
+    def gradients(self, batches: Sequence[tuple], scale: float = 1.0) -> tuple[list, Sequence]:
+        """Each batch's loss times ``scale``, and the sum of their gradients, waited for."""
+        import mindspore as ms
+
+        losses, scale = [], ms.Tensor(scale, ms.float32)
+        for number, tensors in enumerate(batches):
+            self._before_batch(self.step * len(batches) + number)
+            loss, gradients = self._gradient(scale, *tensors)
+            device.wait_asleep(gradients)
+            losses.append(loss)
+            if self.accumulator:
+                self.accumulator.add(gradients, is_first=number == 0)
+        return losses, self.accumulator.sums if self.accumulator else gradients
+
+    def _update(self, gradients, divide_by: float):
+        """Step the optimizer; a step whose gradients overflowed is skipped.  Returns the norm."""
+        rates = self.learning_rates
+        if not self.loss_scale:
+            return self.optimizer.update(gradients, rates, divide_by)
+        norm = self.optimizer.norm(gradients, divide_by)
+        if np.isfinite(norm):
+            self.optimizer.update(gradients, rates, divide_by)
+        self.loss_scale.adjust(bool(np.isfinite(norm)))
+        return norm
+
+
+def run(
+    training: Training,
+    make: Callable[[int], object],
+    tensors: Callable[[object], tuple],
+    settings: Train,
+    folder: Path,
+    identity: dict,
+) -> dict:
+    """Train from ``training.step`` to ``settings.steps``; metrics and checkpoints go to ``folder``.
+
+    make: the batch of a number, counted over all batches from 0; called ahead, in a thread.
+    tensors: the arguments of the loss for a batch.
+
+    The device is waited for every ``log_every`` steps and at checkpoints.  Returns the last loss, the median step time
+    in seconds, and the share of all time that was spent waiting for batches.  Raises UserError where the loss is not
+    finite; Stopped, with a checkpoint written, after the step in which it was asked for.
+    """
+    size = settings.accumulate
+    numbers = range(training.step * size, settings.steps * size)
+    with (
+        Metrics(folder, training.step, settings) as metrics,
+        Progress("train", settings.steps, "step", training.step) as progress,
+        made_ahead(make, numbers, AHEAD * size) as ahead,
+        contextlib.ExitStack() as safe,
+    ):
+        stop = None
+        while training.step < settings.steps:
+            rate = training.learning_rates[0]
+            outcome = training.advance([tensors(ahead.next()) for _ in range(size)])
+            stop = stop or safe.enter_context(StopRequest())  # before, there was nothing to keep: a step may compile
+            if metrics.is_due(training.step):
+                loss = metrics.write(training.step, outcome, rate, ahead.waited_seconds)
+                progress.advance(training.step - progress.done, f"loss {loss:.4f}")
+            if _is_checkpoint_due(training.step, settings) or stop.requested:
+                metrics.sync()
+                training.save(folder, identity, settings.keep_checkpoints)
+            if training.step < settings.steps:
+                stop.check()
+        return metrics.summary()
+
+
+def schedule_of(settings: Train, rate: float) -> Schedule:
+    s = settings
+    return Schedule(s.lr_scheduler, rate, s.lr_warmup_steps, s.steps, s.lr_num_cycles, s.lr_power)
+
+
+def _is_checkpoint_due(step: int, settings: Train) -> bool:
+    return step == settings.steps or bool(settings.checkpoint_every and step % settings.checkpoint_every == 0)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second process from training in the same run folder at the same time."""
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: another process trains this run; wait for it, or change the experiment"
+            ) from None
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+            print(f"{folder}: this file system has no locks; see that no second process trains this run", flush=True)
+        yield

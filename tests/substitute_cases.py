@@ -1,0 +1,392 @@
+"""For each substitute in `pipeline.cpu`: what reaches it, the equal in NumPy, and running both with gradients."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy_layers import (
+    ANGLES,
+    np_ada_norm,
+    np_attention,
+    np_conv2d,
+    np_flux_attention,
+    np_gelu,
+    np_gelu_tanh,
+    np_layer_norm,
+    np_linear,
+    np_rms_norm,
+    np_rotary,
+    np_rotary_angles,
+    np_timestep_embedding,
+)
+
+TOLERANCE = {"float32": 2e-5, "float16": 8e-3}
+"""Of the largest value: about 200 roundings to 24 bits, 16 to 11 bits; reductions and a few operations in a row."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """``build()`` gives a function or a cell of ``inputs``; ``reference(*inputs, **parameters)`` is its equal in NumPy.
+
+    covers: the substitutes that it reaches, as `key` names them.  inputs: shapes.  scale: size of the inputs' values.
+    keeps_dtype: the results have the dtype of the inputs.
+    """
+
+    name: str
+    covers: str
+    build: Callable
+    reference: Callable
+    inputs: tuple
+    scale: float = 1.0
+    keeps_dtype: bool = True
+
+    def arrays(self, dtype):
+        """Inputs that a ``dtype`` holds exactly, in float64, every batch element different."""
+        generator = np.random.default_rng(list(self.name.encode()))
+        values = [self.scale * generator.standard_normal(shape) for shape in self.inputs]
+        return [value.astype(dtype).astype(np.float64) for value in values]
+
+
+# --- cases --------------------------------------------------------------------------------------------------------
+#
+# The functions are compiled too, so they are plain ones, and call every original by its public name.
+
+IDS = np.array([[0, 3, 3], [4, 0, 1]])
+BOOLEAN_MASK = np.array([[[[True, False, True]]], [[[True, True, False]]]])
+ADDED_MASK = np.linspace(-1, 1, 2 * 4 * 3).reshape(2, 1, 4, 3).astype(np.float16)
+COS, SIN = np.cos(ANGLES), np.sin(ANGLES)
+
+
+def functions():
+    import mindspore as ms
+    import mindspore.mint.nn.functional as F
+    from mindone.diffusers.models import attention_dispatch, embeddings
+    from mindspore import mint
+
+    ids, cos, sin = ms.Tensor(IDS), ms.Tensor(COS), ms.Tensor(SIN)
+    boolean_mask, added_mask = ms.Tensor(BOOLEAN_MASK), ms.Tensor(ADDED_MASK)
+
+    def arange(x):
+        return x * mint.arange(3), x * mint.arange(1, 7, 2, dtype=x.dtype), x * mint.arange(0.5, 2)[:1].astype(x.dtype)
+
+    def zeros_like(x):
+        return mint.zeros_like(x), x * x + mint.zeros_like(x)
+
+    def ones_like(x):
+        return mint.ones_like(x), x * (x + mint.ones_like(x))
+
+    def full(x):
+        return mint.full((2, 3), 2.5, dtype=x.dtype), x * mint.full((2, 3), -2, dtype=x.dtype)
+
+    def stack(x, y):
+        return mint.stack([x, y], dim=-1), mint.stack((y, x)), mint.stack([x, x], 1)
+
+    def split(x):
+        return *mint.split(x, [1, 3], 1), mint.split(x, 2, dim=-1)[1]
+
+    def chunk(x):
+        return *mint.chunk(x, 2, dim=-1), mint.chunk(x, 2, 1)[1]
+
+    def outer(x, y):
+        return mint.outer(x, y)
+
+    def pad(x):
+        return F.pad(x, (1, 2, 0, 1), mode="constant", value=0.5), F.pad(x, (0, 1))
+
+    def gelu(x):
+        return F.gelu(x), F.gelu(x, approximate="tanh"), mint.nn.functional.gelu(x * 4, approximate="tanh")
+
+    def linear(x, weight, bias):
+        return F.linear(x, weight, bias), F.linear(x, weight)
+
+    def layer_norm(x, weight, bias):
+        return F.layer_norm(x, (6,), weight, bias, 0.25), F.layer_norm(x, (3, 6), eps=0.5)
+
+    def layer_norm_of_small_values(x):
+        return F.layer_norm(x, (6,))
+
+    def embedding(weight):
+        return F.embedding(ids, weight)
+
+    def conv2d(x, weight, bias):
+        return F.conv2d(x, weight, bias, (2, 1), (1, 2), (1, 2), 2)
+
+    def attention(query, key, value):
+        plain = attention_dispatch.dispatch_attention_fn(query, key, value)
+        return plain, attention_dispatch.dispatch_attention_fn(query, key, value, scale=0.9, backend="native")
+
+    def masked_attention(query, key, value):
+        boolean = attention_dispatch.dispatch_attention_fn(query, key, value, attn_mask=boolean_mask)
+        added = attention_dispatch.dispatch_attention_fn(query, key, value, attn_mask=added_mask)
+        return boolean, added
+
+    def rotary(x):
+        return embeddings.apply_rotary_emb(x, (cos, sin), use_real=True, use_real_unbind_dim=-1, sequence_dim=1)
+
+    def rotary_angles(position):
+        return embeddings.get_1d_rotary_pos_embed(
+            6, position, theta=50.0, use_real=True, linear_factor=2.0, ntk_factor=1.5
+        )
+
+    def timestep_embedding(timesteps):
+        plain = embeddings.get_timestep_embedding(timesteps, 8, scale=2, max_period=100)
+        return plain, embeddings.get_timestep_embedding(timesteps, 6, flip_sin_to_cos=True, downscale_freq_shift=0)
+
+    return locals()
+
+
+def cells():
+    import mindspore as ms
+    from mindone.diffusers.models.normalization import AdaLayerNormZero, AdaLayerNormZeroSingle, RMSNorm
+    from mindone.diffusers.models.transformers.transformer_flux import FluxAttention
+    from mindspore import mint, nn
+
+    cos, sin = ms.Tensor(COS), ms.Tensor(SIN)
+
+    class ZeroNorm(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.inner = AdaLayerNormZero(6)
+
+        def construct(self, x, emb):
+            return self.inner(x, emb=emb)
+
+    class DoubleAttention(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.inner = FluxAttention(8, heads=2, dim_head=4, bias=True, added_kv_proj_dim=8)
+
+        def construct(self, image, text):
+            return self.inner(image, text, image_rotary_emb=(cos, sin))
+
+    class SingleAttention(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.inner = FluxAttention(8, heads=2, dim_head=4, bias=True, pre_only=True)
+
+        def construct(self, x):
+            return self.inner(x, image_rotary_emb=(cos, sin))
+
+    return {
+        "Linear": lambda: mint.nn.Linear(6, 4),
+        "Linear without bias": lambda: mint.nn.Linear(6, 4, bias=False),
+        "LayerNorm": lambda: mint.nn.LayerNorm(6, eps=0.25),
+        "LayerNorm without weights": lambda: mint.nn.LayerNorm((6,), eps=0.5, elementwise_affine=False),
+        "Conv2d": lambda: mint.nn.Conv2d(4, 6, 3, stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2),
+        "Embedding": lambda: mint.nn.Embedding(5, 4),
+        "GELU": lambda: mint.nn.GELU(approximate="tanh"),
+        "RMSNorm": lambda: RMSNorm(6, eps=0.25),
+        "AdaLayerNormZero": ZeroNorm,
+        "AdaLayerNormZeroSingle": lambda: AdaLayerNormZeroSingle(6),
+        "FLUX double attention": DoubleAttention,
+        "FLUX single attention": SingleAttention,
+    }
+
+
+def build(kind, name):
+    """The function ``name``, or a new cell."""
+    return functions()[name] if kind == "function" else cells()[name]()
+
+
+def function(name, covers, reference, *inputs, **options):
+    return Case(name, covers, functools.partial(build, "function", name), reference, inputs, **options)
+
+
+def cell(name, covers, reference, *inputs, **options):
+    return Case(name, covers, functools.partial(build, "cell", name), reference, inputs, **options)
+
+
+CONV = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": 2}
+CASES = (
+    function("arange", "mint.arange", lambda x: (x * [0, 1, 2], x * [1, 3, 5], x * 0.5), (2, 3)),
+    function("zeros_like", "mint.zeros_like", lambda x: (0 * x, x * x), (2, 3)),
+    function("ones_like", "mint.ones_like", lambda x: (0 * x + 1, x * x + x), (2, 3)),
+    function("full", "mint.full", lambda x: (0 * x + 2.5, -2 * x), (2, 3)),
+    function(
+        "stack",
+        "mint.stack",
+        lambda x, y: (np.stack([x, y], -1), np.stack([y, x]), np.stack([x, x], 1)),
+        (2, 3),
+        (2, 3),
+    ),
+    function("split", "mint.split", lambda x: (x[:, :1], x[:, 1:], x[..., 2:4]), (2, 4, 6)),
+    function("chunk", "mint.chunk", lambda x: (x[..., :3], x[..., 3:], x[:, 2:]), (2, 4, 5)),
+    function("outer", "mint.outer", lambda x, y: np.outer(x, y), (3,), (4,)),
+    function(
+        "pad",
+        "functional.pad",
+        lambda x: (
+            np.pad(x, ((0, 0), (0, 1), (1, 2)), constant_values=0.5),
+            np.pad(x, ((0, 0), (0, 0), (0, 1))),
+        ),
+        (2, 3, 4),
+    ),
+    function("gelu", "functional.gelu", lambda x: (np_gelu(x), np_gelu_tanh(x), np_gelu_tanh(4 * x)), (2, 3, 7)),
+    function(
+        "linear",
+        "functional.linear",
+        lambda x, w, b: (np_linear(x, w, b), np_linear(x, w)),
+        (2, 3, 6),
+        (4, 6),
+        (4,),
+    ),
+    function(
+        "layer_norm",
+        "functional.layer_norm",
+        lambda x, w, b: (np_layer_norm(x, w, b, 0.25), np_layer_norm(x, eps=0.5, axes=(-2, -1))),
+        (2, 3, 6),
+        (6,),
+        (6,),
+    ),
+    function("layer_norm_of_small_values", "functional.layer_norm", np_layer_norm, (2, 3, 6), scale=0.004),
+    function("embedding", "functional.embedding", lambda weight: weight[IDS], (5, 4)),
+    function(
+        "conv2d",
+        "functional.conv2d",
+        lambda x, w, b: np_conv2d(x, w, b, **CONV),
+        (2, 4, 5, 5),
+        (6, 2, 3, 3),
+        (6,),
+    ),
+    function(
+        "attention",
+        "attention_dispatch.dispatch_attention_fn",
+        lambda q, k, v: (np_attention(q, k, v), np_attention(q, k, v, scale=0.9)),
+        (2, 4, 2, 6),
+        (2, 3, 2, 6),
+        (2, 3, 2, 6),
+    ),
+    function(
+        "masked_attention",
+        "attention_dispatch.dispatch_attention_fn",
+        lambda q, k, v: (
+            np_attention(q, k, v, np.where(BOOLEAN_MASK, 0, -np.inf)),
+            np_attention(q, k, v, ADDED_MASK.astype(float)),
+        ),
+        (2, 4, 2, 6),
+        (2, 3, 2, 6),
+        (2, 3, 2, 6),
+    ),
+    function("rotary", "embeddings.apply_rotary_emb", lambda x: np_rotary(x, COS, SIN), (2, 5, 3, 4)),
+    function(
+        "timestep_embedding",
+        "embeddings.get_timestep_embedding",
+        np_timestep_embedding,
+        (3,),
+        scale=4.0,
+        keeps_dtype=False,
+    ),
+    function(
+        "rotary_angles", "embeddings.get_1d_rotary_pos_embed", np_rotary_angles, (5,), scale=3.0, keeps_dtype=False
+    ),
+    cell("Linear", "Linear.construct", lambda x, weight, bias: np_linear(x, weight, bias), (2, 3, 6)),
+    cell("Linear without bias", "Linear.construct", lambda x, weight: np_linear(x, weight), (2, 3, 6)),
+    cell("LayerNorm", "functional.layer_norm", lambda x, weight, bias: np_layer_norm(x, weight, bias, 0.25), (2, 3, 6)),
+    cell("LayerNorm without weights", "functional.layer_norm", lambda x: np_layer_norm(x, eps=0.5), (2, 3, 6)),
+    cell("Conv2d", "Conv2d.construct", lambda x, weight, bias: np_conv2d(x, weight, bias, **CONV), (2, 4, 5, 5)),
+    cell("GELU", "functional.gelu", np_gelu_tanh, (2, 3, 7)),
+    cell("AdaLayerNormZero", "AdaLayerNormZero.construct", np_ada_norm(6), (2, 3, 6), (2, 6)),
+    cell("RMSNorm", "RMSNorm.construct", lambda x, weight: np_rms_norm(x, weight, 0.25), (2, 3, 6)),
+    cell("AdaLayerNormZeroSingle", "AdaLayerNormZeroSingle.construct", np_ada_norm(3), (2, 3, 6), (2, 6)),
+    cell("FLUX double attention", "FluxAttnProcessor.__call__", np_flux_attention, (2, 3, 8), (2, 2, 8)),
+    cell("FLUX single attention", "FluxAttnProcessor.__call__", np_flux_attention, (2, 5, 8)),
+)
+
+
+def key(substitute):
+    return f"{substitute.owner.__name__.rpartition('.')[2]}.{substitute.name}"
+
+
+# --- running them -------------------------------------------------------------------------------------------------
+
+
+def parameters(case, dtype):
+    """A built case's parameters by their short names, filled with values that ``dtype`` holds exactly."""
+    import mindspore as ms
+
+    target = case.build()
+    if not isinstance(target, ms.nn.Cell):
+        return target, {}, {}
+    generator = np.random.default_rng(7)
+    found, values = {}, {}
+    for name, parameter in target.parameters_and_names():
+        name = name.removeprefix("inner.")
+        value = 0.5 * generator.standard_normal(parameter.shape) + ("norm" in name)
+        parameter.set_dtype(getattr(ms, dtype))
+        parameter.set_data(ms.Tensor(value.astype(dtype)))
+        found[name], values[name] = parameter, value.astype(dtype).astype(np.float64)
+    return target, found, values
+
+
+def outputs_and_gradients(case, dtype, mode):
+    """Results, and gradients by inputs, then parameters, of the sum of the results weighted by `weights`."""
+    import mindspore as ms
+
+    target, found, _ = parameters(case, dtype)
+    inputs = [ms.Tensor(array.astype(dtype)) for array in case.arrays(dtype)]
+    wanted = [ms.Tensor(array.astype(np.float32)) for array in weights(case, dtype)]
+
+    def weighted_sum(*inputs):
+        outputs = target(*inputs)
+        if not isinstance(outputs, tuple):
+            outputs = (outputs,)
+        total = 0.0
+        for output, weight in zip(outputs, wanted):
+            total = total + (output.astype(ms.float32) * weight).sum()
+        return total, outputs
+
+    differentiate = ms.value_and_grad(
+        weighted_sum, tuple(range(len(inputs))), list(found.values()) or None, has_aux=True
+    )
+    if mode == "jit":
+        differentiate = ms.jit(differentiate)
+    (_, outputs), gradients = differentiate(*inputs)
+    by_input, by_parameter = gradients if found else (gradients, ())
+    return list(outputs), [*_as_tuple(by_input), *_as_tuple(by_parameter)]
+
+
+def _as_tuple(value):
+    return value if isinstance(value, (tuple, list)) else (value,)
+
+
+@functools.cache
+def expected(case, dtype):
+    """Results in float64, and their central differences along every input and parameter."""
+    _, _, values = parameters(case, dtype)
+    arrays = case.arrays(dtype)
+
+    def results():
+        return _as_tuple(case.reference(*arrays, **values))
+
+    outputs = [np.array(result, np.float64) for result in results()]
+    wanted = _weights([output.shape for output in outputs])
+    gradients = []
+    for array in (*arrays, *values.values()):
+        gradient = np.zeros_like(array)
+        step = 1e-6 * max(np.abs(array).max(), 1e-3)
+        for index in np.ndindex(array.shape):
+            at, slope = array[index], 0.0
+            for sign in (1, -1):
+                array[index] = at + sign * step
+                slope += sign * sum((w * result).sum() for w, result in zip(wanted, results()))
+            array[index] = at
+            gradient[index] = slope / (2 * step)
+        gradients.append(gradient)
+    return outputs, gradients
+
+
+def weights(case, dtype):
+    return _weights([output.shape for output in expected(case, dtype)[0]])
+
+
+def _weights(shapes):
+    generator = np.random.default_rng(3)
+    return [generator.standard_normal(shape).astype(np.float32).astype(np.float64) for shape in shapes]
+
+
+def assert_close(actual, expected, tolerance):
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(
+        actual.asnumpy().astype(np.float64), expected, rtol=0, atol=tolerance * max(np.abs(expected).max(), 1e-2)
+    )
