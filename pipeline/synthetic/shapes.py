@@ -198,12 +198,13 @@ def draw_teaching(
 ) -> Path:
     """Like `draw_shapes`, of one new shape under its made-up word: what a LoRA can learn the word from.
 
-    The new shape is large and in the middle.  reminders: pictures of the known shapes besides, without which their
-    words would come to mean the new one too.
+    The new shape is large and in the middle.  reminders: pictures of the known shapes besides, of each as many, without
+    which their words would come to mean the new one too.
     """
     words = {shape: MADE_UP[shape]}
     new = [_in_the_middle(picture(seed, index, size, words)) for index in range(count)]
-    return _write(folder, new + [picture(seed, count + index, size) for index in range(reminders)])
+    known = [SHAPES[index % len(SHAPES)] for index in range(reminders)]
+    return _write(folder, new + [picture(seed, count + at, size, {each: each}) for at, each in enumerate(known)])
 
 
 def _in_the_middle(each: Picture) -> Picture:
