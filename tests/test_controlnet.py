@@ -170,7 +170,7 @@ def test_training_changes_the_controlnet_and_not_the_transformer(encoded_pairs, 
     }
 
 
-@pytest.mark.parametrize("preset", ["fp32", "fp16", "fp16-text-fp32"])
+@pytest.mark.parametrize("preset", ["fp32", pytest.param("fp16", marks=pytest.mark.slow), "fp16-text-fp32"])
 def test_the_precision_of_the_design_is_what_is_measured(paired, tmp_path, preset):
     lab = paired.copy(tmp_path / "lab").set("precision", preset=preset).set("train", steps=1)
     encode(lab)

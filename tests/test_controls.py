@@ -75,8 +75,8 @@ def test_a_computed_condition_needs_no_file_and_has_an_address_of_its_own(encode
     "settings",
     [
         {},
-        {"flip": True},
-        {"crops": 3},
+        pytest.param({"flip": True}, marks=pytest.mark.slow),
+        pytest.param({"crops": 3}, marks=pytest.mark.slow),
         {"flip": True, "crops": 2, "buckets": True, "resolution": [32, 48]},
     ],
 )

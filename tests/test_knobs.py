@@ -131,7 +131,7 @@ def test_accumulated_batches_have_the_gradient_of_one_large_batch(lab):
     assert np.mean([training.gradients([each])[0][0].asnumpy() for each in single]) == pytest.approx(loss.asnumpy())
 
 
-@pytest.mark.parametrize("mode", ["pynative", "jit"])
+@pytest.mark.parametrize("mode", ["pynative", pytest.param("jit", marks=pytest.mark.slow)])
 def test_gradient_checkpointing_changes_no_gradient(lab, mode):
     found = []
     for checkpointing in (False, True):

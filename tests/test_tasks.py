@@ -137,7 +137,15 @@ def start_training(lab: Lab, *options: str) -> tuple[subprocess.Popen, int]:
     return process, stage
 
 
-@pytest.mark.parametrize("number, workers", [("SIGINT", 1), ("SIGTERM", 1), ("SIGKILL", 1), ("SIGKILL", 2)])
+@pytest.mark.parametrize(
+    "number, workers",
+    [
+        ("SIGINT", 1),
+        pytest.param("SIGTERM", 1, marks=pytest.mark.slow),
+        pytest.param("SIGKILL", 1, marks=pytest.mark.slow),
+        ("SIGKILL", 2),
+    ],
+)
 def test_no_stage_outlives_luigi(lab, number, workers):
     process, stage = start_training(lab, "--workers", str(workers))
     process.send_signal(signal.Signals[number])
