@@ -173,9 +173,9 @@ def test_a_run_of_another_setting_does_not_go_on_from_this_one(finished, tmp_pat
 
 
 def test_a_run_killed_twice_by_the_kernel_ends_as_the_unbroken_one(plain, tmp_path):
-    lab = plain.set("train", steps=30, checkpoint_every=1, mode="pynative")
+    lab = plain.set("train", steps=14, checkpoint_every=1, mode="pynative")
     other = lab.copy(tmp_path / "other")
-    kill_at_random(other, "TrainLoRA", other.run_folder, num_kills=2, steps=30)
+    kill_at_random(other, "TrainLoRA", other.run_folder, num_kills=2, steps=14)
     assert outcome(other.run_folder) == outcome(lab.run("TrainLoRA").run_folder)
 
 

@@ -157,7 +157,7 @@ def test_no_stage_outlives_luigi(lab, number, workers):
 
 def test_no_encoding_outlives_a_killed_luigi(encoded, tmp_path):
     """The other way a stage ends: it catches the signal, commits, and exits by itself."""
-    lab = Lab(tmp_path / "lab", encoded.model, num_pictures=150)
+    lab = Lab(tmp_path / "lab", encoded.model, num_pictures=90)
     lab.run("CheckData", "EncodeCLIP", "EncodeT5")
     arguments = command("EncodeImages", lab)
     process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -187,7 +187,7 @@ def test_a_killed_training_fails_and_is_run_alone_the_next_time(lab):
 
 def test_a_stage_killed_while_it_encodes_keeps_what_was_committed(encoded, tmp_path):
     """SIGTERM: the batch is finished and committed, and the next run goes on from there."""
-    lab = Lab(tmp_path / "lab", encoded.model, num_pictures=150)
+    lab = Lab(tmp_path / "lab", encoded.model, num_pictures=90)
     lab.run("CheckData")
     arguments = [sys.executable, "-m", "pipeline", "run", "EncodeImages", "--experiment", str(lab.path)]
     process = subprocess.Popen(arguments, env=environment(), stderr=subprocess.PIPE)
