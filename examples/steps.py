@@ -27,7 +27,7 @@ def report_costs(*folders: Path) -> None:
     """Say what the stages cost whose records are in some folders."""
     from pipeline import records
 
-    say("What each stage cost, in a process of its own:")
+    say("What each stage cost when it last had work, in a process of its own:")
     for record in records.read(*dict.fromkeys(folders)):
         peak = record["peak_memory_bytes"]["process"] / 2**20
         print(f"  {record['stage']:<23} {record['seconds']:6.1f} s  {peak:6.0f} MB at most  {work_of(record)}")
