@@ -82,10 +82,11 @@ def guided(folder: Path, precision: str, count: int) -> dict[str, float]:
     """Mean overlap of what is drawn with what its outline encloses, "base" without the ControlNet."""
     if not (folder / "outlines").exists():
         shapes.draw_pairs(folder / "outlines")
-    if not (folder / "unseen").exists():
-        shapes.draw_pairs(folder / "unseen", count, seed=UNSEEN)
-    rows = [json.loads(line) for line in (folder / "unseen" / "metadata.jsonl").read_text().splitlines()][:count]
-    outlines = [f"unseen/{row['conditioning_image']}" for row in rows]
+    unseen = f"unseen-{count}"
+    if not (folder / unseen).exists():
+        shapes.draw_pairs(folder / unseen, count, seed=UNSEEN)
+    rows = [json.loads(line) for line in (folder / unseen / "metadata.jsonl").read_text().splitlines()]
+    outlines = [f"{unseen}/{row['conditioning_image']}" for row in rows]
     tables = read_example("outlines.toml") | {"precision": PRECISIONS[precision]}
     tables["data"]["images"] = "outlines"
     tables["sample"] = SAMPLE | {"prompts": [row["text"] for row in rows], "conditions": outlines}

@@ -60,8 +60,11 @@ def report_pictures(rows: list[dict]) -> bool:
     say("What plain image analysis sees in the pictures, from the same noise:")
     print(f"  {'asked for':<52}{'base':<26}with the LoRA")
     for row in rows:
-        print(f"  {row['prompt']:<52}{described(row['base']):<26}{described(row['trained'])}")
+        print(f"  {row['prompt']:<52}{described(row.get('base')):<26}{described(row['trained'])}")
     new = [row for row in rows if word in row["prompt"]]
+    if not new or "base" not in new[0]:
+        print(f"  to count what it learned, ask for a {word}, and let [sample] base be true")
+        return True
     before, after = (sum(row[series].shape == SHAPE for row in new) for series in ("base", "trained"))
     print(f"  crosses where a {word} is asked for: {before} of {len(new)} before, {after} of {len(new)} after")
     if 2 * after <= len(new):
@@ -70,7 +73,9 @@ def report_pictures(rows: list[dict]) -> bool:
 
 
 def described(seen) -> str:
-    return f"{seen.colour} {seen.shape or 'something'} on {seen.background}"
+    if seen is None:
+        return "not drawn"
+    return f"{seen.colour or 'some colour'} {seen.shape or 'something'} on {seen.background or 'some colour'}"
 
 
 if __name__ == "__main__":

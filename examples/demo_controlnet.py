@@ -64,6 +64,8 @@ def report_overlap(rows: list[dict], outlines: list) -> bool:
     say("Overlap of what is drawn with what the outline encloses (intersection over union), from the same noise:")
     means = {}
     for series, words in (("base", "without the ControlNet"), ("trained", "with it")):
+        if series not in rows[0]:
+            continue
         each = [score.overlap(row[series].mask, own) for row, own in zip(rows, inside)]
         means[series] = np.mean(each)
         print(f"  {means[series]:.2f} {words}: {', '.join(f'{one:.2f}' for one in each)}")

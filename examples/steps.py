@@ -41,9 +41,12 @@ def work_of(record: dict) -> str:
 
 
 def drawn(folder: Path) -> list[dict]:
-    """The samples of a run: each prompt, and by series what plain image analysis sees in its picture."""
+    """The samples of a run: each prompt, and by series what plain image analysis sees, where a picture was drawn."""
     from pipeline.sampling.pictures import BASE, LIST_NAME, TRAINED
     from pipeline.synthetic import score
 
     rows = json.loads((folder / LIST_NAME).read_text())["pictures"]
-    return [row | {name: score.look(Image.open(folder / row[name])) for name in (BASE, TRAINED)} for row in rows]
+    return [
+        row | {name: score.look(Image.open(folder / row[name])) for name in (BASE, TRAINED) if name in row}
+        for row in rows
+    ]

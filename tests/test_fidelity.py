@@ -18,4 +18,4 @@ def test_a_lora_teaches_a_new_word_and_leaves_the_old_ones(tmp_path):
 
 def test_a_controlnet_teaches_to_follow_outlines(tmp_path):
     found = fidelity.guided(tmp_path, "fp32", 40)
-    assert found["trained"] >= 0.65 and found["base"] <= 0.3
+    assert found["trained"] >= 0.75 and found["base"] <= 0.3

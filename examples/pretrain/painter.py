@@ -23,7 +23,7 @@ CYCLES = ((4000, 1.5e-3), (2000, 1e-3), (3000, 1e-3), (2500, 1e-3))
 """Steps, and the learning rate from which it falls to zero in them."""
 
 BATCH, WARMUP = 64, 100
-LOGIT_MEAN, LOGIT_STD = 0.3, 1.4  # of the noise levels; above 0 prefers much noise, where the place is decided
+LOGIT_MEAN, LOGIT_STD = 0.3, 1.4  # of logit(sigma): above 0 prefers much noise; [train] logit_mean has the other sign
 AVERAGE = 0.998  # decay of the weights' moving average, which is what is saved
 PICTURES = 12_000
 LENGTHS = (16, 24)  # tokens that T5 pads captions to; 24 is the one to use

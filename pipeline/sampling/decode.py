@@ -113,6 +113,6 @@ def _grid(plan: Plan, listing: dict, folder: Path) -> Image.Image:
     headings = [HEADINGS[plan.trains if name == TRAINED else name] for name in names]
     columns = []
     for row in listing["pictures"]:
-        text = f"{row['prompt']}  (seed {row['seed']})"
+        text = f"seed {row['seed']}: {row['prompt']}"
         columns.append((text, [Image.open(folder / row[name]) for name in names]))
     return grid(headings, columns)

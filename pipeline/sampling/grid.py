@@ -55,7 +55,7 @@ def legible(picture: Image.Image) -> Image.Image:
     """A small picture enlarged until its shorter side is SMALLEST, every pixel a square; a large one made smaller."""
     short, long = min(picture.size), max(picture.size)
     if short < SMALLEST:
-        factor = -(-SMALLEST // short)
+        factor = max(1, min(-(-SMALLEST // short), LARGEST // long))
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     if long > LARGEST:
         size = tuple(max(1, round(side * LARGEST / long)) for side in picture.size)
@@ -64,7 +64,10 @@ def legible(picture: Image.Image) -> Image.Image:
 
 
 def wrapped(text: str, width: int, font) -> list[str]:
-    """The lines of a text, none wider than ``width`` pixels; a word that is wider is cut."""
+    """The lines of a text, none wider than ``width`` pixels; a word that is wider is cut.
+
+    Pillow's own font has Latin letters only: others show as boxes, and are in samples.json as they are.
+    """
     lines = [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}".strip()

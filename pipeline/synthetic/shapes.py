@@ -198,8 +198,8 @@ def draw_teaching(
 ) -> Path:
     """Like `draw_shapes`, of one new shape under its made-up word: what a LoRA can learn the word from.
 
-    The new shape is large and in the middle.  reminders: pictures of the known shapes besides, of each as many, without
-    which their words would come to mean the new one too.
+    The new shape is large and in the middle.  reminders: pictures of the known shapes in turn besides, without which
+    their words would come to mean the new one too; other ones for another ``count``.
     """
     words = {shape: MADE_UP[shape]}
     new = [_in_the_middle(picture(seed, index, size, words)) for index in range(count)]
