@@ -27,9 +27,6 @@ PRECISIONS = {
     "fp16": {"preset": "fp16"},
     "bf16, simulated": {"preset": "bf16", "simulate": True},
 }
-UNSEEN = 2
-"""Seed of the stream of pictures that the model was not trained on; `examples/pretrain` measures on it too."""
-
 SIZE = 64
 SAMPLE = {"num_inference_steps": 20, "batch_size": 20}
 
@@ -54,8 +51,8 @@ def main() -> None:
 def taught(folder: Path, precision: str, num_old: int, num_new: int) -> dict:
     """Shares of what is right, by ("old" or "new", "base" or "trained")."""
     new_words = {"cross": shapes.MADE_UP["cross"]}
-    asked = [shapes.picture(UNSEEN, index, SIZE) for index in range(num_old)]
-    asked += [shapes.picture(UNSEEN, index, SIZE, new_words) for index in range(num_new)]
+    asked = [shapes.picture(shapes.UNSEEN, index, SIZE) for index in range(num_old)]
+    asked += [shapes.picture(shapes.UNSEEN, index, SIZE, new_words) for index in range(num_new)]
     tables = read_example("blicket.toml") | {"precision": PRECISIONS[precision]}
     tables["data"]["images"] = "blickets"
     if not (folder / "blickets").exists():
@@ -65,17 +62,8 @@ def taught(folder: Path, precision: str, num_old: int, num_new: int) -> dict:
     found = {}
     for kind, part in (("old", slice(0, num_old)), ("new", slice(num_old, None))):
         for series in (BASE, TRAINED):
-            found[kind, series] = shares([each[series] for each in drawn[part]], asked[part])
+            found[kind, series] = score.shares([each[series] for each in drawn[part]], asked[part])
     return found
-
-
-def shares(images: list[Image.Image], asked: list[shapes.Picture]) -> dict[str, float]:
-    """How often each of what was asked for is what is seen."""
-    seen = [score.look(image) for image in images]
-    return {
-        name: float(np.mean([getattr(one, name) == getattr(other, name) for one, other in zip(seen, asked)]))
-        for name in ("colour", "background", "shape")
-    }
 
 
 def guided(folder: Path, precision: str, count: int) -> dict[str, float]:
@@ -84,7 +72,7 @@ def guided(folder: Path, precision: str, count: int) -> dict[str, float]:
         shapes.draw_pairs(folder / "outlines")
     unseen = f"unseen-{count}"
     if not (folder / unseen).exists():
-        shapes.draw_pairs(folder / unseen, count, seed=UNSEEN)
+        shapes.draw_pairs(folder / unseen, count, seed=shapes.UNSEEN)
     rows = [json.loads(line) for line in (folder / unseen / "metadata.jsonl").read_text().splitlines()]
     outlines = [f"{unseen}/{row['conditioning_image']}" for row in rows]
     tables = read_example("outlines.toml") | {"precision": PRECISIONS[precision]}

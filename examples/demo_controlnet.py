@@ -12,12 +12,10 @@ from steps import DEMO, ROOT, drawn, report_costs, say, show_and_run
 
 EXPERIMENT = ROOT / "examples" / "outlines.toml"
 OPTIONS = ("--local-scheduler", "--experiment", "examples/outlines.toml")
-UNSEEN = 2
-"""Seed of outlines that it is not trained on."""
 
 
 def main() -> int:
-    from pipeline.synthetic.shapes import draw_pairs
+    from pipeline.synthetic.shapes import UNSEEN, draw_pairs
 
     began = time.monotonic()
     if not (DEMO / "outlines").exists():

@@ -52,7 +52,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
-    """``images``: a folder; empty: a few drawn pictures, written on first use.
+    """``images``: a folder; empty: pictures of a new word, drawn on first use.
 
     ``resolution``: in pixels; of several, a photo is trained on at each.  ``buckets``: at that area, about in the
     photo's own aspect.  ``crops``: how many fixed random crops stand for a photo; 0: its centre does.  ``flip``: its

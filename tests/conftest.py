@@ -50,6 +50,14 @@ def schnell_model(cpu, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def five_photos(cpu, tiny_model, tmp_path_factory):
+    """The lab that `recipe` recomputes, encoded: copy it before changing a byte."""
+    from recipe import five_photos_lab
+
+    return five_photos_lab(tmp_path_factory.mktemp("five") / "lab", tiny_model)
+
+
+@pytest.fixture(scope="session")
 def paired(cpu, tiny_model, tmp_path_factory):
     """A lab of photos with conditions, nothing encoded: copy it before changing anything."""
     from pairs import paired_lab

@@ -65,6 +65,16 @@ class Lab:
                 if path.stat().st_mtime > past + 1800:
                     os.utime(path, (past, past))
 
+    def rename_photos(self) -> None:
+        """Give every photo another name, so that their order by name is the reverse."""
+        rows = self.captions()
+        for number, row in enumerate(rows):
+            name = f"{chr(ord('z') - number)}.png"
+            (self.pictures / row["file_name"]).rename(self.pictures / name)
+            row["file_name"] = name
+        self.write_captions(rows[::-1])
+        self.settle()
+
     @property
     def path(self) -> Path:
         return self.folder / "lab.toml"

@@ -32,7 +32,7 @@ CLOSE = dict(rtol=1e-5, atol=1e-5)
 ARGUMENTS = ("x", "target", "txt", "pooled", "timestep", "img_ids", "txt_ids", "weight", "guidance")
 
 
-def five_photos(folder: Path, model: Path) -> Lab:
+def five_photos_lab(folder: Path, model: Path) -> Lab:
     """Five photos, five captions, encoded."""
     lab = Lab(folder, model, num_pictures=NUM_PHOTOS)
     lab.set("data", resolution=16 * NUM_ROWS, max_sequence_length=TEXT_LENGTH).set("train", batch_size=BATCH_SIZE)

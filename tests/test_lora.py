@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 from lab import Lab
-from recipe import SEED, a_batch, batches_of, five_photos, plan_of, predicted, tensors
+from recipe import SEED, a_batch, batches_of, plan_of, predicted, tensors
 
 from pipeline import models
 from pipeline.networks import lora
@@ -18,9 +18,8 @@ pytestmark = pytest.mark.usefixtures("cpu")
 
 
 @pytest.fixture(scope="module")
-def lab(cpu, tiny_model, tmp_path_factory) -> Lab:
-    """Shared by all tests here: copy it before changing a byte."""
-    return five_photos(tmp_path_factory.mktemp("lora") / "lab", tiny_model)
+def lab(five_photos) -> Lab:
+    return five_photos
 
 
 @pytest.fixture(scope="module")

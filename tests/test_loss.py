@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from lab import Lab
-from recipe import BATCH_SIZE, a_batch, batches_of, five_photos, plan_of, predicted, recomputed, tensors
+from recipe import BATCH_SIZE, a_batch, batches_of, plan_of, predicted, recomputed, tensors
 
 from pipeline import models
 from pipeline.training import measure, metrics
@@ -15,9 +15,8 @@ pytestmark = pytest.mark.usefixtures("cpu")
 
 
 @pytest.fixture(scope="module")
-def lab(cpu, tiny_model, tmp_path_factory) -> Lab:
-    """Shared by all tests here: copy it before changing a byte."""
-    return five_photos(tmp_path_factory.mktemp("loss") / "lab", tiny_model)
+def lab(five_photos) -> Lab:
+    return five_photos
 
 
 @pytest.fixture(scope="module")

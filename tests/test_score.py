@@ -103,3 +103,13 @@ def test_masks_overlap_as_intersection_over_union_says():
     one[:2], other[1:3] = True, True
     assert score.overlap(one, other) == pytest.approx(1 / 3)
     assert score.overlap(one, one) == 1 and score.overlap(one & ~one, other & ~other) == 0
+
+
+def test_shares_are_of_what_was_asked_for():
+    asked = [picture(3, index, 64) for index in range(4)]
+    images = [each.image() for each in asked]
+    assert score.shares(images, asked) == {"colour": 1, "background": 1, "shape": 1}
+    other = next(colour for colour in COLOURS if colour not in (asked[0].colour, asked[0].background))
+    images[0] = draw(asked[0].shape, other, asked[0].background, asked[0].centre, asked[0].radius, 64)
+    images[1] = Image.new("RGB", (64, 64), COLOURS[asked[1].background])
+    assert score.shares(images, asked) == {"colour": 0.5, "background": 1, "shape": 0.75}

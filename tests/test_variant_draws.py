@@ -184,12 +184,7 @@ def test_a_photo_counts_repeats_times_an_epoch(full):
 
 def test_renaming_every_file_changes_no_batch_and_no_run(full, tmp_path):
     lab = full.copy(tmp_path / "lab")
-    rows = lab.captions()
-    for number, row in enumerate(rows):
-        (lab.pictures / row["file_name"]).rename(lab.pictures / f"{chr(ord('z') - number)}.png")
-        row["file_name"] = f"{chr(ord('z') - number)}.png"
-    lab.write_captions(rows[::-1])
-    lab.settle()
+    lab.rename_photos()
     settings = {"data": BUCKETS | {"flip": True}, "train": {"caption_dropout": 0.5, "posterior": "sample"}}
     plan, renamed = plan_of(full, **settings), plan_of(lab, **settings)
     assert [photo.name for photo in plan.photos()] != [photo.name for photo in renamed.photos()]

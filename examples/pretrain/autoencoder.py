@@ -10,6 +10,8 @@ import torch
 from checkpoints import Checkpoint
 from diffusers import AutoencoderKL
 
+from pipeline.synthetic import shapes
+
 STEPS_ON_CROPS, STEPS_ON_WHOLES = 950, 250
 CROP, CROPS, WHOLES = 32, 32, 16  # pixels; batch sizes
 LEARNING_RATE, WARMUP = 2e-3, 30
@@ -83,7 +85,7 @@ def _loss(vae, x: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def psnr(vae, count: int) -> float:
     """Mean peak signal-to-noise ratio in dB of ``count`` unseen pictures, each encoded to the posterior's mode."""
-    unseen = pictures.pixels(picture.image() for picture in pictures.drawn(pictures.UNSEEN, count))
+    unseen = pictures.pixels(picture.image() for picture in pictures.drawn(shapes.UNSEEN, count))
     found = []
     for x in _scaled(unseen).split(50):
         error = vae.decode(vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1) - x
@@ -94,7 +96,7 @@ def psnr(vae, count: int) -> float:
 @torch.no_grad()
 def posteriors(vae, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Means and deviations of the training pictures' latents, (count, 16, 8, 8) each."""
-    data = pictures.pixels(picture.image() for picture in pictures.drawn(pictures.TRAINING, count))
+    data = pictures.pixels(picture.image() for picture in pictures.drawn(shapes.TRAINING, count))
     found = [vae.encode(_scaled(batch)).latent_dist for batch in np.array_split(data, max(1, count // 100))]
     return torch.cat([each.mean for each in found]), torch.cat([each.std for each in found])
 

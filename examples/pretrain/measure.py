@@ -17,9 +17,9 @@ def report(folder: Path, count: int = 100) -> None:
     """Print the shares of right colours, backgrounds and shapes, and the largest activation of each model."""
     pipe = FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     largest = {name: _watched(getattr(pipe, name)) for name in ("text_encoder", "text_encoder_2", "transformer", "vae")}
-    asked = pictures.drawn(pictures.UNSEEN, count)
+    asked = pictures.drawn(shapes.UNSEEN, count)
     images = paint(pipe, [picture.caption for picture in asked])
-    figures = shares(images, asked) | {"largest": {name: round(found()) for name, found in largest.items()}}
+    figures = score.shares(images, asked) | {"largest": {name: round(found()) for name, found in largest.items()}}
     print(json.dumps(figures))
 
 
@@ -35,14 +35,6 @@ def paint(pipe: FluxPipeline, captions: list[str], first_seed: int = 0, batch: i
         settings |= {"guidance_scale": GUIDANCE, "max_sequence_length": LENGTH}
         images += pipe(part, generator=seeds, **settings).images
     return images
-
-
-def shares(images: list, asked: list[shapes.Picture]) -> dict[str, float]:
-    """How often each of what was asked for is what is seen."""
-    seen = [score.look(image) for image in images]
-    names = "colour", "background", "shape"
-    right = {name: [getattr(s, name) == getattr(a, name) for s, a in zip(seen, asked)] for name in names}
-    return {name: sum(each) / len(asked) for name, each in right.items()}
 
 
 def _watched(model: torch.nn.Module) -> Callable[[], float]:

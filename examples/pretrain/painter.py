@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from pipeline import flow, models
-from pipeline.synthetic import tiny
+from pipeline.synthetic import shapes, tiny
 
 CYCLES = ((4000, 1.5e-3), (2000, 1e-3), (3000, 1e-3), (2500, 1e-3))
 """Steps, and the learning rate from which it falls to zero in them."""
@@ -86,7 +86,7 @@ class Batches:
 
     def __init__(self, vae_folder: Path, tokenizers: Path):
         vae = AutoencoderKL.from_pretrained(vae_folder)
-        self.pictures = pictures.drawn(pictures.TRAINING, PICTURES)
+        self.pictures = pictures.drawn(shapes.TRAINING, PICTURES)
         self.mean, self.std = (each.numpy() for each in autoencoder.posteriors(vae, PICTURES))
         self.shift, self.scale = vae.config.shift_factor, vae.config.scaling_factor
         self.clip, self.t5 = (models.load_tokenizer(tokenizers, name) for name in ("tokenizer", "tokenizer_2"))

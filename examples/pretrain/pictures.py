@@ -6,8 +6,6 @@ from PIL import Image, ImageDraw
 from pipeline.synthetic import shapes
 
 SIZE = 64
-TRAINING, UNSEEN = 1, 2
-"""Seeds of the streams to train on and to measure on."""
 
 
 def drawn(seed: int, count: int) -> list[shapes.Picture]:
@@ -21,7 +19,7 @@ def pixels(images) -> np.ndarray:
 
 def for_autoencoder(count: int) -> np.ndarray:
     """Pictures, and for every eight one outline and one random polygon, so that it also copes with what is new."""
-    pictures = drawn(TRAINING, count)
+    pictures = drawn(shapes.TRAINING, count)
     images = [picture.image() for picture in pictures]
     images += [picture.outline() for picture in pictures[::8]]
     images += [_polygon(index) for index in range(0, count, 8)]
@@ -29,7 +27,7 @@ def for_autoencoder(count: int) -> np.ndarray:
 
 
 def _polygon(index: int) -> Image.Image:
-    random = np.random.default_rng([TRAINING, index])
+    random = np.random.default_rng([shapes.TRAINING, index])
     scale = shapes.SUPERSAMPLING
     colour, background = random.permutation(list(shapes.COLOURS.values()))[:2].tolist()
     canvas = Image.new("RGB", (scale * SIZE, scale * SIZE), tuple(background))

@@ -1,12 +1,13 @@
 """What a picture of one shape on a plain background shows, by plain image analysis: no model judges a model."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipeline.synthetic.shapes import COLOURS, NEW_SHAPES, SHAPES, silhouette
+from pipeline.synthetic.shapes import COLOURS, NEW_SHAPES, SHAPES, Picture, silhouette
 
 NEAR = 90.0
 """A colour that lies further than this in RGB from all that have a name has none."""
@@ -43,6 +44,13 @@ def look(image: Image.Image) -> Seen:
     cover = _cover(pixels, background, colour)
     shape, likeness = recognize(cover)
     return Seen(name(colour), name(background), shape, cover > 0.5, likeness)
+
+
+def shares(images: Sequence[Image.Image], asked: Sequence[Picture]) -> dict[str, float]:
+    """How often the colour, the background and the shape that were asked for are what is seen, each in [0, 1]."""
+    pairs = [(look(image), picture) for image, picture in zip(images, asked, strict=True)]
+    parts = "colour", "background", "shape"
+    return {part: float(np.mean([getattr(s, part) == getattr(a, part) for s, a in pairs])) for part in parts}
 
 
 def name(colour: np.ndarray) -> str | None:

@@ -25,6 +25,9 @@ NEW_SHAPES = ("cross", "ring", "star")
 MADE_UP = {"cross": "blicket", "ring": "dax", "star": "wug"}
 """A word that the embedded model does not know, for each new shape."""
 
+TRAINING, UNSEEN = 1, 2
+"""Seeds of the streams of pictures that the embedded model was trained on, and that it is measured on."""
+
 WORDINGS = (
     "{a_colour} {shape} on {a_background} background",
     "a picture of {a_colour} {shape} on {a_background} background",
