@@ -10,6 +10,7 @@ SLOWEST = (
     "test_pictures",
     "test_controlnet",
     "test_pipeline",
+    "test_train",
     "test_cpu_models",
 )
 """Files that take minutes: begun first, so that no process is left alone with one of them at the end."""
@@ -47,6 +48,22 @@ def schnell_model(cpu, tmp_path_factory):
     from pipeline.synthetic import tiny
 
     return tiny.write_tiny_model(tmp_path_factory.mktemp("schnell") / "tiny", guidance_embeds=False)
+
+
+@pytest.fixture(scope="session")
+def encoded(cpu, tiny_model, tmp_path_factory):
+    """The plain lab: three photos, encoded: copy it before changing a byte."""
+    from lab import Lab
+
+    lab = Lab(tmp_path_factory.mktemp("encoded") / "lab", tiny_model)
+    assert lab.encode() == {"EncodeCLIP": 3, "EncodeT5": 3, "EncodeImages": 3}
+    return lab
+
+
+@pytest.fixture(scope="session")
+def plainly_trained(encoded, tmp_path_factory):
+    """As ``encoded``, with a LoRA: copy it before changing a byte."""
+    return encoded.copy(tmp_path_factory.mktemp("trained") / "lab").run("TrainLoRA")
 
 
 @pytest.fixture(scope="session")

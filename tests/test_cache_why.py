@@ -3,7 +3,6 @@
 import os
 
 import numpy as np
-import pytest
 import safetensors
 import safetensors.numpy
 from test_cache_store import ITEMS, entries_of, fill, segments
@@ -187,15 +186,6 @@ def test_diff_of_two_folders_compares_what_they_hold(tmp_path, capsys, monkeypat
 def test_a_folder_that_holds_no_entries_cannot_be_compared(tmp_path, capsys):
     code, out, err = run(capsys, "diff", tmp_path, tmp_path)
     assert (code, out) == (1, "") and err.startswith(f"error: {tmp_path}/recipe.json: cannot be read: No such file")
-
-
-@pytest.fixture(scope="module")
-def encoded(tiny_model, tmp_path_factory):
-    from lab import Lab
-
-    lab = Lab(tmp_path_factory.mktemp("tools") / "lab", tiny_model)
-    lab.encode()
-    return lab
 
 
 def test_of_an_experiment_that_is_encoded_everything_is_there_and_exported(encoded, tmp_path, capsys):

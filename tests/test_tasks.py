@@ -47,13 +47,6 @@ def ran(output: str) -> list[str]:
     return [name for name in re.findall(r"running +(\w+)\(", output) if name != "EncodePrompts"]
 
 
-@pytest.fixture(scope="module")
-def encoded(cpu, tiny_model, tmp_path_factory) -> Lab:
-    lab = Lab(tmp_path_factory.mktemp("tasks") / "lab", tiny_model)
-    lab.encode()
-    return lab
-
-
 @pytest.fixture
 def lab(encoded, tmp_path) -> Lab:
     return encoded.copy(tmp_path / "lab")
