@@ -15,8 +15,9 @@ from pipeline.settings import Train
 from pipeline.stopping import StopRequest
 from pipeline.training import resume
 from pipeline.training.ahead import made_ahead
+from pipeline.training.gradients import Accumulator, LossScale
 from pipeline.training.metrics import Metrics, Outcome
-from pipeline.training.optimizer import Accumulator, LossScale, Optimizer
+from pipeline.training.optimizer import Optimizer
 from pipeline.training.schedules import Schedule
 
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -46,7 +47,7 @@ class Training:
         self.optimizer = Optimizer(trained, settings, groups)
         rates = (settings.learning_rate, settings.text_encoder_lr)
         self.schedules = [schedule_of(settings, rate) for rate in rates[: max(self.optimizer.groups) + 1]]
-        self.accumulator = Accumulator(trained) if settings.accumulate > 1 else None
+        self.accumulator = Accumulator() if settings.accumulate > 1 else None
         self.loss_scale = LossScale(FIRST_LOSS_SCALE) if scaled else None
 
     @property

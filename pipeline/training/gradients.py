@@ -1,0 +1,124 @@
+"""What happens to gradients between the backward pass and the optimizer: summed, measured, clipped, and scaled.
+
+Compiled functions take SLICE tensors at a time: MindSpore compiles no loop over several hundred ("Exceed function call
+depth limit"), and the time that it takes grows faster than the number of operations.  FLUX.1 has 380 to 836.
+"""
+
+from collections.abc import Sequence
+
+from pipeline import device
+
+SLICE = 64
+"""How many tensors a compiled function takes at a time."""
+
+
+def slices(start: int, stop: int) -> list[slice]:
+    """The places from ``start`` to ``stop``, SLICE at a time."""
+    return [slice(first, min(first + SLICE, stop)) for first in range(start, stop, SLICE)]
+
+
+class Accumulator:
+    """The sum of the gradients of several batches."""
+
+    def __init__(self):
+        import mindspore as ms
+
+        self.sums: Sequence = ()
+        self._add = ms.jit(_make_add())
+
+    def add(self, gradients: Sequence, is_first: bool) -> None:
+        """Add one batch's gradients; the first one's replace what is there."""
+        self.sums = gradients if is_first else self._sum_with(gradients)
+
+    def _sum_with(self, gradients: Sequence) -> list:
+        sums = []
+        for part in slices(0, len(gradients)):
+            added = self._add(*self.sums[part], *gradients[part])
+            device.wait_asleep(added)
+            sums += added
+        return sums
+
+
+def _make_add():
+    from mindspore import ops
+
+    each = ops.HyperMap()
+
+    def add(*sums_and_gradients):
+        count = len(sums_and_gradients) // 2
+        return each(_plus, sums_and_gradients[:count], sums_and_gradients[count:])
+
+    return add
+
+
+def _plus(one, other):
+    return one + other
+
+
+class Norm:
+    """The norm of all gradients together, and the factor that clips it to ``max_norm``; 0: to nothing."""
+
+    def __init__(self, max_norm: float):
+        import mindspore as ms
+
+        self._add_squares, self._clip = ms.jit(_make_add_squares()), ms.jit(_make_clip(max_norm))
+
+    def of(self, gradients: Sequence):
+        """A float32 scalar: infinite or NaN where any of the gradients is."""
+        import mindspore as ms
+
+        total = ms.Tensor(0.0, ms.float32)
+        for part in slices(0, len(gradients)):
+            total = self._add_squares(total, *gradients[part])
+            device.wait_asleep([total])
+        return total.sqrt()
+
+    def clipped(self, norm, divide_by):
+        """The norm of the gradients divided by ``divide_by``, and what to multiply the gradients by; float32 scalars.
+
+        As torch.nn.utils.clip_grad_norm_ has it.
+        """
+        return self._clip(norm, divide_by)
+
+
+def _make_add_squares():
+    from mindspore import ops
+
+    def add_squares(total, *gradients):
+        for gradient in gradients:
+            total = total + ops.sum(gradient * gradient)
+        return total
+
+    return add_squares
+
+
+def _make_clip(max_norm: float):
+    from mindspore import ops
+
+    def clip(norm, divide_by):
+        norm = norm / divide_by
+        factor = 1 / divide_by
+        if max_norm > 0:
+            factor = factor * ops.minimum(max_norm / (norm + 1e-6), ops.ones_like(norm))
+        return norm, factor
+
+    return clip
+
+
+class LossScale:
+    """Dynamic loss scaling for float16 (arXiv:1710.03740), by the rule of PyTorch's GradScaler.
+
+    Gradients that are too small for float16 are multiplied before they are computed.  After an overflow the step is
+    skipped and the scale halved; after ``interval`` steps without one it is doubled.
+    """
+
+    def __init__(self, scale: float, interval: int = 2000):
+        self.scale, self.interval, self.good_steps = scale, interval, 0
+
+    def adjust(self, is_finite: bool):
+        """Note whether the gradients of a step were finite."""
+        self.good_steps = self.good_steps + 1 if is_finite else 0
+        if not is_finite:
+            self.scale /= 2
+        elif self.good_steps == self.interval:
+            self.scale, self.good_steps = self.scale * 2, 0
