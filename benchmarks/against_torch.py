@@ -107,7 +107,7 @@ def mindspore_parts(options, weights: str) -> tuple:
     device.use("CPU")
     from safetensors.numpy import save_file
 
-    from pipeline.models import name_in_file
+    from pipeline.weights import name_in_file
 
     transformer = random_transformer(options)
     save_file({name_in_file(p.name): p.asnumpy() for p in transformer.get_parameters()}, weights)

@@ -4,24 +4,17 @@ Every loader raises UserError for what a user can put right, and returns nothing
 """
 
 import math
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from pipeline import simulation
+from pipeline import simulation, weights
 from pipeline.checkpoints import EXPECTED, checked_config, config, one_line, part_of, weight_files
 from pipeline.errors import UserError
 from pipeline.precision import Policy
 from pipeline.recipes import Plan
-
-TIED = {"encoder.embed_tokens.weight"}
-"""T5's input embedding is ``shared.weight``; mindone reports it as newly initialised although it is tied and right."""
-
-PYTORCH_NAMES = {"gamma": "weight", "beta": "bias", "embedding_table": "weight"}
-"""What MindSpore's layers call their parameters, and what FLUX.1's files call them."""
 
 
 def load_tokenizer(folder: Path, component: str):
@@ -40,17 +33,44 @@ def load_model(folder: Path, component: str, dtype: str, variant: str = ""):
 
     Raises UserError that names every missing or unexpected weight.
     """
-    for path in weight_files(folder, component, variant):
-        _check_header(path)
-    checked_config(folder, component)
-    cls = _model_class(component)
-    model, info = _from_pretrained(cls, folder, component, dtype, variant)
-    _check_loaded(part_of(folder, component), info)
+    settings, files = checked_config(folder, component), weight_files(folder, component, variant)
+    model = without_values(component, settings, part_of(folder, component))
+    _use_dtype(model, dtype)
+    weights.fill(model, part_of(folder, component), files)
     if component == "text_encoder_2":
         _use_exact_buckets(model)
     for parameter in model.get_parameters():
         parameter.requires_grad = False
     return model.set_train(False)
+
+
+def without_values(component: str, settings: dict, part: Path | str = "config"):
+    """The component's model as its config, ``settings``, says; nothing is drawn at random for its parameters.
+
+    part: the folder that is named where the class cannot use such a config, which raises UserError.
+    """
+    from mindspore.nn.utils import no_init_parameters
+
+    cls = _model_class(component)
+    try:
+        with no_init_parameters(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of mindone about a name that mindone uses
+            if component.startswith("text_encoder"):
+                return cls(cls.config_class.from_dict(settings))
+            return cls.from_config(settings)
+    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{part}: cannot load {cls.__name__}: {one_line(error)}") from error
+
+
+def _use_dtype(model, dtype: str) -> None:
+    """Set the dtype of parameters that have no values yet, which costs nothing.
+
+    Some layers stay in float32 where the rest is float16, as transformers has it: T5's ``wo`` would overflow.
+    """
+    kept = (getattr(model, "_keep_in_fp32_modules", None) or ()) if dtype == "fp16" else ()
+    for parameter in model.get_parameters():
+        is_kept = not set(kept).isdisjoint(parameter.name.split("."))
+        parameter.set_dtype(mindspore_dtype("fp32" if is_kept else dtype))
 
 
 def load_component(plan: Plan, component: str):
@@ -60,17 +80,6 @@ def load_component(plan: Plan, component: str):
     if policy.simulated:
         simulation.simulate(model)
     return model
-
-
-def _check_header(path: Path) -> None:
-    """Raise UserError where a safetensors file is not one, or not as long as its header says."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged or cut short ({one_line(error)}); fetch it again") from None
 
 
 def _model_class(component: str):
@@ -119,32 +128,6 @@ def mindspore_dtype(name: str):
     import mindspore as ms
 
     return {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}[name]
-
-
-def _from_pretrained(cls, folder: Path, component: str, dtype: str, variant: str):
-    dtype_option = "dtype" if component.startswith("text_encoder") else "mindspore_dtype"
-    options = {"use_safetensors": True, dtype_option: mindspore_dtype(dtype), "output_loading_info": True}
-    options |= {"local_files_only": True, **({"variant": variant} if variant else {})}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of mindone about a name that mindone uses
-            return cls.from_pretrained(os.fspath(part_of(folder, component)), **options)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"{part_of(folder, component)}: cannot load {cls.__name__}: {one_line(error)}") from error
-
-
-def _check_loaded(part: Path, info: dict) -> None:
-    missing = sorted(name_in_file(name) for name in set(info["missing_keys"]) - TIED)
-    unexpected = sorted(set(info["unexpected_keys"]))
-    problems = [f"missing weight {name}" for name in missing] + [f"unexpected weight {name}" for name in unexpected]
-    problems += [f"weight {str(item)}: shape differs" for item in info.get("mismatched_keys", ())]
-    if problems:
-        raise UserError("\n  ".join([f"{part}: weights do not fit the config ({len(problems)} problems)", *problems]))
-
-
-def name_in_file(parameter: str) -> str:
-    stem, dot, last = parameter.rpartition(".")
-    return stem + dot + PYTORCH_NAMES.get(last, last)
 
 
 def position_buckets(num_queries: int, num_keys: int, num_buckets: int = 32, max_distance: int = 128) -> np.ndarray:

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from pipeline import models
+from pipeline import models, weights
 from pipeline.errors import UserError
 from pipeline.networks import controlnet
 from pipeline.precision import Policy
@@ -155,12 +155,12 @@ def test_a_controlnet_that_cannot_be_made_is_said_before_anything_is_encoded(pai
 def test_training_changes_the_controlnet_and_not_the_transformer(encoded_pairs, trained):
     found = load_file(run_folder(trained) / controlnet.WEIGHTS_NAME)
     start = parameters_of(controlnet.make(transformer_of(encoded_pairs), encoded_pairs.experiment, FP32))
-    start = {models.name_in_file(name.removeprefix("controlnet.")): array for name, array in start.items()}
+    start = {weights.name_in_file(name.removeprefix("controlnet.")): array for name, array in start.items()}
     assert found.keys() == start.keys()
     moved = {name for name in found if found[name].tobytes() != start[name].tobytes()}
     assert {"controlnet_blocks.0.weight", "controlnet_single_blocks.0.weight"} <= moved
     assert load_file(trained.model / "transformer/diffusion_pytorch_model.safetensors").keys() == set(
-        map(models.name_in_file, parameters_of(transformer_of(trained)))
+        map(weights.name_in_file, parameters_of(transformer_of(trained)))
     )
     result = json.loads((run_folder(trained) / "result.json").read_text())
     assert result["trained_parameters"] == sum(array.size for array in found.values())
@@ -282,7 +282,7 @@ def test_init_from_goes_on_with_the_weights_of_another_run(trained, tmp_path):
     folder = run_folder(lab) / "controlnet"
     lab.set("controlnet", init_from=str(folder), num_double_layers=4)  # the folder says how many there are
     made = controlnet.make(transformer_of(lab), lab.experiment, FP32)
-    start = {models.name_in_file(k.removeprefix("controlnet.")): a.tobytes() for k, a in parameters_of(made).items()}
+    start = {weights.name_in_file(k.removeprefix("controlnet.")): a.tobytes() for k, a in parameters_of(made).items()}
     assert start == {
         key: array.tobytes() for key, array in load_file(folder / "diffusion_pytorch_model.safetensors").items()
     }

@@ -141,8 +141,7 @@ def test_a_weight_of_another_shape_is_named_with_both_shapes(checkpoint, compone
     shape = load_file(single_file(checkpoint, component))[name].shape
     edit(checkpoint, component, lambda tensors: tensors.update({name: np.zeros((3, 5), np.float32)}))
     message = refusal(checkpoint, component)
-    assert "\n" not in message
-    assert name.rpartition(".")[0] in message and "(3, 5)" in message and str(shape) in message
+    assert f"weight {name}: shape (3, 5) in the file, {shape} by the config" in message
 
 
 @each_component

@@ -1,7 +1,6 @@
 """A ControlNet (arXiv:2302.05543) for the FLUX.1 transformer: making, loading and saving it."""
 
 import json
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 
 from cache import write_atomically, write_tensors
 from cache.files import make_folder
-from pipeline import checkpoints, models, simulation
+from pipeline import checkpoints, models, simulation, weights
 from pipeline.errors import UserError
 from pipeline.precision import LONG_NAMES, Policy
 from pipeline.settings import Experiment
@@ -65,22 +64,19 @@ def from_transformer(transformer, settings):
 
     mindone's ``from_transformer`` lets both share memory in float32, so that training one changes the other.
     """
-    import mindspore as ms
-    from mindone.diffusers import FluxControlNetModel
-
     own = dict(transformer.config)
     depths = {"num_layers": settings.num_double_layers, "num_single_layers": settings.num_single_layers}
     wanted = {key: own[key] for key in (*SHARED, "guidance_embeds") if key in own}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of mindone about a name that mindone uses
-        controlnet = FluxControlNetModel(**wanted | depths)
-    weights = {parameter.name: parameter for parameter in transformer.get_parameters()}
+    controlnet = models.without_values(checkpoints.CONTROLNET, wanted | depths)
+    base = {parameter.name: parameter for parameter in transformer.get_parameters()}
     for parameter in controlnet.get_parameters():
-        if parameter.name in weights:
-            values = weights[parameter.name].astype(ms.float32).asnumpy().copy()
-            parameter.set_data(ms.Tensor(values))
-        elif not parameter.name.startswith(("controlnet_", "input_hint")):
+        if parameter.name in base:
+            values = base[parameter.name].float().asnumpy().copy()
+        elif parameter.name.startswith(("controlnet_", "input_hint")):
+            values = np.zeros(parameter.shape, np.float32)
+        else:
             raise ValueError(f"the transformer has no {parameter.name} to start the ControlNet from")
+        weights.set_value(parameter, values)
     return controlnet
 
 
@@ -162,7 +158,7 @@ def save(controlnet, folder: Path, result: Mapping, dtype: str, metadata: dict[s
 
     name = LONG_NAMES[dtype]
     numpy_dtype = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
-    parameters = {models.name_in_file(key.removeprefix(PREFIX)): result[key] for key in sorted(result)}
+    parameters = {weights.name_in_file(key.removeprefix(PREFIX)): result[key] for key in sorted(result)}
     make_folder(folder / FOLDER)
     _write_config(folder / FOLDER / "config.json", controlnet)
 
