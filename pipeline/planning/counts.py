@@ -116,6 +116,11 @@ def text_encoder_2(config: dict) -> int:
     return config["vocab_size"] * width + config["num_layers"] * layer + buckets + width
 
 
+def text_encoder_2_outputs(config: dict) -> int:
+    """Those of them that are the feed-forwards' last projections; see `dtypes.KEEPS_FP32`."""
+    return config["num_layers"] * config["d_ff"] * config["d_model"]
+
+
 def vae(config: dict) -> tuple[int, int]:
     """All parameters of the VAE's encoder and of its decoder."""
     channels, latent = config["block_out_channels"], config["latent_channels"]

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from pipeline import device
-from pipeline.checkpoints import checked_config
 from pipeline.data.indexing import IndexedPhoto
-from pipeline.planning import counts, estimates, preflight
+from pipeline.planning import estimates
+from pipeline.planning.report import in_units
 from pipeline.precision import Policy
 from pipeline.recipes import Plan
 from pipeline.study import compare
@@ -51,10 +51,10 @@ def heading(plans: Mapping[str, Plan], photos: Sequence[IndexedPhoto], pairs: in
 
 def _weights_bytes(plan: Plan) -> dict[str, int]:
     """Of every component, in the dtype that its policy names; where that is simulated, it takes more here."""
-    settings = plan.checkpoint, plan.experiment, plan.precision, plan.device
-    numbers = {name: row["parameters"] for name, row in estimates.encoders(*settings).items()}
-    numbers["transformer"] = counts.transformer(checked_config(plan.checkpoint, "transformer"))
-    return {name: number * estimates.BYTES[getattr(plan.precision, name).params] for name, number in numbers.items()}
+    return {
+        name: estimates.parameters(plan.checkpoint, name) * estimates.BYTES[getattr(plan.precision, name).params]
+        for name in COMPONENTS
+    }
 
 
 def add_encoder(report: dict, plans: Mapping[str, Plan], component: str, outputs) -> None:
@@ -194,7 +194,7 @@ def _saved(pair: dict | None) -> list[str]:
     if pair is None:
         return ["-"] * 3
     saved = pair[AGAINST] - pair[OWN]
-    return [*(preflight.in_units(pair[side]) for side in SIDES), "-" * (saved < 0) + preflight.in_units(abs(saved))]
+    return [*(in_units(pair[side]) for side in SIDES), "-" * (saved < 0) + in_units(abs(saved))]
 
 
 def _said(form: str, number: float | None) -> str:
