@@ -86,6 +86,13 @@ def _linear(shape: tuple[int, int]) -> int:
     return inputs * outputs + outputs
 
 
+def component(name: str, config: dict) -> int:
+    """All parameters of a checkpoint's component; of the VAE, of encoder and decoder."""
+    number = {"transformer": transformer, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "vae": vae}
+    found = number[name](config)
+    return sum(found) if name == "vae" else found
+
+
 # --- the encoders -------------------------------------------------------------------------------------------------
 
 

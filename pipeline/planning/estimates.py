@@ -2,21 +2,17 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
-from pipeline import checkpoints, dtypes
+from pipeline import dtypes
 from pipeline.data import variants
 from pipeline.errors import UserError
 from pipeline.networks import controlnet, lora
 from pipeline.planning import advice, counts, memory
 from pipeline.planning.subject import CLIP, CONTROLS, DECODES, DRAWS, IMAGES, T5, Subject
+from pipeline.precision import BYTES
 from pipeline.recipes import CONTROLNET, LORA
 from pipeline.settings import LORA_TARGETS, Train
-
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "float32": 4, "float16": 2, "bfloat16": 2}
-PUBLISHED = "bf16"
-"""The dtype of FLUX.1's weights as they are published."""
 
 ESTIMATED = ("peak_bytes", "host_loading_bytes")
 ACTIVATIONS = tuple(f"activations_{each}bytes" for each in ("", "without_checkpointing_", "with_checkpointing_"))
@@ -39,20 +35,6 @@ class Load(NamedTuple):
     working_bytes: int
 
 
-def parameters(configs: Path, component: str) -> int:
-    """All parameters of a checkpoint's component; of the VAE, of encoder and decoder."""
-    found = getattr(counts, component)(checkpoints.checked_config(configs, component))
-    return sum(found) if component == "vae" else found
-
-
-def file_bytes(subject: Subject, component: str) -> int:
-    """Of the files that hold a component's weights: as they are here, or as they are published."""
-    if not subject.has_weights:
-        return parameters(subject.configs, component) * BYTES[PUBLISHED]
-    files = checkpoints.weight_files(subject.configs, component, subject.experiment.model.variant)
-    return sum(path.stat().st_size for path in files)
-
-
 # --- stages that encode, draw or decode ---------------------------------------------------------------------------
 
 
@@ -73,7 +55,7 @@ def _loaded(subject: Subject, load: Load) -> dict:
         "components": list(load.components),
         "parameters": load.parameters,
         "weights_bytes": load.weights_bytes,
-        "files_bytes": sum(file_bytes(subject, name) for name in load.components),
+        "files_bytes": sum(subject.file_bytes(name) for name in load.components),
         "host_loading_bytes": memory.loading_bytes(load.weights_bytes),
     }
 
@@ -84,7 +66,7 @@ def _peak_bytes(subject: Subject, load_of: Callable[[Subject], Load]) -> int:
 
 
 def _load(subject: Subject, component: str, working_bytes: int) -> Load:
-    number, dtype = parameters(subject.configs, component), getattr(subject.policies, component).params_on_device
+    number, dtype = subject.parameters(component), getattr(subject.policies, component).params_on_device
     weights_bytes = number * BYTES[dtype]
     if dtypes.KEEPS_FP32.get(component) == dtype:  # T5's alone
         weights_bytes += counts.text_encoder_2_outputs(subject.config(component)) * (BYTES["fp32"] - BYTES[dtype])

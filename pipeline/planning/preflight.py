@@ -93,7 +93,7 @@ def _found(subject: Subject, model: Model, training: dict, written_rows: dict[st
     for name, row in written_rows.items():
         taken = estimates.stage(subject, name)
         stages[name] = taken | row | {"estimated": taken["estimated"] + row["estimated"]}
-    size = sum(estimates.file_bytes(subject, component) for component in checkpoints.WEIGHTS)
+    size = sum(subject.file_bytes(component) for component in checkpoints.WEIGHTS)
     download_bytes = size if model.is_to_be_fetched else 0  # configs and tokenizers are a few megabytes
     own = {"name": model.name, "configs": str(model.configs), "is_here": model.is_here}
     return {

@@ -5,8 +5,7 @@ import re
 import textwrap
 from collections.abc import Iterable
 
-from pipeline.planning.estimates import PUBLISHED
-from pipeline.planning.subject import TRAINS
+from pipeline.planning.subject import PUBLISHED, TRAINS
 from pipeline.recipes import CONTROLNET
 
 WIDTH, NAME_WIDTH = 80, 23
@@ -116,14 +115,12 @@ def _training(own: dict) -> list[str]:
     done = ", which is done" if own.get("is_done") else ""
     mode = "compiled" if own["mode"] == "jit" else "in PyNative"
     other = "without" if own["activations_bytes"] == own["activations_with_checkpointing_bytes"] else "with"
-    beside = f"; {other} checkpointing {_cell(own, f'activations_{other}_checkpointing_bytes')}"
+    besides = {"activations": f"; {other} checkpointing {_cell(own, f'activations_{other}_checkpointing_bytes')}"}
     parts = ("weights", "gradients", "optimizer", "activations", "checkpoints", "result")
     lines = [f"training a {'ControlNet' if own['trains'] == CONTROLNET else 'LoRA'}{done}; steps {mode}:"]
     lines += [f"  {'trained':<14}{own['trained_parameters']:>16,} of {own['parameters']:,} parameters"]
     lines += [f"  {'batches':<14}{_number(own, 'num_shapes', 16)} {'size' if own['num_shapes'] == 1 else 'sizes'}"]
-    lines += [f"  {part:<14}{_cell(own, f'{part}_bytes', 16)}" for part in parts]
-    lines[6] += beside
-    return lines
+    return lines + [f"  {part:<14}{_cell(own, f'{part}_bytes', 16)}{besides.get(part, '')}" for part in parts]
 
 
 # --- cells --------------------------------------------------------------------------------------------------------

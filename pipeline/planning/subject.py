@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline import checkpoints, device, precision
+from pipeline.planning import counts
 from pipeline.recipes import CONTROLNET, LORA
 from pipeline.sampling import pictures
 from pipeline.settings import Experiment
@@ -14,6 +15,9 @@ TRAINS = {LORA: "TrainLoRA", CONTROLNET: "TrainControlNet"}
 DRAWS = {LORA: "SampleLatents", CONTROLNET: "SampleControlNetLatents"}
 DECODES = {LORA: "Sample", CONTROLNET: "SampleControlNet"}
 """The stages that load a model; the last three by what the experiment trains."""
+
+PUBLISHED = "bf16"
+"""The dtype of FLUX.1's weights as they are published."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,16 @@ class Subject:
     def has_pictures(self) -> bool:
         """Whether the experiment asks for pictures of what it trains."""
         return pictures.is_asked(self.experiment, self.trains)
+
+    def parameters(self, component: str) -> int:
+        return counts.component(component, self.config(component))
+
+    def file_bytes(self, component: str) -> int:
+        """Of the files that hold a component's weights: as they are here, or as they are published."""
+        if not self.has_weights:
+            return self.parameters(component) * precision.BYTES[PUBLISHED]
+        files = checkpoints.weight_files(self.configs, component, self.experiment.model.variant)
+        return sum(path.stat().st_size for path in files)
 
     def config(self, component: str) -> dict:
         """Raises UserError where the config is missing, of another model, or lacks a size."""

@@ -11,9 +11,9 @@ from cache import caption_item
 from pipeline.data import variants
 from pipeline.data.indexing import IndexedPhoto
 from pipeline.needs import encoded
-from pipeline.planning.estimates import BYTES
 from pipeline.planning.listing import Listing
 from pipeline.planning.subject import CLIP, CONTROLS, DECODES, DRAWS, IMAGES, T5, Subject
+from pipeline.precision import BYTES
 from pipeline.recipes import CONTROLNET, Plan, has_pairs
 from pipeline.sampling import pictures
 from pipeline.sampling.grid import LARGEST, SMALLEST
@@ -73,6 +73,7 @@ def of_listing(subject: Subject, listed: Listing | None) -> dict[str, dict]:
     }
     for stage in rows.keys() & {IMAGES, CONTROLS}:
         rows[stage]["estimated"] = ["items", "missing", "store_bytes"]  # equal files are encoded once
+        rows[stage]["estimated"] += ["item_bytes"] if subject.experiment.data.buckets else []
     if subject.has_pictures:
         missing = None if subject.experiment.runs.exists() else _num_pictures(subject.experiment)
         rows[DECODES[subject.trains]] = _png_row(subject.experiment, subject.trains, missing)
