@@ -10,8 +10,8 @@ from pathlib import Path
 from cache import StoreError
 from pipeline.errors import UserError
 from pipeline.experiment import load_experiment
-from pipeline.planning import preflight
-from pipeline.recipes import CONTROLNET, device_and_precision, resolve, trained_by
+from pipeline.planning import preflight, report
+from pipeline.recipes import CONTROLNET, trained_by
 from pipeline.settings import PRESETS
 from pipeline.stages import STAGES, run
 from pipeline.stopping import Stopped, end_with_parent
@@ -59,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = commands.add_parser("plan", help="what an experiment has, lacks and takes, before any weight is read")
     plan.add_argument("experiment", nargs="?", default="", metavar="EXPERIMENT")
-    plan.add_argument("--model-config", metavar="DIR", help="configs alone: a folder, FLUX.1-dev or FLUX.1-schnell")
+    plan.add_argument(
+        "--model-config", default="", metavar="DIR", help="configs alone: a folder, FLUX.1-dev or FLUX.1-schnell"
+    )
     plan.add_argument("--controlnet", action="store_true", help="of the ControlNet's training instead of the LoRA's")
     plan.add_argument("--json", action="store_true")
     plan.set_defaults(command=_plan)
@@ -111,14 +113,8 @@ def _as_child(options) -> None:
 def _plan(options) -> None:
     experiment = load_experiment(options.experiment)
     trains = CONTROLNET if options.controlnet else trained_by(experiment)
-    if options.model_config:
-        configs = preflight.config_folder(options.model_config)
-        target, policies = device_and_precision(experiment)
-        found = preflight.of_configs(configs, experiment, policies, target, trains)
-    else:
-        plan = resolve(experiment, trains)
-        found = preflight.of_plan(plan, plan.photos())
-    print(preflight.as_json(found) if options.json else preflight.table(found))
+    found = preflight.of_experiment(experiment, trains, options.model_config)
+    print(report.as_json(found, bool(options.model_config)) if options.json else report.as_table(found))
 
 
 def _precision(options) -> None:

@@ -89,6 +89,13 @@ def download(repository: str, revision: str = "", variant: str = "") -> Path:
     return _whole(folder, variant)
 
 
+def hub_folder() -> Path:
+    """Where the Hub's client keeps what it has downloaded."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
 def _whole(folder: Path, variant: str) -> Path:
     """The folder, unless one of its parts is missing or of another kind: the Hub's cache also shows unfinished ones."""
     for component in COMPONENTS:

@@ -16,17 +16,19 @@ from pipeline.errors import UserError
 COMPUTES = {"Ascend": ("bf16", "fp16", "fp32"), "CPU": ("fp32", "fp16")}
 """What each device computes, by preference.  MindSpore's CPU backend has almost no bf16 kernels."""
 
+DEVICES = Path("/dev")
+
 
 def choose(target: str) -> str:
     """``"Ascend"`` or ``"CPU"`` for ``"auto"``: Ascend where a device and MindSpore's Ascend plugin are present."""
     if target != "auto":
         return target
-    return "Ascend" if _has_ascend_device() and _has_ascend_plugin() else "CPU"
+    return "Ascend" if num_npus() and _has_ascend_plugin() else "CPU"
 
 
-def _has_ascend_device() -> bool:
-    """The driver shows each NPU as /dev/davinci0, /dev/davinci1, ..."""
-    return any(path.name[len("davinci") :].isdigit() for path in Path("/dev").glob("davinci*"))
+def num_npus() -> int:
+    """How many this machine has: the driver shows each as /dev/davinci0, /dev/davinci1, ..."""
+    return sum(path.name[len("davinci") :].isdigit() for path in DEVICES.glob("davinci*"))
 
 
 def _has_ascend_plugin() -> bool:

@@ -37,7 +37,7 @@ def _control_needs(plan: Plan, photos: Sequence[IndexedPhoto]) -> list[Need]:
 
 def sampled(plan: Plan, photos: Sequence[IndexedPhoto]) -> list[Need]:
     """The latents of pictures that the experiment asks for; those with what it trains, once that is there."""
-    if not pictures.is_asked(plan):
+    if not pictures.is_asked(plan.experiment, plan.trains):
         return []
     several = [pictures.base(plan)] if plan.experiment.sample.base else []
     several += [pictures.trained(plan, photos)] if pictures.is_trained(plan, photos) else []

@@ -8,6 +8,8 @@ from pipeline.settings import PRECISION_COMPONENTS, PrecisionSettings
 
 NOT_STORED = ("transformer", "trained")
 LONG_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "float32": 4, "float16": 2, "bfloat16": 2}
+"""Of a number, by the dtype's short and long name."""
 
 
 @dataclass(frozen=True)

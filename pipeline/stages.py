@@ -17,7 +17,7 @@ from pipeline.data.photos import list_photos
 from pipeline.errors import UserError
 from pipeline.needs import encoded, needed
 from pipeline.networks import controlnet, lora
-from pipeline.planning import preflight
+from pipeline.planning import preflight, report
 from pipeline.progress import Progress
 from pipeline.recipes import CONTROLNET, LORA, RESULT_NAME, Plan, has_pairs, resolve
 from pipeline.sampling import decode, denoise, pictures
@@ -164,7 +164,7 @@ def _room(trains: str) -> Stage:
     def check(experiment):
         plan = resolve(experiment, trains)
         photos = plan.photos()
-        print(preflight.table(preflight.of_plan(plan, photos)), flush=True)
+        print(report.as_table(preflight.of_plan(plan, photos)), flush=True)
         preflight.check_room(plan, photos)
 
     return Stage(has_room, check)
@@ -253,11 +253,13 @@ def _sample(plan, photos):
 
 
 def _latents_are_in(plan, photos) -> bool:
-    return pictures.is_asked(plan) and not any(each.missing() for each in pictures.all_series(plan, photos))
+    return pictures.is_asked(plan.experiment, plan.trains) and not any(
+        each.missing() for each in pictures.all_series(plan, photos)
+    )
 
 
 def _pictures_are_there(plan, photos) -> bool:
-    return pictures.is_asked(plan) and decode.is_done(plan, photos)
+    return pictures.is_asked(plan.experiment, plan.trains) and decode.is_done(plan, photos)
 
 
 def _captions_are_in(kind: str) -> Callable:

@@ -73,5 +73,13 @@ def test_counts_of_the_encoders_are_those_of_the_tiny_ones(tiny_model, component
     assert (sum(found) if component == "vae" else found) == expected
 
 
+def test_the_part_of_t5_that_stays_in_fp32_beside_fp16_is_counted(tiny_model):
+    from pipeline import dtypes
+    from pipeline.checkpoints import config
+
+    found = dtypes.parameters_by_dtype(models.load_model(tiny_model, "text_encoder_2", "fp16").get_parameters())
+    assert found["float32"] == counts.text_encoder_2_outputs(config(tiny_model, "text_encoder_2"))
+
+
 def size(parameters) -> int:
     return sum(parameter.size for parameter in parameters)

@@ -32,8 +32,12 @@ def test_auto_is_cpu_where_there_is_no_npu():
     "has_device, has_plugin, chosen",
     [(True, True, "Ascend"), (True, False, "CPU"), (False, True, "CPU"), (False, False, "CPU")],
 )
-def test_auto_takes_ascend_where_both_the_npu_and_its_plugin_are_there(monkeypatch, has_device, has_plugin, chosen):
-    monkeypatch.setattr(device, "_has_ascend_device", lambda: has_device)
+def test_auto_takes_ascend_where_both_the_npu_and_its_plugin_are_there(
+    monkeypatch, tmp_path, has_device, has_plugin, chosen
+):
+    for name in ("davinci_manager", *(["davinci0"] if has_device else [])):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(device, "DEVICES", tmp_path)
     monkeypatch.setattr(device, "_has_ascend_plugin", lambda: has_plugin)
     assert device.choose("auto") == chosen
 

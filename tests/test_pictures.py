@@ -20,6 +20,7 @@ from pipeline import flow, models, stages
 from pipeline.errors import UserError
 from pipeline.experiment import load_experiment
 from pipeline.needs import needs_of
+from pipeline.planning import preflight
 from pipeline.recipes import CONTROLNET
 from pipeline.sampling import decode, pictures
 from pipeline.stopping import Stopped
@@ -58,6 +59,20 @@ def test_records_name_what_was_drawn_with_and_what_was_decoded(lora_sampled):
 
 def test_each_stage_loads_one_model(lora_sampled):
     assert lora_sampled.loaded == {"SampleLatents": ["transformer"], "Sample": ["vae"]}
+
+
+def test_the_plan_counts_pictures_and_has_room_for_what_is_written(lora_trained, lora_sampled):
+    before, after = (preflight.of_plan(each.plan, each.plan.photos()) for each in (lora_trained, lora_sampled))
+    for found, missing in ((before, 4), (after, 0)):
+        rows = {name: found["stages"][name] for name in ("SampleLatents", "Sample")}
+        assert {(row["items"], row["missing"]) for row in rows.values()} == {(4, missing)}
+    plan, folder = lora_sampled.plan, lora_sampled.run_folder
+    several = pictures.all_series(plan, plan.photos())
+    rows_bytes = sum(path.stat().st_size for each in several for path in each.entries.path.rglob("c.0*"))
+    assert rows_bytes == pytest.approx(before["stages"]["SampleLatents"]["store_bytes"], rel=0.1)
+    written = [*(folder / "samples").iterdir(), folder / "samples.png"]
+    assert before["stages"]["Sample"]["runs_bytes"] > sum(path.stat().st_size for path in written)
+    assert [disk["needed_bytes"] for disk in after["disks"]] == [0]
 
 
 def test_a_new_prompt_is_encoded_and_drawn_alone_and_trains_nothing(lab):

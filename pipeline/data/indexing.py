@@ -153,6 +153,11 @@ def remembered(photos: list[Photo], facts: FileFacts) -> list[IndexedPhoto] | No
     return [_indexed(photo, known[photo.path]) for photo in photos] if len(known) == len(photos) else None
 
 
+def num_unseen(photos: list[Photo], facts: FileFacts) -> int:
+    """How many of the photos ``inspect`` would have to decode."""
+    return len(photos) - len(_known(photos, facts))
+
+
 def remembered_pairs(folder: Path, photos: list[Photo], facts: FileFacts) -> list[IndexedPhoto] | None:
     """Return what `index_pairs` would, where it had nothing to decode and nothing to report; None where it had."""
     indexed = remembered([*photos, *conditions_of(folder, photos)], facts)

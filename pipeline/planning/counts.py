@@ -86,6 +86,13 @@ def _linear(shape: tuple[int, int]) -> int:
     return inputs * outputs + outputs
 
 
+def component(name: str, config: dict) -> int:
+    """All parameters of a checkpoint's component; of the VAE, of encoder and decoder."""
+    number = {"transformer": transformer, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "vae": vae}
+    found = number[name](config)
+    return sum(found) if name == "vae" else found
+
+
 # --- the encoders -------------------------------------------------------------------------------------------------
 
 
@@ -114,6 +121,11 @@ def text_encoder_2(config: dict) -> int:
     layer = 4 * width * heads * config["d_kv"] + (2 + is_gated) * width * inner + 2 * width
     buckets = config.get("relative_attention_num_buckets", 32) * heads
     return config["vocab_size"] * width + config["num_layers"] * layer + buckets + width
+
+
+def text_encoder_2_outputs(config: dict) -> int:
+    """Those of them that are the feed-forwards' last projections; see `dtypes.KEEPS_FP32`."""
+    return config["num_layers"] * config["d_ff"] * config["d_model"]
 
 
 def vae(config: dict) -> tuple[int, int]:

@@ -1,8 +1,8 @@
-"""How much memory a training takes at its peak, estimated before anything is loaded.
+"""How much memory a stage takes at its peak, estimated before anything is loaded.
 
-What the libraries and weights take is counted; what the steps take follows from sizes that were fitted to the peaks of
-real processes on CPU (``python -m benchmarks.peak`` compares): a block keeps so many tensors of (batch, tokens, width),
-and so many matrices of (batch, heads, tokens, tokens), for the backward pass.  On Ascend nothing was measured: the
+What weights take is counted; what the work takes follows from sizes that were fitted to the peaks of real processes on
+CPU (for trainings, ``python -m benchmarks.peak`` compares): for the backward pass a block keeps so many tensors of
+(batch, tokens, width), and so many matrices of (batch, heads, tokens, tokens).  On Ascend nothing was measured: the
 estimate there is that of PyNative without matrices of attention, which flash attention does not keep, and without the
 libraries, which are in the host's memory.
 """
@@ -19,7 +19,8 @@ LIBRARIES_BYTES = 600 * MIB
 """Resident memory of a process that has imported MindSpore and mindone and has read a dataset, on CPU."""
 
 LOADED, LOADING = 1.1, 2.0
-"""What weights take once they are loaded, and while they are, over their own bytes; on CPU."""
+"""What weights take of the host's memory once they are loaded, and while they are, over their own bytes: on CPU, and
+while loading on Ascend too.  How `pipeline.models` loads decides both; nothing else knows of it."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,24 @@ KEPT = {
     "jit": Kept(197 * MIB, 31 * MIB, 146, 6, 0, 0.5),
 }
 
-PICTURES = 12.5
-"""Tensors of (channels of the first level, height, width) that the VAE's encoder takes for a picture."""
+PREDICTION_BYTES, PREDICTION_TENSORS, PREDICTION_MATRICES = 16 * MIB, 38.5, 1.8
+"""What a transformer takes to predict without gradients, however many blocks it has: bytes in any case, tensors of
+(batch, tokens, width), and matrices of attention.  Within 8 % of what eight processes took, of widths 256 to 1536 and
+288 to 3200 tokens."""
+
+ENCODED, DECODED = 12.5, 17.0
+"""Tensors of (channels of the first level, height, width) that the VAE's encoder and decoder take for a picture."""
 
 TEXTS = 8
 """Tensors of (tokens, inner width), and matrices of attention, that a text encoder takes for a caption."""
 
 
-def of_picture(config: dict, width: int, height: int, element_bytes: int) -> int:
-    """What the VAE's encoder takes to encode one picture of so many pixels."""
-    return int(PICTURES * config["block_out_channels"][0] * width * height * element_bytes)
+def of_picture(tensors: float, config: dict, width: int, height: int, element_bytes: int) -> int:
+    """What the VAE takes to encode or to decode one picture of so many pixels.  tensors: ENCODED or DECODED.
+
+    They were fitted up to 1024 px; far beyond, attention between all places of a picture takes most on CPU.
+    """
+    return int(tensors * config["block_out_channels"][0] * width * height * element_bytes)
 
 
 def of_caption(tokens: int, inner: int, heads: int, element_bytes: int) -> int:
@@ -71,11 +80,28 @@ def of_caption(tokens: int, inner: int, heads: int, element_bytes: int) -> int:
     return TEXTS * tokens * (inner + heads * tokens) * element_bytes
 
 
+def of_prediction(shape: Shape, num_kept: int, device: str, element_bytes: int) -> int:
+    """What a transformer takes to predict once, without gradients.
+
+    num_kept: blocks of a ControlNet, whose outputs are kept for the transformer's.
+    """
+    elements = shape.batch_size * shape.tokens * shape.width * (PREDICTION_TENSORS + num_kept)
+    if device != "CPU":
+        return int(elements * element_bytes)
+    matrices = PREDICTION_MATRICES * shape.batch_size * shape.heads * shape.tokens**2
+    return int(PREDICTION_BYTES + 4 * (elements + matrices))  # kernels for float16 work in float32
+
+
 def peak_bytes(weights_bytes: int, working_bytes: int, device: str) -> int:
     """Of loading, or of working with what is loaded; on Ascend weights are loaded on the host."""
     if device != "CPU":
         return weights_bytes + working_bytes
-    return LIBRARIES_BYTES + max(int(LOADING * weights_bytes), int(LOADED * weights_bytes) + working_bytes)
+    return max(loading_bytes(weights_bytes), LIBRARIES_BYTES + int(LOADED * weights_bytes) + working_bytes)
+
+
+def loading_bytes(weights_bytes: int) -> int:
+    """Of the host, while weights are loaded; the pages of their files, which it can take back, come on top."""
+    return LIBRARIES_BYTES + int(LOADING * weights_bytes)
 
 
 def steps_bytes(

@@ -1,155 +1,162 @@
 """What an experiment will take, before any weight is read: parameters, bytes, what is cached, room on the disks.
 
-From configs and the store's indices alone; imports no MindSpore.
+From configs, the store's indices and the list of photos alone; imports no MindSpore.  `report` says it to people.
 """
 
-import json
-import math
 import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from pipeline import checkpoints, device
 from pipeline.data import variants
 from pipeline.data.indexing import IndexedPhoto
 from pipeline.errors import UserError
-from pipeline.needs import encoded
-from pipeline.planning import estimates
-from pipeline.precision import Precision
-from pipeline.recipes import CONTROLNET, RESULT_NAME, Plan
+from pipeline.planning import estimates, listing, written
+from pipeline.planning.estimates import Epoch
+from pipeline.planning.listing import Listing
+from pipeline.planning.model import Model, model_of
+from pipeline.planning.report import in_units
+from pipeline.planning.subject import Subject
+from pipeline.recipes import RESULT_NAME, Plan, device_and_precision, has_pairs, resolve
 from pipeline.settings import Experiment
 from pipeline.training import resume
 
-CONFIGS = Path(__file__).parent.with_name("configs")
-OVERHEAD = 1.02
-"""What the store adds to the rows of an entry: checksums, indices, alignment; small vectors take a little more."""
+QUICK_BYTES = 1 << 30
+"""Weights that the plan itself reads for their digests; where they are more, it leaves them to GetModel."""
 
 
-def config_folder(name: str) -> Path:
-    """A folder of configs in a checkpoint's layout: one that ships with this package, by its name, or any other."""
-    shipped = sorted(path.name for path in CONFIGS.iterdir())
-    found = CONFIGS / name if name in shipped else Path(name).expanduser()
-    if not found.is_dir():
-        raise UserError(f"{name}: no such folder of configs; known by name: {', '.join(shipped)}")
-    return found
+def of_experiment(experiment: Experiment, trains: str, model_config: str = "") -> dict:
+    """As much as can be said in seconds; "notes" say what is not known yet, and which stage finds it out.
+
+    model_config: as of `model_of`.  Raises UserError where there is nothing to plan with.
+    """
+    device_and_precision(experiment)  # what is wrong there is said before anything is looked for
+    model, listed = model_of(experiment, model_config), listing.listing(experiment)
+    plan = resolve(experiment, trains) if model.is_here else None
+    photos = listing.indexed(plan, listed) if plan and listed and _is_read(plan) else None
+    return of_configs(model, experiment, trains, listed) if photos is None else of_plan(plan, photos)
 
 
-# --- an experiment ------------------------------------------------------------------------------------------------
+def _is_read(plan: Plan) -> bool:
+    """Whether the digests of the weights are known, or soon are."""
+    variant = plan.experiment.model.variant
+    return checkpoints.unread_bytes(plan.checkpoint, plan.store.facts, variant) < QUICK_BYTES
 
 
 def of_plan(plan: Plan, photos: Sequence[IndexedPhoto]) -> dict:
-    """What each stage of an experiment has, lacks and takes; see `table` for people."""
-    models, stages = estimates.encoders(plan.checkpoint, plan.experiment, plan.precision, plan.device), {}
-    for need in encoded(plan, photos):
-        entries = plan.store.entries(need.recipe)
-        missing = len(entries.missing(need.items))
-        stage = stages.setdefault(need.stage, models[need.component] | {"items": 0, "missing": 0, "store_bytes": 0})
-        stage["items"] += len(need.items)
-        stage["missing"] += missing
-        stage["store_bytes"] += math.ceil(missing * _row_bytes(entries.shape, entries.dtype) * OVERHEAD)
-    sizes = [sample.size for sample in plan.samples(photos)]
-    taken = estimates.training(plan.checkpoint, plan.experiment, plan.precision, plan.device, plan.trains, sizes)
-    is_done = (plan.run_folder(photos) / RESULT_NAME).is_file()
-    there = sum(path.stat().st_size for path in resume.list_checkpoints(plan.run_folder(photos)))
-    runs_bytes = 0 if is_done else max(0, taken["checkpoints_bytes"] - there) + taken["result_bytes"]
+    """What each stage of an experiment has, lacks and takes, all of it counted that can be."""
+    subject = Subject(plan.checkpoint, plan.experiment, plan.device, plan.trains, has_weights=True)
+    samples = plan.samples(photos)
+    epoch = Epoch(len(samples), frozenset(sample.size for sample in samples))
+    training = estimates.training(subject, epoch)  # first: it says where no ControlNet can be made
+    folder = plan.run_folder(photos)
+    training |= {"is_done": (folder / RESULT_NAME).is_file(), "run_folder": str(folder)}
+    there_bytes = sum(path.stat().st_size for path in resume.list_checkpoints(folder))
+    return _found(subject, model_of(plan.experiment), training, written.of_plan(plan, photos), there_bytes)
+
+
+def of_configs(model: Model, experiment: Experiment, trains: str, listed: Listing | None) -> dict:
+    """As `of_plan`, where weights or photos are not here, or have not been looked into."""
+    target, _ = device_and_precision(experiment)
+    subject = Subject(model.configs, experiment, target, trains, model.is_here)
+    squares = variants.squares(experiment.data)
+    num_photos = len(listed.photos) if listed else 1
+    epoch = Epoch(num_photos * experiment.data.repeats * len(squares), frozenset(squares))
+    training = estimates.training(subject, epoch)
+    training["estimated"] += ["num_shapes"] if experiment.data.buckets else []
+    found = _found(subject, model, training, written.of_listing(subject, listed))
+    return found | {"notes": found["notes"] + _notes(experiment, trains, listed, found["stages"])}
+
+
+def _notes(experiment: Experiment, trains: str, listed: Listing | None, stages: dict[str, dict]) -> list[str]:
+    """What is not known before GetModel and CheckData have looked into weights and photos."""
+    if listed is None:
+        then = "check [data] images" if experiment.data.images else "CheckData draws what is in it"
+        return [f"{experiment.images}: no such folder yet, so that captions and images are not counted; {then}"]
+    notes = [f"{listed.folder}: {len(listed.photos):,} photos, listed, not decoded"]
+    notes += [f"{len(listed.problems):,} more cannot be used; CheckData says why"] if listed.problems else []
+    if has_pairs(experiment, trains) and (alone := sum(photo.conditioning is None for photo in listed.photos)):
+        notes.append(f"{alone:,} of them have no condition; CheckControls says which")
+    if experiment.data.buckets:
+        notes.append("which buckets the photos need is not known; the plan is for squares")
+    if any(row["missing"] is None for row in stages.values()):
+        notes.append("what is there already is known after GetModel and CheckData; all of it is counted as missing")
+    return notes
+
+
+def _found(subject: Subject, model: Model, training: dict, written_rows: dict[str, dict], there_bytes: int = 0) -> dict:
+    """written_rows: what each stage writes.  there_bytes: of the training's checkpoints."""
+    stages = {}
+    for name, row in written_rows.items():
+        taken = estimates.stage(subject, name)
+        stages[name] = taken | row | {"estimated": taken["estimated"] + row["estimated"]}
+    size = sum(subject.file_bytes(component) for component in checkpoints.WEIGHTS)
+    download_bytes = size if model.is_to_be_fetched else 0  # configs and tokenizers are a few megabytes
+    own = {"name": model.name, "configs": str(model.configs), "is_here": model.is_here}
     return {
-        "device": plan.device,
-        "preset": plan.precision.label,
+        "device": subject.target,
+        "devices_used": 1,
+        "devices_here": device.num_npus() if subject.target == "Ascend" else None,
+        "preset": subject.policies.label,
+        "model": own | {"weights_bytes": size, "download_bytes": download_bytes},
+        "notes": [model.why] if model.why else [],
         "stages": stages,
-        "training": {
-            "trains": plan.trains,
-            "is_done": is_done,
-            "run_folder": str(plan.run_folder(photos)),
-            **taken,
-        },
-        "disks": disks(plan, sum(stage["store_bytes"] for stage in stages.values()), runs_bytes),
+        "training": {"trains": subject.trains} | training,
+        "disks": _disks([*_written(subject.experiment, stages, training, there_bytes), *_downloaded(download_bytes)]),
     }
 
 
-def of_configs(configs: Path, experiment: Experiment, policies: Precision, target: str, trains: str) -> dict:
-    """As `of_plan`, for a model that is not here: nothing is known of photos and of what is cached."""
-    sizes = variants.squares(experiment.data)
-    return {
-        "device": target,
-        "preset": policies.label,
-        "stages": estimates.encoders(configs, experiment, policies, target),
-        "training": {"trains": trains, **estimates.training(configs, experiment, policies, target, trains, sizes)},
-    }
+# --- room on the disks --------------------------------------------------------------------------------------------
 
 
-def _row_bytes(shape: Iterable[int], dtype: str) -> int:
-    return math.prod(shape) * estimates.BYTES[dtype] + 4
+class Written(NamedTuple):
+    """What will be written to a folder.  is_complete: whether that is all; else it is what is known of it."""
+
+    folder: Path
+    num_bytes: int
+    is_estimated: bool
+    is_complete: bool = True
 
 
-def disks(plan: Plan, store_bytes: int, runs_bytes: int) -> list[dict]:
+def _written(experiment: Experiment, stages: dict[str, dict], training: dict, there_bytes: int) -> list[Written]:
+    """To the store, and to the runs."""
+    stored = [row["store_bytes"] for row in stages.values()]
+    in_runs = sum(row.get("runs_bytes", 0) for row in stages.values())
+    if not training.get("is_done"):
+        in_runs += max(0, training["checkpoints_bytes"] - there_bytes) + training["result_bytes"]
+    guessed = {key for row in stages.values() for key in row["estimated"] if row.get(key)}
+    return [
+        Written(experiment.stores[0], sum(filter(None, stored)), "store_bytes" in guessed, None not in stored),
+        Written(experiment.runs, in_runs, "runs_bytes" in guessed),
+    ]
+
+
+def _downloaded(num_bytes: int) -> list[Written]:
+    return [Written(checkpoints.hub_folder(), num_bytes, True)] if num_bytes else []
+
+
+def _disks(several: Iterable[Written]) -> list[dict]:
     """By file system: what will be written to it, and what is free there."""
-    needs = defaultdict(lambda: {"folders": [], "needed_bytes": 0})
-    for folder, num_bytes in ((plan.store.path, store_bytes), (plan.experiment.runs, runs_bytes)):
-        existing = next(each for each in (folder, *folder.parents) if each.exists())
-        disk = needs[os.stat(existing).st_dev]
-        disk["folders"].append(str(folder))
-        disk["needed_bytes"] += num_bytes
+    disks = defaultdict(lambda: {"folders": [], "needed_bytes": 0, "is_complete": True, "estimated": []})
+    for written_to in several:
+        existing = next(each for each in (written_to.folder, *written_to.folder.parents) if each.exists())
+        disk = disks[os.stat(existing).st_dev]
+        disk["folders"].append(str(written_to.folder))
+        disk["needed_bytes"] += written_to.num_bytes
+        disk["is_complete"] &= written_to.is_complete
+        disk["estimated"] = ["needed_bytes"] if disk["estimated"] or written_to.is_estimated else []
         disk["free_bytes"] = shutil.disk_usage(existing).free
-    return list(needs.values())
+    return [disk | {"fits": disk["needed_bytes"] <= disk["free_bytes"]} for disk in disks.values()]
 
 
 def check_room(plan: Plan, photos: Sequence[IndexedPhoto]) -> None:
     """Raise UserError where a disk has no room for what the experiment will write to it."""
     for disk in of_plan(plan, photos)["disks"]:
-        if disk["needed_bytes"] > disk["free_bytes"]:
+        if not disk["fits"]:
             raise UserError(
                 f"{' and '.join(disk['folders'])}: {in_units(disk['needed_bytes'])} will be written there, "
                 f"{in_units(disk['free_bytes'])} are free; make room, or change [paths]"
             )
-
-
-def table(found: dict) -> str:
-    """What `of_plan` or `of_configs` found, for people."""
-    lines = [f"device {found['device']}, precision {found['preset']}", ""]
-    lines += [f"{'':<16}{'parameters':>16}{'weights':>11}{'peak':>11}{'items':>9}{'missing':>9}{'to the store':>14}"]
-    for name, row in found["stages"].items():
-        cells = [f"{row['parameters']:>16,}"]
-        cells += [f"{in_units(row[f'{part}_bytes']):>11}" for part in ("weights", "peak")]
-        if "items" in row:
-            cells += [f"{row['items']:>9,}", f"{row['missing']:>9,}", f"{in_units(row['store_bytes']):>14}"]
-        lines.append(f"{name:<16}" + "".join(cells))
-    lines += _training_lines(found["training"])
-    for disk in found.get("disks", ()):
-        lines += ["", f"{' and '.join(disk['folders'])}:"]
-        lines += [f"  {in_units(disk['needed_bytes'])} will be written, {in_units(disk['free_bytes'])} are free"]
-    return "\n".join(lines)
-
-
-def _training_lines(own: dict) -> list[str]:
-    said = {name: in_units(value) for name, value in own.items() if name.endswith("_bytes")}
-    done = ", which is done" if own.get("is_done") else ""
-    both = [said[f"activations_{each}_checkpointing_bytes"] for each in ("without", "with")]
-    lines = ["", f"training a {'ControlNet' if own['trains'] == CONTROLNET else 'LoRA'}{done}:"]
-    lines += [f"  parameters           {own['parameters']:>16,}, of which {own['trained_parameters']:,} train"]
-    lines += [f"  sizes of batches     {own['num_shapes']:>16}, each compiled once where steps are compiled"]
-    lines += [f"  {part:<21}{said[f'{part}_bytes']:>16}" for part in ("weights", "gradients", "optimizer")]
-    lines += [
-        f"  activations          {said['activations_bytes']:>16}, {both[0]} without checkpointing, {both[1]} with"
-    ]
-    lines += [f"  at its peak          {said['peak_bytes']:>16} of {said['memory_bytes']}, estimated{_too_much(own)}"]
-    return lines + [f"  {part:<21}{said[f'{part}_bytes']:>16}" for part in ("checkpoints", "result")]
-
-
-def _too_much(own: dict) -> str:
-    """What to do where a training takes more memory than there is; nothing where it does not."""
-    if own["peak_bytes"] <= own["memory_bytes"]:
-        return ""
-    saved = own["activations_bytes"] - own["activations_with_checkpointing_bytes"]
-    if saved > 0:
-        return f": too much; [train] gradient_checkpointing = true makes it {in_units(own['peak_bytes'] - saved)}"
-    return ": too much; lower [train] batch_size or [data] resolution"
-
-
-def as_json(found: dict) -> str:
-    return json.dumps(found, indent=2)
-
-
-def in_units(number: int) -> str:
-    power = min(4, max(0, (len(str(number)) - 1) // 3))
-    return f"{number / 1000**power:.{min(power, 1)}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

@@ -66,10 +66,10 @@ def check(experiment: Experiment, trains: str) -> None:
         raise UserError("\n  ".join(["sample.conditions: not there", *gone]))
 
 
-def is_asked(plan: Plan) -> bool:
+def is_asked(experiment: Experiment, trains: str) -> bool:
     """Whether the experiment file asks for pictures of what it trains."""
-    settings = plan.experiment.sample
-    return bool(settings.prompts) and (plan.trains != CONTROLNET or bool(settings.conditions))
+    settings = experiment.sample
+    return bool(settings.prompts) and (trains != CONTROLNET or bool(settings.conditions))
 
 
 def is_trained(plan: Plan, photos: Sequence[indexing.IndexedPhoto]) -> bool:

@@ -9,8 +9,9 @@ import numpy as np
 from pipeline import device
 from pipeline.checkpoints import checked_config
 from pipeline.data.indexing import IndexedPhoto
-from pipeline.planning import counts, estimates, preflight
-from pipeline.precision import Policy
+from pipeline.planning import counts
+from pipeline.planning.report import in_units
+from pipeline.precision import BYTES, Policy
 from pipeline.recipes import Plan
 from pipeline.study import compare
 from pipeline.study.subject import AGAINST, COMPONENTS, OWN, SIDES, is_same, label
@@ -51,10 +52,8 @@ def heading(plans: Mapping[str, Plan], photos: Sequence[IndexedPhoto], pairs: in
 
 def _weights_bytes(plan: Plan) -> dict[str, int]:
     """Of every component, in the dtype that its policy names; where that is simulated, it takes more here."""
-    settings = plan.checkpoint, plan.experiment, plan.precision, plan.device
-    numbers = {name: row["parameters"] for name, row in estimates.encoders(*settings).items()}
-    numbers["transformer"] = counts.transformer(checked_config(plan.checkpoint, "transformer"))
-    return {name: number * estimates.BYTES[getattr(plan.precision, name).params] for name, number in numbers.items()}
+    numbers = {name: counts.component(name, checked_config(plan.checkpoint, name)) for name in COMPONENTS}
+    return {name: number * BYTES[getattr(plan.precision, name).params] for name, number in numbers.items()}
 
 
 def add_encoder(report: dict, plans: Mapping[str, Plan], component: str, outputs) -> None:
@@ -62,7 +61,7 @@ def add_encoder(report: dict, plans: Mapping[str, Plan], component: str, outputs
     values = np.mean([array.size for array in outputs.sides[AGAINST].values()])
     storage = {side: getattr(plan.precision, component).storage for side, plan in plans.items()}
     row = report["components"][component]
-    row["item_bytes"] = {side: round(values * estimates.BYTES[dtype]) for side, dtype in storage.items()}
+    row["item_bytes"] = {side: round(values * BYTES[dtype]) for side, dtype in storage.items()}
     _add(report, plans, component, outputs, _mean_of if component == "vae" else np.asarray)
 
 
@@ -194,7 +193,7 @@ def _saved(pair: dict | None) -> list[str]:
     if pair is None:
         return ["-"] * 3
     saved = pair[AGAINST] - pair[OWN]
-    return [*(preflight.in_units(pair[side]) for side in SIDES), "-" * (saved < 0) + preflight.in_units(abs(saved))]
+    return [*(in_units(pair[side]) for side in SIDES), "-" * (saved < 0) + in_units(abs(saved))]
 
 
 def _said(form: str, number: float | None) -> str:

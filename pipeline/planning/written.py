@@ -1,0 +1,153 @@
+"""What an experiment writes to the store and to its run's folder, stage by stage.  Imports no MindSpore.
+
+Where the weights are here and the photos are known, this is counted item by item; else it follows from configs and from
+a list of the photos that are there.
+"""
+
+import math
+from collections.abc import Sequence
+
+from cache import caption_item
+from pipeline.data import variants
+from pipeline.data.indexing import IndexedPhoto
+from pipeline.needs import encoded
+from pipeline.planning.listing import Listing
+from pipeline.planning.subject import CLIP, CONTROLS, DECODES, DRAWS, IMAGES, T5, Subject
+from pipeline.precision import BYTES
+from pipeline.recipes import CONTROLNET, Plan, has_pairs
+from pipeline.sampling import pictures
+from pipeline.sampling.grid import LARGEST, SMALLEST
+from pipeline.settings import Experiment
+
+OVERHEAD = 1.02
+"""What the store adds to the rows of an entry: checksums, indices, alignment; small vectors take a little more."""
+
+
+# --- a plan's, item by item ---------------------------------------------------------------------------------------
+
+
+def of_plan(plan: Plan, photos: Sequence[IndexedPhoto]) -> dict[str, dict]:
+    """What each stage has to make, by name: see `_row`."""
+    parts: dict[str, list[dict]] = {}
+    for need in encoded(plan, photos):
+        entries = plan.store.entries(need.recipe)
+        part = _row(len(need.items), len(entries.missing(need.items)), _entry_bytes(entries.shape, entries.dtype))
+        parts.setdefault(need.stage, []).append(part)
+    rows = {stage: _sum(several) for stage, several in parts.items()}
+    return rows | (_drawn(plan, photos) if pictures.is_asked(plan.experiment, plan.trains) else {})
+
+
+def _sum(rows: list[dict]) -> dict:
+    """Of a stage that makes entries of several sizes; item_bytes: of the mean one."""
+    found = {key: sum(row[key] for row in rows) for key in ("items", "missing", "store_bytes")}
+    all_bytes = sum(row["items"] * row["item_bytes"] for row in rows)
+    return found | {"item_bytes": all_bytes // max(1, found["items"]), "estimated": []}
+
+
+def _drawn(plan: Plan, photos: Sequence[IndexedPhoto]) -> dict[str, dict]:
+    """Pictures with what the experiment trains are all missing until that is there."""
+    several = [pictures.base(plan)] if plan.experiment.sample.base else []
+    several += [pictures.trained(plan, photos)] if pictures.is_trained(plan, photos) else []
+    items = _num_pictures(plan.experiment)
+    files = [plan.run_folder(photos) / name for each in several for name in pictures.file_names(plan, each)]
+    in_store = sum(len(each.pictures) - len(each.missing()) for each in several)
+    entries = pictures.base(plan).entries
+    return {
+        DRAWS[plan.trains]: _row(items, items - in_store, _entry_bytes(entries.shape, entries.dtype)),
+        DECODES[plan.trains]: _png_row(plan.experiment, plan.trains, items - sum(path.is_file() for path in files)),
+    }
+
+
+# --- from configs and a list of photos ----------------------------------------------------------------------------
+
+
+def of_listing(subject: Subject, listed: Listing | None) -> dict[str, dict]:
+    """As `of_plan`; what is missing is known only where there is no store yet.
+
+    listed: None where the photos are not there; then nothing is known but the bytes of an item.
+    """
+    is_new = not any(folder.exists() for folder in subject.experiment.stores)
+    rows = {
+        stage: _row(items, items if is_new else None, _entry_bytes_of(subject, stage))
+        for stage, items in _items(subject, listed).items()
+    }
+    for stage in rows.keys() & {IMAGES, CONTROLS}:
+        rows[stage]["estimated"] = ["items", "missing", "store_bytes"]  # equal files are encoded once
+        rows[stage]["estimated"] += ["item_bytes"] if subject.experiment.data.buckets else []
+    if subject.has_pictures:
+        missing = None if subject.experiment.runs.exists() else _num_pictures(subject.experiment)
+        rows[DECODES[subject.trains]] = _png_row(subject.experiment, subject.trains, missing)
+    return rows
+
+
+def _items(subject: Subject, listed: Listing | None) -> dict[str, int | None]:
+    """How many entries each stage makes."""
+    experiment, captions, images, controls = subject.experiment, None, None, None
+    if listed:
+        prompts = [*experiment.sample.prompts, *([""] if experiment.train.caption_dropout else [])]
+        captions = len(listed.captions.union(map(caption_item, prompts)))
+        each = len(variants.squares(experiment.data)) * len(variants.of_size(experiment.data, (0, 0)))
+        images = len(listed.photos) * each
+        controls = len(listed.conditions) * each if has_pairs(experiment, subject.trains) else images
+        controls += len(experiment.sample.conditions) if subject.has_pictures else 0
+    found = {CLIP: captions, T5: captions, IMAGES: images}
+    found |= {CONTROLS: controls} if subject.trains == CONTROLNET else {}
+    return found | ({DRAWS[subject.trains]: _num_pictures(experiment)} if subject.has_pictures else {})
+
+
+def _entry_bytes_of(subject: Subject, stage: str) -> int:
+    """Of one entry; of images at several resolutions, of the mean one."""
+    experiment, policies = subject.experiment, subject.policies
+    if stage == CLIP:
+        return _entry_bytes([subject.config("text_encoder")["hidden_size"]], policies.text_encoder.storage)
+    if stage == T5:
+        shape = experiment.data.max_sequence_length, subject.config("text_encoder_2")["d_model"]
+        return _entry_bytes(shape, policies.text_encoder_2.storage)
+    vae = subject.config("vae")
+    channels, scale = vae["latent_channels"], 2 ** (len(vae["block_out_channels"]) - 1)
+    if stage in DRAWS.values():
+        side = experiment.sample_resolution // scale
+        return _entry_bytes((channels, side, side), "float32")
+    sizes = variants.squares(experiment.data)
+    each = [_entry_bytes((2 * channels, h // scale, w // scale), policies.vae.storage) for w, h in sizes]
+    return sum(each) // len(each)
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------
+
+
+def _row(items: int | None, missing: int | None, item_bytes: int) -> dict:
+    """items, missing: None where that is not known.  store_bytes: of what is missing, or of all where nobody knows."""
+    number = items if missing is None else missing
+    stored = None if number is None else math.ceil(number * item_bytes * OVERHEAD)
+    estimated = ["store_bytes"] if missing is None else []
+    return {"items": items, "missing": missing, "item_bytes": item_bytes, "store_bytes": stored, "estimated": estimated}
+
+
+def _png_row(experiment: Experiment, trains: str, missing: int | None) -> dict:
+    """Of pictures, which go to the run's folder: three bytes a pixel, of which PNG saves a part.
+
+    The conditions of a ControlNet's are written beside them, and one image shows all of them.
+    """
+    items, num_conditions = _num_pictures(experiment), len(experiment.sample.conditions) * (trains == CONTROLNET)
+    side = experiment.sample_resolution
+    pixels, shown_pixels = side**2, max(SMALLEST, min(side, LARGEST)) ** 2
+    number = items if missing is None else missing
+    beside = num_conditions * pixels + (items + num_conditions) * shown_pixels
+    return {
+        "items": items,
+        "missing": missing,
+        "item_bytes": 3 * pixels,
+        "store_bytes": 0,
+        "runs_bytes": 3 * (number * pixels + beside) if number else 0,
+        "estimated": ["item_bytes", "runs_bytes"],
+    }
+
+
+def _num_pictures(experiment: Experiment) -> int:
+    return len(experiment.sample.prompts) * (2 if experiment.sample.base else 1)
+
+
+def _entry_bytes(shape: Sequence[int], dtype: str) -> int:
+    """With the checksum that is stored beside it."""
+    return math.prod(shape) * BYTES[dtype] + 4
