@@ -95,7 +95,7 @@ def run(folder: Path, task: str, name: str, tables: dict) -> list[dict[str, Imag
     """Sample through Luigi.  Returns each prompt's pictures by series."""
     path = folder / f"{name.replace(', ', '-')}.toml"
     path.write_text(as_toml(tables))
-    command = [sys.executable, "-m", "luigi", "--module", "tasks", task, "--local-scheduler", "--experiment", str(path)]
+    command = [sys.executable, "-m", "luigi", "--module", "tasks", task, "--experiment", str(path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)

@@ -56,7 +56,7 @@ def _refuse_missing(path, need, entries, experiment):
         wanted = count(len(need.items), "entry", "entries")
         raise StoreError(
             f"{path}: not written: {len(missing):,} of {wanted} of {entries.path.name} missing; first run "
-            f"luigi --module tasks {need.stage} --local-scheduler{option}"
+            f"luigi --module tasks {need.stage}{option}"
         )
 
 

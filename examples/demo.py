@@ -10,7 +10,7 @@ from steps import DEMO, ROOT, drawn, report_costs, say, show_and_run
 
 EXPERIMENT = ROOT / "examples" / "blicket.toml"
 SHAPE = "cross"
-OPTIONS = ("--local-scheduler", "--experiment", "examples/blicket.toml")
+OPTIONS = ("--experiment", "examples/blicket.toml")
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ from PIL import Image
 from steps import DEMO, ROOT, drawn, report_costs, say, show_and_run
 
 EXPERIMENT = ROOT / "examples" / "outlines.toml"
-OPTIONS = ("--local-scheduler", "--experiment", "examples/outlines.toml")
+OPTIONS = ("--experiment", "examples/outlines.toml")
 
 
 def main() -> int:

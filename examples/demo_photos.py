@@ -29,7 +29,7 @@ def main() -> int:
         say("A tiny, untrained checkpoint in FLUX.1 format:")
         show_and_run(sys.executable, "-m", "pipeline", "tiny-model", "demo/model")
     say("From photos to a LoRA, stage by stage; what is done already is not done again:")
-    show_and_run("luigi", "--module", "tasks", "MeasureLoss", "--local-scheduler", "--experiment", "examples/cat.toml")
+    show_and_run("luigi", "--module", "tasks", "MeasureLoss", "--experiment", "examples/cat.toml")
     learned = report()
     print(f"\nDone in {time.monotonic() - began:.0f} s.")
     return 0 if learned else 1
@@ -69,7 +69,7 @@ def report() -> bool:
     say("What to type next:")
     print("  source .venv/bin/activate")
     print("  # change learning_rate in examples/cat.toml; this trains again and encodes nothing:")
-    print("  luigi --module tasks TrainLoRA --local-scheduler --experiment examples/cat.toml")
+    print("  luigi --module tasks TrainLoRA --experiment examples/cat.toml")
     print("  # your own photos, NAME.txt beside NAME.jpg: see 'Your own data' in README.md")
     return learned
 

@@ -40,7 +40,7 @@ def sampled(plan: Plan, photos: Sequence[IndexedPhoto]) -> list[Need]:
     if not pictures.is_asked(plan.experiment, plan.trains):
         return []
     several = [pictures.base(plan)] if plan.experiment.sample.base else []
-    several += [pictures.trained(plan, photos)] if pictures.is_trained(plan, photos) else []
+    several += [pictures.trained(plan, photos)] if pictures.is_trained(plan.run_folder(photos), plan.trains) else []
     stage = "SampleControlNetLatents" if plan.trains == CONTROLNET else "SampleLatents"
     return [Need(stage, "transformer", each.entries.recipe, _sources_of_pictures(each)) for each in several]
 

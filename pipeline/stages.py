@@ -16,10 +16,9 @@ from pipeline.data import indexing
 from pipeline.data.photos import list_photos
 from pipeline.errors import UserError
 from pipeline.needs import encoded, needed
-from pipeline.networks import controlnet, lora
 from pipeline.planning import preflight, report
 from pipeline.progress import Progress
-from pipeline.recipes import CONTROLNET, LORA, RESULT_NAME, Plan, has_pairs, resolve
+from pipeline.recipes import CONTROLNET, LORA, Plan, has_pairs, resolve
 from pipeline.sampling import decode, denoise, pictures
 from pipeline.settings import Experiment, settings_of
 from pipeline.training import measure, train
@@ -173,7 +172,7 @@ def _room(trains: str) -> Stage:
 # --- stages of a plan ---------------------------------------------------------------------------------------------
 
 
-COUNTED = ("encoded", "drawn", "decoded")
+COUNTED = ("encoded", "drawn", "decoded", "steps")
 """What a stage says how many of it made."""
 
 
@@ -192,6 +191,10 @@ def _planned(name: str, done: Callable, work: Callable, trains: str = LORA, need
         began = time.time()
         plan = resolve(experiment, trains)
         photos = plan.photos()
+        if done(plan, photos):
+            place = plan.store.path if name.startswith("Encode") else plan.run_folder(photos)
+            print(f"{name}: done already, in {place}", flush=True)
+            return
         device.use(plan.device)
         with lease(plan.store.path, needs(plan, photos)):
             folder, outcome = work(plan, photos)
@@ -228,7 +231,7 @@ def _train(plan, photos):
 
 def _measure_loss(plan, photos):
     folder = plan.run_folder(photos)
-    if not (folder / RESULT_NAME).is_file():
+    if not pictures.is_trained(folder, plan.trains):
         name = train.NAMES[plan.trains]
         raise UserError(f"{folder}: there is no trained {name} to measure yet; run Train{name} first")
     result, path = measure.measure(plan, photos, folder), folder / measure.LOSS_NAME
@@ -274,8 +277,12 @@ def _controls_are_in(plan, photos) -> bool:
     return not any(need.entries.missing(need.items) for need in pictures.control_needs(plan, photos))
 
 
-def _files_exist(*names: str) -> Callable:
-    return lambda plan, photos: all((plan.run_folder(photos) / name).is_file() for name in names)
+def _is_trained(plan, photos) -> bool:
+    return pictures.is_trained(plan.run_folder(photos), plan.trains)
+
+
+def _is_measured(plan, photos) -> bool:
+    return (plan.run_folder(photos) / measure.LOSS_NAME).is_file()
 
 
 STAGES = {
@@ -290,12 +297,10 @@ STAGES = {
     "EncodeT5": _planned("EncodeT5", _captions_are_in("txt"), _encode_t5),
     "EncodeImages": _planned("EncodeImages", _images_are_in, _encode_images),
     "EncodeControls": _planned("EncodeControls", _controls_are_in, _encode_controls, CONTROLNET),
-    "TrainLoRA": _planned("TrainLoRA", _files_exist(RESULT_NAME, lora.WEIGHTS_NAME), _train),
-    "TrainControlNet": _planned(
-        "TrainControlNet", _files_exist(RESULT_NAME, controlnet.WEIGHTS_NAME), _train, CONTROLNET
-    ),
-    "MeasureLoss": _planned("MeasureLoss", _files_exist(measure.LOSS_NAME), _measure_loss),
-    "MeasureControlNet": _planned("MeasureControlNet", _files_exist(measure.LOSS_NAME), _measure_loss, CONTROLNET),
+    "TrainLoRA": _planned("TrainLoRA", _is_trained, _train),
+    "TrainControlNet": _planned("TrainControlNet", _is_trained, _train, CONTROLNET),
+    "MeasureLoss": _planned("MeasureLoss", _is_measured, _measure_loss),
+    "MeasureControlNet": _planned("MeasureControlNet", _is_measured, _measure_loss, CONTROLNET),
     "SampleLatents": _planned("SampleLatents", _latents_are_in, _sample_latents, needs=needed),
     "SampleControlNetLatents": _planned(
         "SampleControlNetLatents", _latents_are_in, _sample_latents, CONTROLNET, needed

@@ -1,8 +1,9 @@
-"""What runs after what.  ``luigi --module tasks TrainLoRA --local-scheduler [--experiment FILE]``
+"""What runs after what.  ``luigi --module tasks TrainLoRA [--experiment FILE]``
 
 Each task starts its stage as a process of its own, and is complete when the stage's output is there.
 """
 
+import logging
 import os
 import sys
 
@@ -13,7 +14,7 @@ from pipeline.experiment import load_experiment
 from pipeline.recipes import CONTROLNET, LORA, device_and_precision
 from pipeline.sampling import pictures
 from pipeline.stages import Survey, is_done
-from tasks import manners
+from tasks import manners, scheduler
 from tasks.process import StageFailed, run_stage
 
 manners.apply()
@@ -54,6 +55,10 @@ class OfExperiment:
 
     experiment = ExperimentParameter(default="", description="TOML file; without it, the embedded default")
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        scheduler.choose(self.task_family)  # Luigi makes the command's task, then looks where its scheduler is
+
 
 class StageTask(OfExperiment, luigi.Task):
     """A task whose work is the stage of the same name."""
@@ -63,7 +68,18 @@ class StageTask(OfExperiment, luigi.Task):
     def complete(self):
         return is_done(self.task_family, survey(self.experiment))
 
+    def is_finished(self) -> bool:
+        """Whether its stage has nothing to do, asked when its turn comes.
+
+        Luigi asks what is complete before the first task runs; without a memory of file digests nothing is, until
+        CheckData has run.
+        """
+        return self.complete()
+
     def run(self):
+        if self.is_finished():
+            logging.getLogger("luigi-interface").info("its output is there already: %s", self)
+            return
         run_stage(self.task_family, self.experiment)
         _surveys.clear()
         if not self.complete():
@@ -103,6 +119,9 @@ class CheckRoom(StageTask):
 
     priority = 3
 
+    def is_finished(self):
+        return self.complete() and is_done("TrainLoRA", survey(self.experiment))  # before, its table is to be seen
+
     def requires(self):
         return GetModel(self.experiment), CheckData(self.experiment)
 
@@ -111,6 +130,9 @@ class CheckControlNetRoom(StageTask):
     """As CheckRoom, for a ControlNet's training; also, that a ControlNet can be made as the experiment says."""
 
     priority = 3
+
+    def is_finished(self):
+        return self.complete() and is_done("TrainControlNet", survey(self.experiment))
 
     def requires(self):
         return GetModel(self.experiment), CheckControls(self.experiment)

@@ -3,6 +3,7 @@
 import logging
 
 import luigi
+from luigi.rpc import RPCError
 
 from cache import StoreError
 from pipeline.errors import UserError
@@ -10,33 +11,44 @@ from tasks.process import StageFailed
 
 DEFAULTS = {
     ("core", "log_level"): "INFO",
-    ("retcode", "already_running"): "10",
-    ("retcode", "missing_data"): "20",
-    ("retcode", "not_run"): "25",
-    ("retcode", "task_failed"): "30",
-    ("retcode", "scheduling_error"): "35",
-    ("retcode", "unhandled_exception"): "40",
+    ("retcode", "already_running"): 10,
+    ("retcode", "missing_data"): 20,
+    ("retcode", "not_run"): 25,
+    ("retcode", "task_failed"): 30,
+    ("retcode", "scheduling_error"): 35,
+    ("retcode", "unhandled_exception"): 40,
 }
 """A script must see failure, and Luigi's own exit codes are all 0."""
 
 PREFIX = "[pid %s] Worker %s "
 NOISE = ("Informed scheduler that task", "Worker Worker(", "Done scheduling tasks", "Running Worker with")
+SAID_TWICE = "Luigi unexpected framework error while scheduling"
+SILENT = "what was done is kept: start luigid there, or add --local-scheduler, and the same command goes on from there"
 
 
 def apply() -> None:
-    config = luigi.configuration.get_config()
     for (section, option), value in DEFAULTS.items():
-        if not config.has_option(section, option):
-            config.set(section, option, value)
+        set_default(section, option, value)
     logging.getLogger("luigi-interface").addFilter(_Readable())
+
+
+def set_default(section: str, option: str, value: object) -> None:
+    """Set what the user's own configuration leaves open, in a TOML file as in Luigi's own format, which has texts."""
+    config = luigi.configuration.get_config()
+    if not config.has_option(section, option):
+        is_text = isinstance(config, luigi.configuration.LuigiConfigParser)
+        config.set(section, option, str(value) if is_text else value)
 
 
 class _Readable(logging.Filter):
     """Which task runs and how it ended, without process ids, worker names and tracebacks of what a stage has said."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], StageFailed | UserError | StoreError):
-            record.msg, record.args = "%s", (record.exc_info[1],)
+        error = record.exc_info and record.exc_info[1]
+        if isinstance(error, RPCError) and str(record.msg).startswith(SAID_TWICE):
+            return False
+        if isinstance(error, StageFailed | UserError | StoreError | RPCError):
+            record.msg, record.args = "%s", (f"{error}; {SILENT}" if isinstance(error, RPCError) else error,)
             record.exc_info = record.exc_text = None
         elif str(record.msg).startswith(PREFIX):
             record.msg, record.args = record.msg.removeprefix(PREFIX), record.args[2:]

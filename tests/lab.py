@@ -124,6 +124,16 @@ class Lab:
                 written[name] = self.record(name)["outcome"]["encoded"]
         return written
 
+    def forget_files(self) -> "Lab":
+        """Lose the memory of file digests, as a store does that comes to another machine."""
+        (self.folder / "store/facts.sqlite").unlink()
+        return self
+
+    def made(self) -> dict[Path, tuple]:
+        """Every file of the runs, with its bytes and when they were written."""
+        files = [path for path in (self.folder / "runs").rglob("*") if path.is_file()]
+        return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
     def done(self, name: str) -> bool:
         return stages.is_done(name, stages.Survey(self.experiment))
 

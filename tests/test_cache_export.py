@@ -102,7 +102,7 @@ def test_missing_entries_are_counted_with_the_command_that_encodes_them(tmp_path
     code, out, err, files = exporting(need_of(entries, *map(image, range(5))))
     assert (code, out, files) == (1, "", {})
     assert "not written: 2 of 5 entries of latents-" in err and err.count("\n") == 1
-    assert "luigi --module tasks EncodeImages --local-scheduler --experiment my.toml" in err
+    assert "luigi --module tasks EncodeImages --experiment my.toml" in err
 
 
 def test_an_entry_found_damaged_on_the_way_leaves_no_file(tmp_path, exporting):

@@ -214,4 +214,4 @@ def test_what_was_changed_in_an_experiment_is_what_why_and_diff_say(encoded, tmp
     assert {pair["field"] for pair in pairs["latents"]["differences"]} == texts.keys()
     assert (len(pairs["latents"]["in_both"]), len(pairs["txt"]["only_in_b"]), pairs["txt"]["differences"]) == (3, 1, [])
     code, _, err = run(capsys, "export", lab.path, "--kind", "latents", "--out", tmp_path / "x")
-    assert code == 1 and f"EncodeImages --local-scheduler --experiment {lab.path}" in err
+    assert code == 1 and f"EncodeImages --experiment {lab.path}" in err

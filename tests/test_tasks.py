@@ -1,50 +1,19 @@
 """Luigi and the stages' processes, for real: what runs, what is left alone, and that nothing outlives Luigi."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import luigi
 import pytest
+from commands import TASK_FAILED, command, environment, ran, run_luigi, stages_under, wait_until
 from lab import Lab
 
 import tasks
 from pipeline.children import GRACE_SECONDS
 from tasks.process import StageFailed, run_stage
-
-ROOT = Path(__file__).resolve().parent.parent
-TASK_FAILED = 30
-
-
-def command(task: str, lab: Lab) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "luigi",
-        "--module",
-        "tasks",
-        task,
-        "--local-scheduler",
-        "--experiment",
-        str(lab.path),
-    ]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-def run_luigi(task: str, lab: Lab, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(command(task, lab), env=environment(), capture_output=True, text=True, timeout=300, **options)
-
-
-def ran(output: str) -> list[str]:
-    """The stages that Luigi started, in order."""
-    return [name for name in re.findall(r"running +(\w+)\(", output) if name != "EncodePrompts"]
 
 
 @pytest.fixture
@@ -90,32 +59,11 @@ def test_another_learning_rate_runs_the_training_alone(lab):
     assert result.returncode == 0 and ran(result.stderr) == ["TrainLoRA"]
 
 
-def children(pid: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except FileNotFoundError:
-        return []
-
-
-def stages_under(pid: int) -> list[int]:
-    """The stage processes below ``pid``, at any depth: with several workers, Luigi forks one for each task."""
-    below = [each for child in children(pid) for each in (child, *stages_under(child))]
-    return [each for each in below if b"pipeline" in Path(f"/proc/{each}/cmdline").read_bytes().split(b"\0")]
-
-
 def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def wait_until(condition, seconds: float = 240):
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-    return value
 
 
 def start_training(lab: Lab, *options: str) -> tuple[subprocess.Popen, int]:

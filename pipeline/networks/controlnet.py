@@ -14,6 +14,7 @@ from pipeline.precision import LONG_NAMES, Policy
 from pipeline.settings import Experiment
 
 FOLDER, WEIGHTS_NAME = "controlnet", "controlnet/diffusion_pytorch_model.safetensors"
+CONFIG_NAME = "controlnet/config.json"
 PREFIX = "controlnet."
 SHARED = ("in_channels", "joint_attention_dim", "pooled_projection_dim", "attention_head_dim", "num_attention_heads")
 SHARED += ("axes_dims_rope", "patch_size")
@@ -160,7 +161,7 @@ def save(controlnet, folder: Path, result: Mapping, dtype: str, metadata: dict[s
     numpy_dtype = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
     parameters = {weights.name_in_file(key.removeprefix(PREFIX)): result[key] for key in sorted(result)}
     make_folder(folder / FOLDER)
-    _write_config(folder / FOLDER / "config.json", controlnet)
+    _write_config(folder / CONFIG_NAME, controlnet)
 
     def arrays():
         for key, parameter in parameters.items():

@@ -20,7 +20,8 @@ from pipeline.planning.listing import Listing
 from pipeline.planning.model import Model, model_of
 from pipeline.planning.report import in_units
 from pipeline.planning.subject import Subject
-from pipeline.recipes import RESULT_NAME, Plan, device_and_precision, has_pairs, resolve
+from pipeline.recipes import Plan, device_and_precision, has_pairs, resolve
+from pipeline.sampling import pictures
 from pipeline.settings import Experiment
 from pipeline.training import resume
 
@@ -53,7 +54,7 @@ def of_plan(plan: Plan, photos: Sequence[IndexedPhoto]) -> dict:
     epoch = Epoch(len(samples), frozenset(sample.size for sample in samples))
     training = estimates.training(subject, epoch)  # first: it says where no ControlNet can be made
     folder = plan.run_folder(photos)
-    training |= {"is_done": (folder / RESULT_NAME).is_file(), "run_folder": str(folder)}
+    training |= {"is_done": pictures.is_trained(folder, plan.trains), "run_folder": str(folder)}
     there_bytes = sum(path.stat().st_size for path in resume.list_checkpoints(folder))
     return _found(subject, model_of(plan.experiment), training, written.of_plan(plan, photos), there_bytes)
 

@@ -47,7 +47,7 @@ def _sum(rows: list[dict]) -> dict:
 def _drawn(plan: Plan, photos: Sequence[IndexedPhoto]) -> dict[str, dict]:
     """Pictures with what the experiment trains are all missing until that is there."""
     several = [pictures.base(plan)] if plan.experiment.sample.base else []
-    several += [pictures.trained(plan, photos)] if pictures.is_trained(plan, photos) else []
+    several += [pictures.trained(plan, photos)] if pictures.is_trained(plan.run_folder(photos), plan.trains) else []
     items = _num_pictures(plan.experiment)
     files = [plan.run_folder(photos) / name for each in several for name in pictures.file_names(plan, each)]
     in_store = sum(len(each.pictures) - len(each.missing()) for each in several)

@@ -20,7 +20,7 @@ SCHEMA = 1
 """Bump when the sampling code may draw other latents from the same recipe; all pictures are then drawn again."""
 
 BASE, TRAINED, CONDITION = "base", "trained", "condition"
-WEIGHTS = {LORA: lora.WEIGHTS_NAME, CONTROLNET: controlnet.WEIGHTS_NAME}
+RESULTS = {LORA: (lora.WEIGHTS_NAME,), CONTROLNET: (controlnet.WEIGHTS_NAME, controlnet.CONFIG_NAME)}
 FOLDER, GRID_NAME, LIST_NAME = "samples", "samples.png", "samples.json"
 
 
@@ -72,8 +72,9 @@ def is_asked(experiment: Experiment, trains: str) -> bool:
     return bool(settings.prompts) and (trains != CONTROLNET or bool(settings.conditions))
 
 
-def is_trained(plan: Plan, photos: Sequence[indexing.IndexedPhoto]) -> bool:
-    return all((plan.run_folder(photos) / name).is_file() for name in (RESULT_NAME, WEIGHTS[plan.trains]))
+def is_trained(folder: Path, trains: str) -> bool:
+    """Whether a run's training has ended and all that it made is there.  trains: as of `Plan`."""
+    return all((folder / name).is_file() for name in (RESULT_NAME, *RESULTS[trains]))
 
 
 def variant(plan: Plan) -> Variant:
@@ -111,7 +112,7 @@ def base(plan: Plan) -> Series:
 def trained(plan: Plan, photos: Sequence[indexing.IndexedPhoto]) -> Series:
     """The pictures with the run's LoRA or ControlNet."""
     folder = plan.run_folder(photos)
-    if not is_trained(plan, photos):
+    if not is_trained(folder, plan.trains):
         name = "ControlNet" if plan.trains == CONTROLNET else "LoRA"
         raise UserError(f"{folder}: there is no trained {name} to sample with yet; run Train{name} first")
     networks = [checkpoints.config(plan.checkpoint, "transformer")]

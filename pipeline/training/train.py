@@ -14,6 +14,7 @@ from pipeline.data import indexing
 from pipeline.networks import controlnet, lora
 from pipeline.planning import preflight
 from pipeline.recipes import CONTROLNET, LORA, RESULT_NAME, Plan
+from pipeline.sampling import pictures
 from pipeline.settings import Train
 from pipeline.training import guard, loop, metrics, resume
 from pipeline.training.batches import Batches
@@ -47,12 +48,15 @@ def train(plan: Plan, photos: Sequence[indexing.IndexedPhoto], folder: Path) -> 
     """Train what the plan says on the photos' cached tensors; weights and, last of all, result.json go to ``folder``.
 
     Goes on from the run's newest checkpoint, or from that of a run that differs in nothing but its length.  Returns
-    what result.json says.  Raises UserError where the loss is not finite, where a frozen weight has changed, or where
-    another process trains this run.
+    what result.json says; where the run is done, its result stays as it is, and 0 steps are returned.  Raises UserError
+    where the loss is not finite, where a frozen weight has changed, or where another process trains this run.
     """
     batches = Batches(plan, photos, clip_tokens(plan, photos))
     settings = settle(plan, batches)
     with loop.locked(folder):
+        if pictures.is_trained(folder, plan.trains):
+            print(f"{NAMES[plan.trains]}: trained already, in {folder}", flush=True)
+            return {"steps": 0}
         frozen = load_frozen(plan)
         before = guard.frozen_digests(frozen)
         subject = SUBJECTS[plan.trains](plan, frozen)
