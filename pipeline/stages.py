@@ -5,7 +5,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,21 +39,19 @@ class Survey:
         self.experiment, self.trains = experiment, trains
 
     @cached_property
-    def photos(self) -> list[indexing.IndexedPhoto] | None:
+    def photos(self) -> Sequence[indexing.IndexedPhoto] | None:
         """The indexed photos, or None while any of them is faulty or has not been checked as it now is."""
-        folder = self.experiment.images
-        photos, problems = list_photos(folder, self.experiment.data.prompt)
+        photos, problems = list_photos(self.experiment.images, self.experiment.data.prompt)
         facts = Store(*self.experiment.stores).facts
-        known = None
-        if not problems:
-            pairs = has_pairs(self.experiment, self.trains)
-            known = indexing.remembered_pairs(folder, photos, facts) if pairs else indexing.remembered(photos, facts)
+        known = None if problems else indexing.remembered(photos, facts)
+        if known is not None and has_pairs(self.experiment, self.trains):
+            known = indexing.remembered_pairs(known, facts)
         return None if known is None else indexing.by_content(known)
 
     @property
     def has_sample_conditions(self) -> bool:
         """Whether the images that pictures are conditioned on have been checked as they now are."""
-        files = indexing.file_photos(self.experiment.sample_conditions)
+        files = indexing.file_photos(self.experiment.folder, self.experiment.sample.conditions)
         return indexing.remembered(files, Store(*self.experiment.stores).facts) is not None
 
     @cached_property
@@ -131,15 +129,12 @@ def _check_data(experiment: Experiment) -> None:
 def _check_controls(experiment: Experiment) -> None:
     """Decode every photo and condition that is new or changed; report all that is wrong, of both, at once."""
     facts = Store(*experiment.stores).facts
-    indexing.index_files(experiment.sample_conditions, "sample.conditions", facts)
+    indexing.index_files(experiment.folder, experiment.sample.conditions, "sample.conditions", facts)
     if not has_pairs(experiment, CONTROLNET):
         return _check_data(experiment)
     with Progress("check pairs", 0, "file") as progress:
         pairs = indexing.index_pairs(experiment.images, experiment.data.prompt, facts, progress.set)
-    known = indexing.remembered_pairs(
-        experiment.images, list_photos(experiment.images, experiment.data.prompt)[0], facts
-    )
-    _check_memory(facts, known is not None)
+    _check_memory(facts, indexing.remembered_pairs(pairs, facts) is not None)
     print(f"{experiment.images}: {len(pairs)} captioned photos with their conditions, all sound", flush=True)
 
 
@@ -261,7 +256,7 @@ def _pictures_are_there(plan, photos) -> bool:
 
 
 def _captions_are_in(kind: str) -> Callable:
-    return lambda plan, photos: not getattr(plan, kind).missing(source.item for source in plan.captions(photos))
+    return lambda plan, photos: not getattr(plan, kind).missing(plan.captions(photos).items)
 
 
 def _images_are_in(plan, photos) -> bool:

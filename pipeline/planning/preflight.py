@@ -42,13 +42,13 @@ def of_plan(plan: Plan, photos: Sequence[IndexedPhoto]) -> dict:
     """What each stage of an experiment has, lacks and takes; see `table` for people."""
     models, stages = estimates.encoders(plan.checkpoint, plan.experiment, plan.precision, plan.device), {}
     for need in encoded(plan, photos):
-        entries = plan.store.entries(need.recipe)
+        entries = plan.entries(need.recipe)
         missing = len(entries.missing(need.items))
         stage = stages.setdefault(need.stage, models[need.component] | {"items": 0, "missing": 0, "store_bytes": 0})
         stage["items"] += len(need.items)
         stage["missing"] += missing
         stage["store_bytes"] += math.ceil(missing * _row_bytes(entries.shape, entries.dtype) * OVERHEAD)
-    sizes = [sample.size for sample in plan.samples(photos)]
+    sizes = plan.samples(photos).sizes
     taken = estimates.training(plan.checkpoint, plan.experiment, plan.precision, plan.device, plan.trains, sizes)
     is_done = (plan.run_folder(photos) / RESULT_NAME).is_file()
     there = sum(path.stat().st_size for path in resume.list_checkpoints(plan.run_folder(photos)))
