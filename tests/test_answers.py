@@ -8,7 +8,7 @@ from test_identity import photo, plan_of
 from pipeline import stages
 from pipeline.answers import once
 from pipeline.recipes import LORA, Plan
-from pipeline.stages import Survey
+from pipeline.survey import Survey
 from pipeline.training import train
 
 PHOTOS = tuple(photo(number) for number in range(5))
