@@ -5,7 +5,7 @@ input). Entries live in immutable segments, each of them one zarr v3 array that 
 whole, committed entries only; any number of processes may read and write one store at once.
 """
 
-from .address import canonical, caption_item, digest, recipe_id
+from .address import Spelled, canonical, caption_item, caption_items, digest, recipe_id
 from .digests import FileFacts
 from .entries import Entries
 from .errors import CorruptEntry, MissingEntry, StoreError
@@ -26,12 +26,14 @@ __all__ = [
     "Need",
     "Needs",
     "Source",
+    "Spelled",
     "Store",
     "StoreError",
     "Writer",
     "as_needs",
     "canonical",
     "caption_item",
+    "caption_items",
     "collect",
     "digest",
     "find_garbage",

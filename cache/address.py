@@ -1,18 +1,20 @@
 """Content addresses: the same bytes, caption or recipe has the same name everywhere and for ever."""
 
+import functools
 import hashlib
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from json.encoder import encode_basestring
 
 from .errors import StoreError
 
 DIGEST_BYTES = 16
+CAPTION = b"caption"
 
 
-def hasher(domain=b""):
-    """A BLAKE2b hash object. What is hashed in one domain never has the address of something in another."""
-    return hashlib.blake2b(digest_size=DIGEST_BYTES, person=domain)
+def hasher():
+    """A BLAKE2b hash object, whose result for some bytes is their `digest`."""
+    return hashlib.blake2b(digest_size=DIGEST_BYTES)
 
 
 def digest(data: bytes) -> str:
@@ -22,7 +24,13 @@ def digest(data: bytes) -> str:
 
 def caption_item(text: str) -> str:
     """The address of a caption: its exact characters, never equal to the address of a file."""
-    return _named(text.encode(), b"caption")
+    return _named(text.encode(), CAPTION)
+
+
+def caption_items(texts: Iterable[str]) -> list[str]:
+    """As ``caption_item`` of each; a million of them take half the time."""
+    make = functools.partial(hashlib.blake2b, digest_size=DIGEST_BYTES, person=CAPTION)
+    return [make(text.encode()).hexdigest() for text in texts]
 
 
 def recipe_id(recipe: dict) -> str:
@@ -30,12 +38,16 @@ def recipe_id(recipe: dict) -> str:
     return _named(canonical(recipe), b"recipe")
 
 
+class Spelled(str):
+    """What `canonical` has spelled already, or whoever knows a faster way to do so for a list of millions."""
+
+
 def canonical(obj) -> bytes:
     """One spelling, as UTF-8 JSON, for all equal values: keys sorted, no spaces, whole floats as integers.
 
     Raises TypeError for what JSON cannot hold (and for keys that are not text), ValueError for NaN and infinity.
     """
-    return json.dumps(_plain(obj), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return _spelled(obj).encode()
 
 
 def item_key(item: str) -> bytes:
@@ -58,28 +70,31 @@ def item_keys(items: Sequence[str]) -> bytes:
         keys = bytes.fromhex(text)
     except (TypeError, ValueError):
         text, keys = "wrong", b""
-    if keys.hex() != text or any(len(item) != 2 * DIGEST_BYTES for item in items):
+    if keys.hex() != text or not {2 * DIGEST_BYTES}.issuperset(map(len, items)):
         keys = b"".join(map(item_key, items))  # says which
     return keys
 
 
 def _named(data, domain):
-    name = hasher(domain)
-    name.update(data)
-    return name.hexdigest()
+    """What is hashed in one domain never has the address of something in another."""
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES, person=domain).hexdigest()
 
 
-def _plain(obj):
+def _spelled(obj):
+    if isinstance(obj, str):
+        return obj if isinstance(obj, Spelled) else encode_basestring(obj)
+    if isinstance(obj, (list, tuple)):
+        return f"[{','.join([_spelled(value) for value in obj])}]"
     if isinstance(obj, dict):
         if wrong := [key for key in obj if not isinstance(key, str)]:
             raise TypeError(f"a recipe's keys are text, found {wrong[0]!r} ({type(wrong[0]).__name__})")
-        return {key: _plain(value) for key, value in obj.items()}
-    if isinstance(obj, (list, tuple)):
-        return [_plain(value) for value in obj]
+        return f"{{{','.join([f'{encode_basestring(key)}:{_spelled(obj[key])}' for key in sorted(obj)])}}}"
     if isinstance(obj, float):
         if not math.isfinite(obj):
             raise ValueError(f"a recipe holds finite numbers, found {obj}")
-        return int(obj) if obj.is_integer() else obj
-    if obj is None or isinstance(obj, (str, int)):
-        return obj
+        return int.__repr__(int(obj)) if obj.is_integer() else float.__repr__(obj)
+    if obj is None or isinstance(obj, bool):
+        return {None: "null", True: "true", False: "false"}[obj]
+    if isinstance(obj, int):
+        return int.__repr__(obj)
     raise TypeError(f"a recipe holds text, numbers, lists and tables, found {obj!r} ({type(obj).__name__})")

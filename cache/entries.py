@@ -44,6 +44,7 @@ class Entries:
         self._damaged = {}  # folder of a segment -> its damaged rows, as noted
         self._unnoted = {}  # the same, where no note could be left
         self._index = None
+        self._missed = (None, None, [])  # a tuple of items, the index that was asked about them, and its answer
         self._lock = threading.RLock()  # the segments, the damage and the index are of one moment
 
     def refresh(self):
@@ -53,6 +54,7 @@ class Entries:
         """
         with self._lock:
             known = {segment.folder: segment for segment in self._segments}
+            index, before = self._index, (self._segments, self._damaged)
             segments, self._index, self._damaged = [], None, dict(self._unnoted)
             for store, path in zip(self.stores, self.paths):
                 with explained(path, verb="read"):
@@ -61,12 +63,18 @@ class Entries:
                     segments += self._segments_in(path, known)
                     self._read_notes(path)
             self._segments = segments
+            if (segments, self._damaged) == before:
+                self._index = index  # to sort millions of keys takes longer than to look at their segments' files
 
     def missing(self, items: Iterable[str]) -> list[str]:
         """Those of the items that have no entry, in order, each once: what is not committed or known to be damaged."""
-        items = list(dict.fromkeys(items))
         self.refresh()
-        return [items[number] for number in np.flatnonzero(~self.index().holds(items))]
+        index, (asked, of, found) = self.index(), self._missed
+        if asked is not items or of is not index:
+            several = list(dict.fromkeys(items))
+            found = [several[number] for number in np.flatnonzero(~index.holds(several))]
+            self._missed = (items, index, found) if isinstance(items, tuple) else (None, None, [])
+        return list(found)
 
     def read(self, item: str) -> np.ndarray:
         """One committed entry, a new array of the recipe's shape and dtype (bfloat16 as ml_dtypes has it).

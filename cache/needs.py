@@ -2,9 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from .address import canonical, item_keys, recipe_id
 from .errors import StoreError
@@ -12,8 +13,7 @@ from .errors import StoreError
 NEEDS_NAME = "needs.json"
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """Where an item comes from. name: of the file; key: what an export calls its tensor, the caption or the name."""
 
     item: str
@@ -23,19 +23,25 @@ class Source:
 
 @dataclass(frozen=True)
 class Need:
-    """The items of one recipe that an experiment works with. sources: each item once.
+    """The items of one recipe that an experiment works with, each once.
 
-    stage: what encodes them. component: the model that it encodes them with.
+    stage: what encodes them. component: the model that it encodes them with. describe: gives the source of each item,
+    in their order; it is called only where somebody asks, for most ask for the items of a million photos alone.
     """
 
     stage: str
     component: str
     recipe: dict
-    sources: tuple[Source, ...]
+    items: Sequence[str]
+    describe: Callable[[], Iterable[Source]] = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, stage: str, component: str, recipe: dict, sources: Sequence[Source]) -> "Need":
+        return cls(stage, component, recipe, tuple(source.item for source in sources), lambda: sources)
 
     @property
-    def items(self) -> list[str]:
-        return [source.item for source in self.sources]
+    def sources(self) -> list[Source]:
+        return list(self.describe())
 
 
 Needs = dict[str, set[str]]
@@ -43,12 +49,17 @@ Needs = dict[str, set[str]]
 
 
 def needs_text(needs: Iterable[Need]) -> str:
-    """What such a file says: per recipe its id, the recipe itself for people who look, and its items in one string."""
-    rows = [
-        {"stage": need.stage, "id": recipe_id(need.recipe), "recipe": json.loads(canonical(need.recipe)),
-         "items": "".join(need.items)}
-        for need in needs
-    ]  # fmt: skip
+    """What such a file says: per recipe its id, the recipe itself for people who look, and its items in one string.
+
+    Items that an earlier recipe has are not repeated, its place, from 0, stands for them: both text encoders have the
+    same captions, all variants of photos the same photos.
+    """
+    rows, places = [], {}
+    for place, need in enumerate(needs):
+        items = "".join(need.items)
+        first = places.setdefault(items, place)
+        row = {"stage": need.stage, "id": recipe_id(need.recipe), "recipe": json.loads(canonical(need.recipe))}
+        rows.append(row | ({"items": items} if first == place else {"items_of": first}))
     return json.dumps({"needs": rows}, indent=1) + "\n"
 
 
@@ -56,16 +67,21 @@ def read_needs(path: Path) -> Needs:
     """Raises OSError where there is no such file, StoreError where it is damaged: to guess would lose entries."""
     try:
         found: Needs = {}
+        several: list[list[str]] = []
         for row in json.loads(Path(path).read_bytes())["needs"]:
-            text = row["items"]
-            items = [text[start : start + 32] for start in range(0, len(text), 32)]
-            item_keys(items)
-            found.setdefault(row["id"], set()).update(items)
+            several.append(several[row["items_of"]] if "items_of" in row else _items_in(row["items"]))
+            found.setdefault(row["id"], set()).update(several[-1])
         return found
-    except (ValueError, TypeError, KeyError, StoreError) as error:
+    except (ValueError, TypeError, LookupError, StoreError) as error:
         raise StoreError(
             f"{os.fspath(path)}: damaged, so that what it needs is not known; remove or restore it"
         ) from error
+
+
+def _items_in(text: str) -> list[str]:
+    items = [text[start : start + 32] for start in range(0, len(text), 32)]
+    item_keys(items)
+    return items
 
 
 def needs_of_runs(folder: Path) -> Needs:

@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     stage = commands.add_parser("run", help="run one stage in this process")
     stage.add_argument("stage", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
     stage.add_argument("--experiment", default="", metavar="FILE", help="TOML; without it, the embedded default")
+    stage.add_argument("--survey", default="", help=argparse.SUPPRESS)  # the photos, as Luigi's process found them
     stage.add_argument("--parent", type=int, default=0, help=argparse.SUPPRESS)
     stage.set_defaults(command=_run_stage)
 
@@ -101,7 +102,7 @@ def _above_zero(text: str) -> int:
 
 def _run_stage(options) -> None:
     _as_child(options)
-    run(options.stage, load_experiment(options.experiment))
+    run(options.stage, load_experiment(options.experiment), options.survey)
 
 
 def _as_child(options) -> None:

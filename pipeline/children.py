@@ -22,15 +22,24 @@ STDERR = 2
 """As the ``stdout`` of a child: what it says is for people, and the parent's output is not mixed with it."""
 
 
-def run(arguments: Sequence[str], stdout: int | None = None) -> int:
+def run(arguments: Sequence[str], stdout: int | None = None, files: Sequence[int] = ()) -> int:
     """Run ``python -m pipeline ARGUMENTS`` and wait.  Returns its exit code, which is -N where signal N killed it.
+
+    files: descriptors that the child has open too, under the same numbers.
 
     The child ends with this process: signals sent here are passed on and waited for, and if this process is killed,
     the kernel tells the child, where it calls `stopping.end_with_parent` with its ``--parent``.
     """
     # -P: a folder named like one of our packages in the working directory is not taken for it
     command = [sys.executable, "-P", "-m", "pipeline", *arguments, "--parent", str(os.getpid())]
-    child = subprocess.Popen(command, env=_environment(), stdin=subprocess.DEVNULL, stdout=stdout, process_group=0)
+    child = subprocess.Popen(
+        command,
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        process_group=0,
+        pass_fds=files,
+    )
     with interrupted_by_sigterm():
         try:
             return child.wait()

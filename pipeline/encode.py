@@ -4,7 +4,7 @@ One item at a time: its bytes then depend on the item and the recipe only, not o
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -21,9 +21,6 @@ from pipeline.recipes import ImageNeed, Plan
 from pipeline.sampling import pictures
 from pipeline.stopping import StopRequest
 
-Wanted = list[tuple[Entries, dict[str, tuple]]]
-"""For each recipe, by item: the name of its photo, and what it is computed from."""
-
 MAX_WRITERS = 32
 """Recipes that are written at a time: each keeps a few files open."""
 
@@ -33,6 +30,18 @@ CAPTION_ENCODERS = {
     "text_encoder_2": ("T5", "txt", "tokenizer_2", 0),
 }
 """By component: what people call it, the plan's entries, the tokenizer, and which of the encoder's outputs is kept."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be encoded under one recipe: inputs by item.
+
+    of: gives, of an input, the name that is kept with its entry, and what an `Encoder` computes it from.
+    """
+
+    entries: Entries
+    inputs: Mapping[str, object]
+    of: Callable[[object], tuple[str, object]]
 
 
 @dataclass(frozen=True)
@@ -127,28 +136,35 @@ def _checked(model, compute: Callable, component: str, policy: Policy) -> Encode
 
 
 def _encode_pictures(plan: Plan, needs: Sequence[ImageNeed], picture_in: Callable, unit: str) -> dict:
-    wanted = [
-        (need.entries, {item: (photo.name, (photo, need.variant)) for item, photo in zip(need.items, need.photos)})
-        for need in needs
-    ]
+    def in_variant(variant):
+        return lambda photo: (photo.name, (photo, variant))
+
+    wanted = [_lacking(need.entries, need.items, need.photos, in_variant(need.variant)) for need in needs]
     return _encode(wanted, lambda: load_picture_encoder(plan, picture_in), "VAE", unit)
 
 
 def _encode_captions(plan: Plan, photos: Iterable[indexing.IndexedPhoto], component: str) -> dict:
     label, kind, *_ = CAPTION_ENCODERS[component]
-    sources = {source.item: (source.name, source.key) for source in plan.captions(photos)}
-    return _encode([(getattr(plan, kind), sources)], lambda: load_caption_encoder(plan, component), label, "caption")
+    items, texts, names = plan.captions(photos)
+    wanted = [_lacking(getattr(plan, kind), items, range(len(items)), lambda place: (names[place], texts[place]))]
+    return _encode(wanted, lambda: load_caption_encoder(plan, component), label, "caption")
 
 
-def _encode(wanted: Wanted, load: Callable[[], Encoder], label: str, unit: str) -> dict:
-    """Write what the encoder computes for every missing item; load it only if any is missing.
+def _lacking(entries: Entries, items: Sequence[str], inputs: Sequence, of: Callable) -> Wanted:
+    """The inputs whose entries are not there.  items: that of each input."""
+    with entries.writer():  # it takes over what a killed process had encoded, before anyone looks
+        missing = set(entries.missing(items))
+    return Wanted(entries, {item: each for item, each in zip(items, inputs) if item in missing} if missing else {}, of)
+
+
+def _encode(wanted: Sequence[Wanted], load: Callable[[], Encoder], label: str, unit: str) -> dict:
+    """Write what the encoder computes of every input; load it only if there is any.
 
     Returns how many entries were encoded, and the dtypes that were found, not assumed.  Raises UserError, before
     anything is written, where these are not what the policy says.
     """
-    todo = [(entries, _missing(entries, sources)) for entries, sources in wanted]
-    todo = [each for each in todo if each[1]]
-    total = sum(len(sources) for _, sources in todo)
+    todo = [each for each in wanted if each.inputs]
+    total = sum(len(each.inputs) for each in todo)
     if not total:
         return {"encoded": 0}
     encoder = load()
@@ -158,19 +174,15 @@ def _encode(wanted: Wanted, load: Callable[[], Encoder], label: str, unit: str) 
     return {"encoded": total, "precision": encoder.found}
 
 
-def _missing(entries: Entries, sources: dict) -> dict:
-    with entries.writer():  # it takes over what a killed process had encoded, before anyone looks
-        return {item: sources[item] for item in entries.missing(sources)}
-
-
-def _write(todo: Wanted, compute: Callable, progress: Progress, stop: StopRequest) -> None:
+def _write(todo: Sequence[Wanted], compute: Callable, progress: Progress, stop: StopRequest) -> None:
     """Compute and write it all, item by item, each for all its recipes."""
     with ExitStack() as stack:
-        writers = {entries.id: stack.enter_context(entries.writer()) for entries, _ in todo}
-        for item in dict.fromkeys(item for _, sources in todo for item in sources):
-            for entries, (name, source) in [(entries, sources[item]) for entries, sources in todo if item in sources]:
+        writers = {each.entries.id: stack.enter_context(each.entries.writer()) for each in todo}
+        for item in dict.fromkeys(item for each in todo for item in each.inputs):
+            for each in (each for each in todo if item in each.inputs):
+                name, source = each.of(each.inputs[item])
                 output = compute(source)[0]
-                writers[entries.id].write(item, to_storage(output, entries.dtype), name)
+                writers[each.entries.id].write(item, to_storage(output, each.entries.dtype), name)
                 progress.advance()
                 stop.check()
 

@@ -1,6 +1,7 @@
 """What an experiment needs from the store, item by item.  Imports no MindSpore."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from cache import Need, Source, Store
@@ -19,20 +20,22 @@ def needed(plan: Plan, photos: Sequence[IndexedPhoto]) -> list[Need]:
 
 def encoded(plan: Plan, photos: Sequence[IndexedPhoto]) -> list[Need]:
     """Those of them that encoders make; asks for the digests of the encoders alone."""
-    captions = tuple(plan.captions(photos))
+    captions = plan.captions(photos)
+    sources = partial(map, Source, captions.items, captions.names, captions.texts)
     return [
-        Need("EncodeCLIP", "text_encoder", plan.pooled.recipe, captions),
-        Need("EncodeT5", "text_encoder_2", plan.txt.recipe, captions),
-        *(Need("EncodeImages", "vae", each.entries.recipe, _sources(plan, each)) for each in plan.image_needs(photos)),
+        Need("EncodeCLIP", "text_encoder", plan.pooled.recipe, captions.items, sources),
+        Need("EncodeT5", "text_encoder_2", plan.txt.recipe, captions.items, sources),
+        *(_need("EncodeImages", plan, each) for each in plan.image_needs(photos)),
         *(_control_needs(plan, photos) if plan.trains == CONTROLNET else ()),
     ]
 
 
 def _control_needs(plan: Plan, photos: Sequence[IndexedPhoto]) -> list[Need]:
-    return [
-        Need("EncodeControls", "vae", each.entries.recipe, _sources(plan, each, " control"))
-        for each in pictures.control_needs(plan, photos)
-    ]
+    return [_need("EncodeControls", plan, each, " control") for each in pictures.control_needs(plan, photos)]
+
+
+def _need(stage: str, plan: Plan, need: ImageNeed, words: str = "") -> Need:
+    return Need(stage, "vae", need.entries.recipe, need.items, partial(_sources, plan, need, words))
 
 
 def sampled(plan: Plan, photos: Sequence[IndexedPhoto]) -> list[Need]:
@@ -42,7 +45,7 @@ def sampled(plan: Plan, photos: Sequence[IndexedPhoto]) -> list[Need]:
     several = [pictures.base(plan)] if plan.experiment.sample.base else []
     several += [pictures.trained(plan, photos)] if pictures.is_trained(plan.run_folder(photos), plan.trains) else []
     stage = "SampleControlNetLatents" if plan.trains == CONTROLNET else "SampleLatents"
-    return [Need(stage, "transformer", each.entries.recipe, _sources_of_pictures(each)) for each in several]
+    return [Need.of(stage, "transformer", each.entries.recipe, _sources_of_pictures(each)) for each in several]
 
 
 def _sources_of_pictures(series: pictures.Series) -> tuple[Source, ...]:
@@ -60,11 +63,11 @@ def needs_of(path: Path | str) -> tuple[Store, list[Need]]:
     return plan.store, needed(plan, plan.photos())
 
 
-def _sources(plan: Plan, need: ImageNeed, words: str = "") -> tuple[Source, ...]:
+def _sources(plan: Plan, need: ImageNeed, words: str) -> Iterator[Source]:
     """Where each photo is needed in several variants, their tensors get names of their own in an export."""
     several = len(plan.variants(need.photos[0])) > 1  # as many for each photo
     words += f" {_words(need.variant)}" if several else ""
-    return tuple(Source(item, photo.name, photo.name + words) for item, photo in zip(need.items, need.photos))
+    return (Source(item, photo.name, photo.name + words) for item, photo in zip(need.items, need.photos))
 
 
 def _words(variant: Variant) -> str:

@@ -4,16 +4,18 @@ A recipe holds all that decides an entry's bytes besides its item, and nothing e
 of the training.  Devices are interchangeable on purpose: what was encoded on one serves another of the same precision.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
-from cache import Entries, Source, Store, canonical, caption_item, digest
+from cache import Entries, Spelled, Store, canonical, caption_item, caption_items, digest, recipe_id
 from pipeline import checkpoints, device, precision
+from pipeline.answers import once
 from pipeline.data import conditions, indexing, variants
 from pipeline.data.images import PREPROCESSING
-from pipeline.data.variants import Sample, Size, Variant
+from pipeline.data.variants import Samples, Size, Variant
 from pipeline.settings import Experiment
 
 SCHEMA = 1
@@ -30,23 +32,20 @@ UNDECISIVE = ("log_every", "checkpoint_every", "keep_checkpoints")
 
 @dataclass(frozen=True)
 class ImageNeed:
-    """What a training needs of one variant.  photos: each content once, the first photo that has it."""
+    """What a training needs of one variant of photos or conditions: items, and for each the first photo that has it."""
 
     variant: Variant
     entries: Entries
+    items: tuple[str, ...]
     photos: tuple[indexing.IndexedPhoto, ...]
 
-    @property
-    def items(self) -> list[str]:
-        return [photo.digest for photo in self.photos]
 
+class Captions(NamedTuple):
+    """Captions, each once: items, texts, and names of what they are of.  Columns, as objects of a million take long."""
 
-class ControlNeed(ImageNeed):
-    """What a training needs of the photos' conditions in one variant."""
-
-    @property
-    def items(self) -> list[str]:
-        return [conditions.item(photo, self.variant) for photo in self.photos]
+    items: tuple[str, ...]
+    texts: tuple[str, ...]
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Plan:
     def pooled(self) -> Entries:
         """CLIP's pooled output, one (hidden_size,) vector per caption."""
         config = checkpoints.config(self.checkpoint, "text_encoder")
-        return self._entries(
+        return self._encoded(
             "pooled",
             "text_encoder",
             tokenizer=checkpoints.tokenizer_digest(self.checkpoint, "tokenizer", self.store.facts),
@@ -79,7 +78,7 @@ class Plan:
     def txt(self) -> Entries:
         """T5's output sequence, (max_sequence_length, d_model) per caption."""
         length = self.experiment.data.max_sequence_length
-        return self._entries(
+        return self._encoded(
             "txt",
             "text_encoder_2",
             tokenizer=checkpoints.tokenizer_digest(self.checkpoint, "tokenizer_2", self.store.facts),
@@ -103,18 +102,29 @@ class Plan:
                 **variant.recipe,
                 **conditions.recipe(condition),
             }
-            self._latents[key] = self._entries("latents", "vae", **settings)
+            self._latents[key] = self._encoded("latents", "vae", **settings)
         return self._latents[key]
 
     @cached_property
     def _latents(self) -> dict[tuple[Variant, str], Entries]:
         return {}
 
-    def _entries(self, kind: str, component: str, **decisive) -> Entries:
+    def _encoded(self, kind: str, component: str, **decisive) -> Entries:
         policy = getattr(self.precision, component)
         recipe = {"schema": SCHEMA, "kind": kind} | policy.decisive
         recipe |= {"encoder": self._digest_of(component), "dtype": policy.storage_dtype}
-        return self.store.entries(recipe | decisive)
+        return self.entries(recipe | decisive)
+
+    def entries(self, recipe: dict) -> Entries:
+        """The entries of a recipe, one object of each: what it has found in the store is looked at once."""
+        own = recipe_id(recipe)
+        if own not in self._entries:
+            self._entries[own] = self.store.entries(recipe)
+        return self._entries[own]
+
+    @cached_property
+    def _entries(self) -> dict[str, Entries]:
+        return {}
 
     def _digest_of(self, component: str) -> dict:
         variant = self.experiment.model.variant
@@ -128,7 +138,7 @@ class Plan:
     def vae_digest(self) -> dict:
         return self._digest_of("vae")
 
-    def photos(self) -> list[indexing.IndexedPhoto]:
+    def photos(self) -> tuple[indexing.IndexedPhoto, ...]:
         """The indexed photos in training's order; the first time, each is decoded and checked.
 
         With their conditions, where these are files that are trained with.
@@ -145,60 +155,69 @@ class Plan:
         """The images that a ControlNet's pictures are conditioned on, one for each prompt, decoded and checked."""
         if self.trains != CONTROLNET:
             return []
-        known = indexing.index_files(self.experiment.sample_conditions, "sample.conditions", self.store.facts)
-        return [known[name] for name in self.experiment.sample.conditions]
+        names = self.experiment.sample.conditions
+        return indexing.index_files(self.experiment.folder, names, "sample.conditions", self.store.facts)
 
-    def captions(self, photos: Iterable[indexing.IndexedPhoto]) -> list[Source]:
-        """The captions to encode, each once: what a training needs, the empty one too where it drops captions; and the
-        prompts that are sampled with."""
-        found: dict[str, Source] = {}
-        for photo in photos:
-            item = caption_item(photo.caption)
-            found.setdefault(item, Source(item, photo.name, photo.caption))
-        if self.experiment.train.caption_dropout:
-            found.setdefault(caption_item(""), Source(caption_item(""), "", ""))
-        for prompt in self.experiment.sample.prompts:
-            found.setdefault(caption_item(prompt), Source(caption_item(prompt), prompt, prompt))
-        return list(found.values())
+    @once
+    def captions(self, photos: Sequence[indexing.IndexedPhoto]) -> Captions:
+        """The captions to encode: what a training needs, the empty one too where it drops captions; and the prompts
+        that are sampled with.  A caption has the name of the first photo that has it."""
+        first: dict[str, indexing.IndexedPhoto | None] = {}
+        for item, photo in zip(self._caption_items(photos), photos):
+            first.setdefault(item, photo)
+        texts, names = ([getattr(photo, field) for photo in first.values()] for field in ("caption", "name"))
+        others = [""] if self.experiment.train.caption_dropout else []
+        for text in [*others, *self.experiment.sample.prompts]:
+            if (item := caption_item(text)) not in first:
+                first[item] = None
+                texts.append(text)
+                names.append(text)
+        return Captions(tuple(first), tuple(texts), tuple(names))
+
+    @once
+    def _caption_items(self, photos: Sequence[indexing.IndexedPhoto]) -> tuple[str, ...]:
+        """The address of each photo's caption."""
+        return tuple(caption_items(photo.caption for photo in photos))
 
     def variants(self, photo: indexing.IndexedPhoto) -> list[Variant]:
         """All in which a photo must be encoded."""
         settings = self.experiment.data
         return [each for size in variants.sizes(settings, photo) for each in variants.of_size(settings, size)]
 
-    def image_needs(self, photos: Iterable[indexing.IndexedPhoto]) -> list[ImageNeed]:
+    @once
+    def image_needs(self, photos: Sequence[indexing.IndexedPhoto]) -> tuple[ImageNeed, ...]:
         """What a training needs of each variant, the smallest size first; no two have the same recipe."""
-        settings = self.experiment.data
+        return self._needs_by_variant(photos, conditions.FILE, lambda photo: photo.digest)
+
+    @once
+    def control_needs(self, photos: Sequence[indexing.IndexedPhoto]) -> tuple[ImageNeed, ...]:
+        """What a ControlNet's training needs of the conditions, in the order of `image_needs`."""
+        any_variant = variants.of_size(self.experiment.data, (0, 0))[0]  # all of an experiment have the same items
+        condition = self.experiment.controlnet.condition
+        return self._needs_by_variant(photos, condition, lambda photo: conditions.item(photo, any_variant))
+
+    def _needs_by_variant(self, photos: Sequence[indexing.IndexedPhoto], condition: str, item_of: Callable):
+        settings, sizes_of = self.experiment.data, variants.sizes_of(self.experiment.data)
         by_size: dict[Size, dict[str, indexing.IndexedPhoto]] = {}
         for photo in photos:
-            for size in variants.sizes(settings, photo):
-                by_size.setdefault(size, {}).setdefault(photo.digest, photo)
-        return [
-            ImageNeed(variant, self.latents(variant), tuple(found.values()))
-            for size, found in sorted(by_size.items())
-            for variant in variants.of_size(settings, size)
-        ]
+            item = item_of(photo)
+            for size in sizes_of(photo):
+                by_size.setdefault(size, {}).setdefault(item, photo)
+        needs = []
+        for size, found in sorted(by_size.items()):
+            columns = tuple(found), tuple(found.values())  # all variants of a size share them
+            several = variants.of_size(settings, size)
+            needs += [ImageNeed(each, self.latents(each, condition), *columns) for each in several]
+        return tuple(needs)
 
-    def control_needs(self, photos: Iterable[indexing.IndexedPhoto]) -> list[ControlNeed]:
-        """What a ControlNet's training needs of the conditions, in the order of `image_needs`."""
-        condition, settings = self.experiment.controlnet.condition, self.experiment.data
-        found: dict[Variant, dict[str, indexing.IndexedPhoto]] = {}
-        for photo in photos:
-            for variant in self.variants(photo):
-                found.setdefault(variant, {}).setdefault(conditions.item(photo, variant), photo)
-        return [
-            ControlNeed(variant, self.latents(variant, condition), tuple(found[variant].values()))
-            for size in sorted({(variant.width, variant.height) for variant in found})
-            for variant in variants.of_size(settings, size)
-        ]
-
-    def samples(self, photos: Iterable[indexing.IndexedPhoto]) -> list[Sample]:
+    def samples(self, photos: Sequence[indexing.IndexedPhoto]) -> Samples:
         """What an epoch consists of, in the order of the photos; a photo at several sizes is several samples."""
-        return self._samples_once(photos) * self.experiment.data.repeats
+        return Samples(self.experiment.data, photos)
 
-    def _samples_once(self, photos):
-        settings = self.experiment.data
-        return [Sample(photo, *size) for photo in photos for size in variants.sizes(settings, photo)]
+    def entry_ids(self, photos: Sequence[indexing.IndexedPhoto]) -> dict:
+        """The recipes of what a training reads, by their ids in the store."""
+        latents = [need.entries.id for need in self.image_needs(photos)]
+        return {"pooled": self.pooled.id, "txt": self.txt.id, "latents": latents}
 
     def decisive(self, photos: Sequence[indexing.IndexedPhoto]) -> dict:
         """All that decides a run's weights, by name: no path, no logging."""
@@ -208,16 +227,9 @@ class Plan:
             "schema": SCHEMA,
             "seed": self.experiment.seed,
             "device": self.device,
-            "entries": {
-                "pooled": self.pooled.id,
-                "txt": self.txt.id,
-                "latents": [need.entries.id for need in self.image_needs(photos)],
-            },
+            "entries": self.entry_ids(photos),
             "data": {
-                "samples": [
-                    [each.photo.digest, caption_item(each.photo.caption), *each.size]
-                    for each in self._samples_once(photos)
-                ],
+                "samples": self._spelled_samples(photos),
                 "repeats": settings.repeats,
                 "crops": settings.crops,
                 "flip": settings.flip,
@@ -228,6 +240,16 @@ class Plan:
             "precision": {name: policy.decisive for name, policy in policies.items()},
             "train": {key: value for key, value in vars(self.experiment.train).items() if key not in UNDECISIVE},
         } | (self._controlnet(photos) if self.trains == CONTROLNET else {"lora": vars(self.experiment.lora)})
+
+    def _spelled_samples(self, photos: Sequence[indexing.IndexedPhoto]) -> Spelled:
+        """A list of [digest of the photo, address of its caption, width, height]."""
+        sizes_of, captions = variants.sizes_of(self.experiment.data), self._caption_items(photos)
+        rows = [
+            f'["{photo.digest}","{caption}",{width},{height}]'
+            for photo, caption in zip(photos, captions)
+            for width, height in sizes_of(photo)
+        ]
+        return Spelled(f"[{','.join(rows)}]")
 
     def _controlnet(self, photos) -> dict:
         """What decides a ControlNet's weights besides."""
@@ -245,6 +267,7 @@ class Plan:
             },
         }
 
+    @once
     def run_id(self, photos: Sequence[indexing.IndexedPhoto]) -> str:
         """Identifies a training run by all that decides its weights."""
         return digest(canonical(self.decisive(photos)))

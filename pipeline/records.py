@@ -8,7 +8,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from cache import canonical, digest, write_atomically
+from cache import canonical, digest, recipe_id, write_atomically
 from cache.files import make_folder
 from pipeline import device
 from pipeline.data.indexing import IndexedPhoto
@@ -39,12 +39,12 @@ def write(stage: str, plan: Plan, photos: Sequence[IndexedPhoto], folder: Path, 
 def addresses(stage: str, plan: Plan, photos: Sequence[IndexedPhoto]) -> dict:
     """What the stage computed from, and where what it computed is: recipes by their ids in the store, and the run's."""
     if stage in DECODE:
-        entries = [plan.store.entries(need.recipe).id for need in sampled(plan, photos)]
+        entries = [recipe_id(need.recipe) for need in sampled(plan, photos)]
         return {"inputs": {"entries": entries, "vae": plan.vae_digest}, "outputs": {"run": plan.run_id(photos)}}
     needs = (sampled if stage.startswith("Sample") else encoded)(plan, photos)
     ids = {need.stage: [] for need in needs}
     for need in needs:
-        ids[need.stage].append(plan.store.entries(need.recipe).id)
+        ids[need.stage].append(recipe_id(need.recipe))
     if stage not in ids:
         inputs = {"entries": ids, "transformer": plan.transformer_digest["weights"]}
         return {"inputs": inputs, "outputs": {"run": plan.run_id(photos)}}

@@ -7,83 +7,69 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 from cache import NEEDS_NAME, Store, StoreError, lease, needs_text, write_atomically
 from cache.files import make_folder
 from pipeline import checkpoints, device, encode, records
-from pipeline.data import indexing
-from pipeline.data.photos import list_photos
+from pipeline.data import indexing, survey_file
+from pipeline.data.survey_file import SurveyFile
 from pipeline.errors import UserError
 from pipeline.needs import encoded, needed
 from pipeline.planning import preflight, report
 from pipeline.progress import Progress
-from pipeline.recipes import CONTROLNET, LORA, Plan, has_pairs, resolve
+from pipeline.recipes import CONTROLNET, LORA, has_pairs, resolve
 from pipeline.sampling import decode, denoise, pictures
 from pipeline.settings import Experiment, settings_of
+from pipeline.survey import Survey
 from pipeline.training import measure, train
 
 QUICK_BYTES = 1 << 30
 """Weights that are read in passing; more than that is read by GetModel, which says so."""
 
 
-class Survey:
-    """An experiment's photos and plan, looked at once: to list a million photos takes a minute or two.
-
-    What the store and the run folder hold is looked up anew each time it is asked for.
-    trains: as of `Plan`; photos have their conditions where these are trained with.
-    """
-
-    def __init__(self, experiment: Experiment, trains: str = LORA):
-        self.experiment, self.trains = experiment, trains
-
-    @cached_property
-    def photos(self) -> list[indexing.IndexedPhoto] | None:
-        """The indexed photos, or None while any of them is faulty or has not been checked as it now is."""
-        folder = self.experiment.images
-        photos, problems = list_photos(folder, self.experiment.data.prompt)
-        facts = Store(*self.experiment.stores).facts
-        known = None
-        if not problems:
-            pairs = has_pairs(self.experiment, self.trains)
-            known = indexing.remembered_pairs(folder, photos, facts) if pairs else indexing.remembered(photos, facts)
-        return None if known is None else indexing.by_content(known)
-
-    @property
-    def has_sample_conditions(self) -> bool:
-        """Whether the images that pictures are conditioned on have been checked as they now are."""
-        files = indexing.file_photos(self.experiment.sample_conditions)
-        return indexing.remembered(files, Store(*self.experiment.stores).facts) is not None
-
-    @cached_property
-    def for_controlnet(self) -> "Survey":
-        """The same experiment, looked at for its ControlNet."""
-        return Survey(self.experiment, CONTROLNET)
-
-    @cached_property
-    def plan(self) -> Plan:
-        return resolve(self.experiment, self.trains)
-
-
 @dataclass(frozen=True)
 class Stage:
-    """``done`` says whether the stage's output is there; ``work`` makes it."""
+    """``done`` says whether the stage's output is there; ``work`` makes it.
+
+    trains: as of the `Plan` that the stage works on, together with its photos; None where it has neither yet, and may
+    change what is known of them.
+    """
 
     done: Callable[[Survey], bool]
-    work: Callable[[Experiment], None]
+    work: Callable
+    trains: str | None = None
 
 
 def is_done(name: str, survey: Survey) -> bool:
     """Whether the stage's output is there, complete, for the experiment and its files as surveyed."""
     try:
-        return STAGES[name].done(survey)
+        return STAGES[name].done(_own(name, survey))
     except (UserError, StoreError, OSError):  # whatever it is, the stage's own process meets it too, and says it
         return False
 
 
-def run(name: str, experiment: Experiment) -> None:
-    """Do the work of a stage in this process, and leave its record.  Raises UserError, StoreError or Stopped."""
-    STAGES[name].work(experiment)
+def survey_for(name: str, survey: Survey) -> SurveyFile | None:
+    """What the stage's process is given, so that it need not look at the photos; None where it has to."""
+    own = _own(name, survey)
+    is_known = STAGES[name].trains and own.photos is not None
+    return own.file if is_known and own.file and own.file.is_whole else None
+
+
+def _own(name: str, survey: Survey) -> Survey:
+    return survey.for_controlnet if STAGES[name].trains == CONTROLNET else survey
+
+
+def run(name: str, experiment: Experiment, survey: str = "") -> None:
+    """Do the work of a stage in this process, and leave its record.  Raises UserError, StoreError or Stopped.
+
+    survey: the path of a file from which photos are taken instead of looking at them.
+    """
+    stage = STAGES[name]
+    if stage.trains is None:
+        return stage.work(experiment)
+    plan = resolve(experiment, stage.trains)
+    of = survey_file.subject(experiment, plan.has_pairs)
+    stage.work(plan, survey_file.read(survey, of) if survey else plan.photos())
 
 
 # --- before the first encoder -------------------------------------------------------------------------------------
@@ -130,15 +116,12 @@ def _check_data(experiment: Experiment) -> None:
 def _check_controls(experiment: Experiment) -> None:
     """Decode every photo and condition that is new or changed; report all that is wrong, of both, at once."""
     facts = Store(*experiment.stores).facts
-    indexing.index_files(experiment.sample_conditions, "sample.conditions", facts)
+    indexing.index_files(experiment.folder, experiment.sample.conditions, "sample.conditions", facts)
     if not has_pairs(experiment, CONTROLNET):
         return _check_data(experiment)
     with Progress("check pairs", 0, "file") as progress:
         pairs = indexing.index_pairs(experiment.images, experiment.data.prompt, facts, progress.set)
-    known = indexing.remembered_pairs(
-        experiment.images, list_photos(experiment.images, experiment.data.prompt)[0], facts
-    )
-    _check_memory(facts, known is not None)
+    _check_memory(facts, indexing.remembered_pairs(pairs, facts) is not None)
     print(f"{experiment.images}: {len(pairs)} captioned photos with their conditions, all sound", flush=True)
 
 
@@ -154,19 +137,16 @@ def _room(trains: str) -> Stage:
     """A stage that says what a training will take, and fails where a disk has no room for it."""
 
     def has_room(survey):
-        survey = survey.for_controlnet if trains == CONTROLNET else survey
         if not _model_is_here(survey) or survey.photos is None:  # else the weights would be read here, unseen
             return False
         preflight.check_room(survey.plan, survey.photos)
         return True
 
-    def check(experiment):
-        plan = resolve(experiment, trains)
-        photos = plan.photos()
+    def check(plan, photos):
         print(report.as_table(preflight.of_plan(plan, photos)), flush=True)
         preflight.check_room(plan, photos)
 
-    return Stage(has_room, check)
+    return Stage(has_room, check, trains)
 
 
 # --- stages of a plan ---------------------------------------------------------------------------------------------
@@ -177,20 +157,17 @@ COUNTED = ("encoded", "drawn", "decoded", "steps")
 
 
 def _planned(name: str, done: Callable, work: Callable, trains: str = LORA, needs: Callable = encoded) -> Stage:
-    """A stage whose ``done(plan, photos)`` and ``work(plan, photos)`` need a resolved experiment.
+    """A stage whose ``done(plan, photos)`` needs a resolved experiment too; it is not done while there is none.
 
-    The work returns a folder and what the record that is left there says of it.  trains: as of `Plan`.
+    The ``work(plan, photos)`` returns a folder and what the record that is left there says.  trains: as of `Plan`.
     needs: what of the store is kept from the collector while it works.
     """
 
     def is_done(survey):
-        survey = survey.for_controlnet if trains == CONTROLNET else survey
         return _model_is_here(survey) and survey.photos is not None and done(survey.plan, survey.photos)
 
-    def do(experiment):
+    def do(plan, photos):
         began = time.time()
-        plan = resolve(experiment, trains)
-        photos = plan.photos()
         if done(plan, photos):
             place = plan.store.path if name.startswith("Encode") else plan.run_folder(photos)
             print(f"{name}: done already, in {place}", flush=True)
@@ -202,7 +179,7 @@ def _planned(name: str, done: Callable, work: Callable, trains: str = LORA, need
             return  # what it says was found when there was something to do
         records.write(name, plan, photos, folder, time.time() - began, outcome)
 
-    return Stage(is_done, do)
+    return Stage(is_done, do, trains)
 
 
 def _encode_clip(plan, photos):
@@ -266,7 +243,7 @@ def _pictures_are_there(plan, photos) -> bool:
 
 
 def _captions_are_in(kind: str) -> Callable:
-    return lambda plan, photos: not getattr(plan, kind).missing(source.item for source in plan.captions(photos))
+    return lambda plan, photos: not getattr(plan, kind).missing(plan.captions(photos).items)
 
 
 def _images_are_in(plan, photos) -> bool:

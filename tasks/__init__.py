@@ -9,11 +9,13 @@ import sys
 
 import luigi
 
+from pipeline.data.survey_file import SurveyFile
 from pipeline.errors import UserError
 from pipeline.experiment import load_experiment
 from pipeline.recipes import CONTROLNET, LORA, device_and_precision
 from pipeline.sampling import pictures
-from pipeline.stages import Survey, is_done
+from pipeline.stages import STAGES, is_done, survey_for
+from pipeline.survey import Survey
 from tasks import manners, scheduler
 from tasks.process import StageFailed, run_stage
 
@@ -80,21 +82,32 @@ class StageTask(OfExperiment, luigi.Task):
         if self.is_finished():
             logging.getLogger("luigi-interface").info("its output is there already: %s", self)
             return
-        run_stage(self.task_family, self.experiment)
-        _surveys.clear()
+        run_stage(self.task_family, self.experiment, survey_for(self.task_family, survey(self.experiment)))
+        if STAGES[self.task_family].trains is None:  # it may have learnt of photos, or fetched the model
+            look_again(self.experiment)
         if not self.complete():
             raise StageFailed(f"{self.task_family} ended without an error, but its output is missing or incomplete")
 
 
-_surveys: dict[tuple[int, str], Survey] = {}
+_surveys: dict[str, Survey] = {}
 
 
 def survey(path: str) -> Survey:
-    """The survey of an experiment, kept until a stage has run; each of several Luigi workers has its own."""
-    key = (os.getpid(), path)
-    if key not in _surveys:
-        _surveys[key] = Survey(load_experiment(path))
-    return _surveys[key]
+    """The survey of an experiment file as it now is, made once and kept, and handed on to the stages' processes."""
+    experiment, known = load_experiment(path), _surveys.get(path)
+    if known is None or known.experiment != experiment:
+        files = {with_conditions: SurveyFile() for with_conditions in (False, True)}
+        known = _surveys[path] = Survey(experiment, files)
+    return known
+
+
+def look_again(*paths: str) -> None:
+    """Have surveys find what was not known before."""
+    for path in paths or list(_surveys):
+        _surveys[path] = _surveys[path].anew()
+
+
+os.register_at_fork(after_in_child=look_again)  # one of several workers: another one may have learnt something
 
 
 class GetModel(StageTask):

@@ -1,5 +1,6 @@
 """Addresses, atomic files, and the memory of what files hold."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,17 @@ import pytest
 
 import cache.digests
 import cache.files
-from cache import FileFacts, StoreError, canonical, caption_item, digest, recipe_id, write_atomically
+from cache import (
+    FileFacts,
+    Spelled,
+    StoreError,
+    canonical,
+    caption_item,
+    caption_items,
+    digest,
+    recipe_id,
+    write_atomically,
+)
 
 REPOSITORY = Path(__file__).parent.parent
 PUT_MANY = """
@@ -39,6 +50,7 @@ def test_addresses_never_change():
     """BLAKE2b with 16 bytes; the first is what `b2sum -l 128` prints."""
     assert digest(b"") == "cae66941d9efbd404e4d88758ea67670"
     assert caption_item("a photo of a cat") == "c15881911949d1868b30db5196f966ee"
+    assert caption_items(["a photo of a cat", "ä"]) == ["c15881911949d1868b30db5196f966ee", caption_item("ä")]
     assert recipe_id({"kind": "t5", "shape": [512, 4096]}) == "66ccafe59edc19e1bac4ca9d558f91de"
 
 
@@ -47,6 +59,18 @@ def test_equal_recipes_have_one_spelling():
     assert canonical([-0.0, 1e22, 0.1, "ä"]) == '[0,10000000000000000000000,0.1,"ä"]'.encode()
     assert recipe_id({"a": 1, "b": 2}) == recipe_id({"b": 2, "a": 1.0})
     assert recipe_id({"a": 1}) != recipe_id({"a": "1"}) != recipe_id({"a": True})
+
+
+def test_every_value_is_spelled_as_json_has_it():
+    texts = ["", '"\\', "\0\x1f\x7f\n", "ä🧀\u2028"]
+    value = {text: [*texts, 10**30, -7, 0.1, 1.5e-7, True, False, None, [], {}, {"b": 1, "a": 2}] for text in texts}
+    expected = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert canonical(value) == expected.encode()
+
+
+def test_what_is_spelled_already_stands_as_it_is():
+    rows = [["ab", 1], ["ä", 2.0]]
+    assert canonical({"rows": Spelled(canonical(rows).decode()), "a": "b"}) == canonical({"rows": rows, "a": "b"})
 
 
 @pytest.mark.parametrize(
@@ -149,6 +173,14 @@ def test_facts_found_in_an_older_version_of_a_file_are_not_remembered(facts, tmp
     assert facts.get(path) is None
 
 
+def test_to_look_files_up_is_no_promise_about_what_is_put_later(facts, tmp_path):
+    path = old_file(tmp_path / "photo")
+    assert facts.look_up([path, tmp_path / "none"]) == {}
+    old_file(path, b"larger photo")
+    facts.put(path, {"width": 3})
+    assert facts.look_up([path]) == facts.look_up([path, path]) == {path: {"width": 3}}
+
+
 def test_facts_add_up(facts, tmp_path):
     path = old_file(tmp_path / "photo")
     facts.put(path, {"width": 3, "mode": None})
@@ -170,6 +202,7 @@ def test_many_files_are_looked_up_at_once(facts, tmp_path):
     assert facts.get_many([*paths, tmp_path / "none"]) == {
         path: {"width": number} for number, path in enumerate(paths[:1000])
     }
+    assert facts.look_up(paths) == facts.get_many(paths)
     digests = facts.file_digests(paths)
     assert list(digests) == paths and digests[paths[1300]] == digest(bytes([1300 % 256]))
     assert facts.get(paths[999]) == {"width": 999, "digest": digest(bytes([999 % 256]))}

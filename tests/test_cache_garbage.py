@@ -37,7 +37,7 @@ HOLD_A_LEASE = """
 import sys, time
 from cache import Need, Source, lease
 recipe = {"kind": "latents", "dtype": "float32", "shape": [4096]}
-with lease(sys.argv[1], [Need("EncodeImages", "vae", recipe, tuple(Source(item, "", "") for item in sys.argv[2:]))]):
+with lease(sys.argv[1], [Need.of("EncodeImages", "vae", recipe, tuple(Source(item, "", "") for item in sys.argv[2:]))]):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -58,7 +58,7 @@ def fill(store, numbers, recipe=RECIPE, a_segment=10):
 
 def need(numbers, recipe=RECIPE):
     sources = tuple(Source(ITEMS[number], f"{number}.png", f"{number}.png") for number in numbers)
-    return Need("EncodeImages", "vae", recipe, sources)
+    return Need.of("EncodeImages", "vae", recipe, sources)
 
 
 def keep(numbers, recipe=RECIPE):
@@ -196,8 +196,24 @@ def test_needs_survive_their_file(tmp_path):
     assert read_needs(path) == keep([1, 2]) | keep([3], OTHER)
 
 
+def test_items_that_several_recipes_share_are_in_the_file_once(tmp_path):
+    both = [need(range(10)), need(range(10), OTHER), need([3]), need([3], OTHER)]
+    text = needs_text(both)
+    assert text.count(ITEMS[0]) == 1
+    (tmp_path / NEEDS_NAME).write_text(text)
+    assert read_needs(tmp_path / NEEDS_NAME) == keep(range(10)) | keep(range(10), OTHER)
+
+
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[]", '{"needs": [{"id": "a"}]}', '{"needs": [{"id": "a", "items": "xy"}]}']
+    "text",
+    [
+        "",
+        "{}",
+        "[]",
+        '{"needs": [{"id": "a"}]}',
+        '{"needs": [{"id": "a", "items": "xy"}]}',
+        '{"needs": [{"id": "a", "items_of": 0}]}',
+    ],
 )
 def test_a_damaged_file_of_needs_is_an_error_and_not_nothing(tmp_path, text):
     (tmp_path / NEEDS_NAME).write_text(text)

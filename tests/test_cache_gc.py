@@ -29,7 +29,7 @@ def two_runs(tmp_path):
     for name, kept in (("a", items[:3]), ("b", items[3:5])):
         (tmp_path / "runs" / name).mkdir(parents=True)
         sources = tuple(Source(item, "", "") for item in kept)
-        text = needs_text([Need("EncodeImages", "vae", RECIPE, sources)])
+        text = needs_text([Need.of("EncodeImages", "vae", RECIPE, sources)])
         (tmp_path / "runs" / name / NEEDS_NAME).write_text(text)
     return tmp_path, entries, items
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,28 @@ def test_what_is_read_is_what_was_written(tmp_path, dtype, shape):
     assert_holds(entries)
     assert (entries.read(ITEMS[0]).dtype, entries.read(ITEMS[0]).shape) == (NUMPY[dtype], shape)
     assert entries.missing(ITEMS) == []
+
+
+def test_a_look_at_the_store_that_finds_nothing_new_keeps_the_index(tmp_path):
+    entries = fill(entries_of(tmp_path), ITEMS[:10])
+    index = entries.index()
+    assert entries.missing(ITEMS) == ITEMS[10:] and entries.index() is index
+    (segment,) = index.segments
+    entries.note_damage(segment, [3])
+    assert entries.missing(ITEMS) == [ITEMS[3], *ITEMS[10:]]
+    entries.note_damage(segment, [])
+    assert entries.missing(ITEMS) == ITEMS[10:]
+
+
+def test_the_same_items_may_be_asked_for_again_and_what_came_or_went_is_seen(tmp_path):
+    entries, items = fill(entries_of(tmp_path), ITEMS[:10]), (*ITEMS, ITEMS[3])
+    assert entries.missing(items) == entries.missing(items) == ITEMS[10:]
+    entries.missing(items).clear()  # the answer is the caller's
+    fill(entries_of(tmp_path), ITEMS[10:15])
+    assert entries.missing(items) == ITEMS[15:]
+    shutil.rmtree(segments(entries)[0])
+    assert entries.missing(items) == ITEMS[:10] + ITEMS[15:]
+    assert entries.missing(items[5:]) == ITEMS[5:10] + ITEMS[15:] + ITEMS[3:4]
 
 
 @pytest.mark.parametrize("dtype", NUMPY)

@@ -1,7 +1,6 @@
 """Conditions: pixel by pixel beside their photos, and computed ones that are what they are called."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ VARIANTS = [Variant(48, 32, crop, flip) for crop in (CENTRE, 0, 1, 2) for flip i
 
 def indexed(picture: Image.Image, name: str) -> IndexedPhoto:
     return IndexedPhoto(
-        Path(name), Path(name), "", digest=digest(name.encode()), width=picture.width, height=picture.height
+        folder="photos", name=name, caption="", digest=digest(name.encode()), width=picture.width, height=picture.height
     )
 
 
@@ -36,7 +35,7 @@ def fitted(photo: IndexedPhoto, picture: Image.Image, variant: Variant) -> np.nd
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_file_of_the_photos_size_is_cut_as_the_photo_is(variant):
     picture = noise(96, 160)
-    photo = dataclasses.replace(indexed(picture, "photo"), condition=indexed(picture, "condition"))
+    photo = indexed(picture, "photo")._replace(condition=indexed(picture, "condition"))
     found = conditions.picture(photo, picture, variant, "file")
     np.testing.assert_array_equal(np.asarray(found), fitted(photo, picture, variant))
 
@@ -44,7 +43,7 @@ def test_a_file_of_the_photos_size_is_cut_as_the_photo_is(variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_file_of_half_the_photos_size_shows_the_same_part(variant):
     picture, half = noise(192, 320), noise(192, 320).resize((96, 160), Image.Resampling.BOX)
-    photo = dataclasses.replace(indexed(picture, "photo"), condition=indexed(half, "condition"))
+    photo = indexed(picture, "photo")._replace(condition=indexed(half, "condition"))
     found = np.asarray(conditions.picture(photo, half, variant, "file")).astype(int)
     assert np.abs(found - fitted(photo, picture, variant)).mean() < 3
     elsewhere = dataclasses.replace(variant, crop=9)
@@ -53,10 +52,10 @@ def test_a_file_of_half_the_photos_size_shows_the_same_part(variant):
 
 def test_what_decides_a_random_crop_is_in_its_address():
     picture = noise(64, 96)
-    one, two = (dataclasses.replace(indexed(picture, name), condition=indexed(picture, "c")) for name in ("a", "b"))
+    one, two = (indexed(picture, name)._replace(condition=indexed(picture, "c")) for name in ("a", "b"))
     assert conditions.item(one, Variant(32, 32)) == conditions.item(two, Variant(32, 32)) == one.condition.digest
     assert conditions.item(one, Variant(32, 32, 0)) != conditions.item(two, Variant(32, 32, 0))
-    other = dataclasses.replace(one, condition=indexed(picture, "d"))
+    other = one._replace(condition=indexed(picture, "d"))
     assert conditions.item(one, Variant(32, 32, 0)) != conditions.item(other, Variant(32, 32, 0))
     assert conditions.item(indexed(picture, "a"), Variant(32, 32, 0)) == indexed(picture, "a").digest
 

@@ -51,9 +51,7 @@ class Project:
 
 
 def photo(number, caption="a cat", name="a.png"):
-    return IndexedPhoto(
-        path=Path("/photos") / name, name=name, caption=caption, digest=f"{number:032x}", width=64, height=64
-    )
+    return IndexedPhoto(folder="/photos", name=name, caption=caption, digest=f"{number:032x}", width=64, height=64)
 
 
 def entries_of(plan):

@@ -284,7 +284,8 @@ def test_what_decides_a_run_is_named(plain):
     decisive = plan.decisive(plan.photos())
     assert decisive["train"]["learning_rate"] == 0.25 and decisive["data"]["flip"] is True
     assert decisive["entries"]["latents"] == [plan.latents(Variant(SIDE, SIDE, "centre", f)).id for f in (False, True)]
-    assert decisive["data"]["samples"][0] == [(first := plan.photos()[0]).digest, caption_item(first.caption), 32, 32]
+    first = plan.photos()[0]
+    assert json.loads(decisive["data"]["samples"])[0] == [first.digest, caption_item(first.caption), 32, 32]
     assert not {"log_every", "checkpoint_every", "keep_checkpoints"} & decisive["train"].keys()
     assert str(plain.folder) not in json.dumps(decisive) and "pictures" not in json.dumps(decisive)
 
@@ -293,7 +294,7 @@ def test_what_decides_a_run_is_named(plain):
 
 
 def test_samples_and_variants_of_a_photo():
-    photo = indexing.IndexedPhoto(path=None, name="a.png", caption="a", digest="0" * 32, width=400, height=300)
+    photo = indexing.IndexedPhoto(folder="", name="a.png", caption="a", digest="0" * 32, width=400, height=300)
     assert variants.sizes(Data(resolution=(768, 512)), photo) == [(512, 512), (768, 768)]
     assert variants.sizes(Data(buckets=True), photo) == [(592, 448)]
     assert variants.of_size(Data(crops=2, flip=True), (512, 512)) == [
@@ -301,11 +302,20 @@ def test_samples_and_variants_of_a_photo():
     ]  # fmt: skip
 
 
+def test_samples_are_all_photos_at_all_their_sizes_in_turn_as_often_as_photos_are_repeated(plain):
+    plan = plan_of(plain, data={"resolution": (SIDE, 16), "repeats": 2})
+    photos = plan.photos()
+    samples = plan.samples(photos)
+    expected = [(photo, (side, side)) for photo in photos for side in (16, SIDE)] * 2
+    assert list(samples) == expected and len(samples) == 4 * len(photos)
+    assert samples.sizes == [size for _, size in expected] and samples[-1] == expected[-1]
+
+
 def test_two_files_with_the_same_bytes_are_encoded_once_and_count_twice(plain):
     plan = plan_of(plain, data={"flip": True})
     photo = plan.photos()[0]
-    twins = [photo, dataclasses.replace(photo, name="copy.png", caption="another")]
-    assert [need.items for need in plan.image_needs(twins)] == [[photo.digest]] * 2
+    twins = [photo, photo._replace(name="copy.png", caption="another")]
+    assert [need.items for need in plan.image_needs(twins)] == [(photo.digest,)] * 2
     assert [sample.photo.caption for sample in plan.samples(twins)] == [photo.caption, "another"]
 
 

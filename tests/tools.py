@@ -40,7 +40,7 @@ def image(number, name=""):
 
 
 def need_of(entries, *sources, stage="EncodeImages", component="vae"):
-    return Need(stage, component, entries.recipe, sources)
+    return Need.of(stage, component, entries.recipe, sources)
 
 
 def shard(segment):

@@ -1,13 +1,12 @@
 """The photos of an experiment: decoded once, addressed by content, and every fault reported at once."""
 
-import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -19,23 +18,32 @@ from pipeline.errors import UserError
 
 MAX_WORKERS = 8  # decoded photos in memory at a time
 BATCH = 64  # photos between two notes of what was learnt, so that a killed run keeps the rest
+LOOKED_UP = 4096  # photos at a time, of millions whose facts would fill the memory
 MAX_LISTED = 500
 ASPECT_TOLERANCE = 1.01
 NO_CONDITION = f'no condition: its line in {METADATA} has no "conditioning_image"'
 NO_CONDITION += "; or let [controlnet] condition = 'canny', 'grey', 'blur' or 'tile' compute it"
 
 
-@dataclass(frozen=True, kw_only=True)
-class IndexedPhoto(Photo):
-    """A photo that decodes.  digest: of the file's bytes; width, height: in pixels, after EXIF orientation.
+class IndexedPhoto(NamedTuple):
+    """A `Photo` that decodes.  digest: of the file's bytes; width, height: in pixels, after EXIF orientation.
 
     condition: the image beside it that a ControlNet is conditioned on, where it was asked for.
+    A tuple, as a process makes a million of them before it does anything else.
     """
 
+    folder: str
+    name: str
+    caption: str
     digest: str
     width: int
     height: int
+    conditioning: str | None = None
     condition: "IndexedPhoto | None" = None
+
+    @property
+    def path(self) -> Path:
+        return Path(self.folder, self.name)
 
 
 def index_photos(
@@ -57,7 +65,7 @@ def index_pairs(
 ) -> list[IndexedPhoto]:
     """As `index_photos`, each photo with its ``condition``; a pair is of one shape, up to its scale."""
     photos, problems = list_photos(folder, prompt)
-    conditions = conditions_of(folder, photos)
+    conditions = conditions_of(photos)
     problems += [Problem(photo.name, NO_CONDITION) for photo in photos if photo.conditioning is None]
     indexed, undecodable = inspect([*photos, *conditions], facts, progress)
     pairs = _paired(indexed, photos)
@@ -67,35 +75,39 @@ def index_pairs(
     return pairs
 
 
-def index_files(files: Mapping[str, Path], field: str, facts: FileFacts) -> dict[str, IndexedPhoto]:
-    """The images that a field of the experiment file names, decoded.  Raises UserError that lists every problem."""
-    photos = file_photos(files)
+def index_files(folder: Path, names: Sequence[str], field: str, facts: FileFacts) -> list[IndexedPhoto]:
+    """The images that a field of the experiment file names, decoded; one for each name, however often it stands there.
+
+    folder: that of the experiment file.  Raises UserError that lists every problem.
+    """
+    photos = file_photos(folder, names)
     indexed, problems = inspect([photo for photo in photos if photo.path.is_file()], facts)
     problems += [Problem(photo.name, "no such file") for photo in photos if not photo.path.is_file()]
     if problems:
         noun = "problem" if len(problems) == 1 else "problems"
         lines = [f"{problem.name}: {problem.reason}" for problem in sorted(problems)]
         raise UserError("\n  ".join(_printable(line) for line in [f"{field}: {len(problems)} {noun}", *lines]))
-    return dict(zip(files, indexed))
+    known = dict(zip(dict.fromkeys(names), indexed))
+    return [known[name] for name in names]
 
 
-def file_photos(files: Mapping[str, Path]) -> list[Photo]:
-    """Files that the experiment file names, as what `remembered` takes."""
-    return [Photo(name, path, "") for name, path in files.items()]
+def file_photos(folder: Path, names: Iterable[str]) -> list[Photo]:
+    """The files that an experiment file in ``folder`` names, each once, as what `remembered` takes."""
+    return [Photo(str(folder), os.path.expanduser(name), "") for name in dict.fromkeys(names)]
 
 
-def conditions_of(folder: Path, photos: list[Photo]) -> list[Photo]:
+def conditions_of(photos: Sequence[Photo]) -> list[Photo]:
     """The images that the photos name as their conditions, each once, without those that are photos themselves."""
     own = {photo.name for photo in photos}
-    names = dict.fromkeys(photo.conditioning for photo in photos if photo.conditioning is not None)
-    return [Photo(name, Path(folder) / name, "") for name in names if name not in own]
+    folders = {photo.conditioning: photo.folder for photo in photos if photo.conditioning is not None}
+    return [Photo(folder, name, "") for name, folder in folders.items() if name not in own]
 
 
-def _paired(indexed: list[IndexedPhoto], photos: list[Photo]) -> list[IndexedPhoto]:
+def _paired(indexed: Iterable[IndexedPhoto], photos: Iterable[Photo]) -> list[IndexedPhoto]:
     """Those of the photos that were indexed and whose conditions were."""
     known = {photo.name: photo for photo in indexed}
     found = [photo for photo in photos if photo.name in known and photo.conditioning in known]
-    return [dataclasses.replace(known[photo.name], condition=known[photo.conditioning]) for photo in found]
+    return [known[photo.name]._replace(condition=known[photo.conditioning]) for photo in found]
 
 
 def _fits(pair: IndexedPhoto) -> bool:
@@ -113,57 +125,64 @@ def _mismatch(pair: IndexedPhoto) -> str:
 
 
 def inspect(
-    photos: list[Photo], facts: FileFacts, progress: Callable[[int, int], None] | None = None
+    photos: Sequence[Photo], facts: FileFacts, progress: Callable[[int, int], None] | None = None
 ) -> tuple[list[IndexedPhoto], list[Problem]]:
     """Decode, completely, each photo that ``facts`` does not remember as it now is; remember those that decode.
 
     progress: called with (photos decoded so far, photos to decode).
     """
-    known, problems = _known(photos, facts), []
-    unseen = [photo for photo in photos if photo.path not in known]
-    if _settle(unseen):
-        facts.get_many([photo.path for photo in unseen])  # as they are now is what will be remembered
+    indexed, problems = list(_looked_up(photos, facts)), []
+    unseen = [place for place, found in enumerate(indexed) if found is None]
+    _settle([photos[place] for place in unseen])
     with ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1)) as pool:
         for start in range(0, len(unseen), BATCH):
-            batch, learnt = unseen[start : start + BATCH], {}
-            for done, (photo, found) in enumerate(zip(batch, pool.map(_examine, batch)), start + 1):
+            places, learnt = unseen[start : start + BATCH], {}
+            batch = [photos[place] for place in places]
+            facts.get_many(map(_path, batch))  # as they are now is what will be remembered
+            for done, (place, photo, found) in enumerate(zip(places, batch, pool.map(_examine, batch)), start + 1):
                 if isinstance(found, str):
                     problems.append(Problem(photo.name, found))
                 else:
-                    learnt[photo.path] = found
+                    learnt[_path(photo)], indexed[place] = found, _indexed(photo, found)
                 if progress:
                     progress(done, len(unseen))
             facts.put_many(learnt)
-            known |= learnt
-    return [_indexed(photo, known[photo.path]) for photo in photos if photo.path in known], problems
+    return [photo for photo in indexed if photo is not None], problems
 
 
-def by_content(photos: list[IndexedPhoto]) -> list[IndexedPhoto]:
+def by_content(photos: Iterable[IndexedPhoto]) -> tuple[IndexedPhoto, ...]:
     """Order photos by what is in them, so that renaming or moving a file changes nothing of a training."""
-    return sorted(photos, key=lambda photo: (photo.digest, photo.caption, _digest_of(photo.condition)))
+    return tuple(sorted(photos, key=lambda photo: (photo.digest, photo.caption, _digest_of(photo.condition))))
 
 
 def _digest_of(condition: IndexedPhoto | None) -> str:
     return condition.digest if condition else ""
 
 
-def remembered(photos: list[Photo], facts: FileFacts) -> list[IndexedPhoto] | None:
+def remembered(photos: Sequence[Photo], facts: FileFacts) -> list[IndexedPhoto] | None:
     """Return what ``inspect`` would, where it had nothing to decode; None where it had."""
-    known = _known(photos, facts)
-    return [_indexed(photo, known[photo.path]) for photo in photos] if len(known) == len(photos) else None
+    indexed = []
+    for found in _looked_up(photos, facts):
+        if found is None:
+            return None
+        indexed.append(found)
+    return indexed
 
 
-def num_unseen(photos: list[Photo], facts: FileFacts) -> int:
+def num_unseen(photos: Sequence[Photo], facts: FileFacts) -> int:
     """How many of the photos ``inspect`` would have to decode."""
-    return len(photos) - len(_known(photos, facts))
+    return sum(found is None for found in _looked_up(photos, facts))
 
 
-def remembered_pairs(folder: Path, photos: list[Photo], facts: FileFacts) -> list[IndexedPhoto] | None:
-    """Return what `index_pairs` would, where it had nothing to decode and nothing to report; None where it had."""
-    indexed = remembered([*photos, *conditions_of(folder, photos)], facts)
-    if indexed is None or any(photo.conditioning is None for photo in photos):
+def remembered_pairs(photos: Sequence[IndexedPhoto], facts: FileFacts) -> list[IndexedPhoto] | None:
+    """Indexed photos with their conditions, as `index_pairs` would return them; None where it had something to decode
+    or to report."""
+    if any(photo.conditioning is None for photo in photos):
         return None
-    pairs = _paired(indexed, photos)
+    conditions = remembered(conditions_of(photos), facts)
+    if conditions is None:
+        return None
+    pairs = _paired([*photos, *conditions], photos)
     return pairs if all(map(_fits, pairs)) else None
 
 
@@ -178,22 +197,31 @@ def read_photo(photo: IndexedPhoto) -> Image.Image:
     return read_image(content)
 
 
-def _known(photos: list[Photo], facts: FileFacts) -> dict[Path, dict]:
-    """What is known of the photos that are unchanged; a file that was only ever digested has not been decoded."""
-    known = facts.get_many([photo.path for photo in photos])
-    return {path: found for path, found in known.items() if "width" in found}
+def _looked_up(photos: Sequence[Photo], facts: FileFacts) -> Iterator[IndexedPhoto | None]:
+    """Each photo as it was indexed; None where it has changed since, or has only been digested and never decoded."""
+    for start in range(0, len(photos), LOOKED_UP):
+        batch = photos[start : start + LOOKED_UP]
+        paths = list(map(_path, batch))
+        known = facts.look_up(paths)
+        for photo, path in zip(batch, paths):
+            found = known.get(path, {})
+            yield _indexed(photo, found) if "width" in found else None
 
 
-def _settle(photos: list[Photo]) -> bool:
-    """Wait, 3 s at most as a rule, until no photo is so new that FileFacts would not remember it.  Say if it waited."""
+def _path(photo: Photo) -> str:
+    """As ``photo.path``, which costs more than all else that is done here with a million photos."""
+    return photo.name if photo.name.startswith("/") else f"{photo.folder}/{photo.name}"
+
+
+def _settle(photos: Iterable[Photo]) -> None:
+    """Wait, 3 s at most as a rule, until no photo is so new that FileFacts would not remember it."""
     waits = []
     for photo in photos:
         with suppress(OSError):
-            age = time.time_ns() - os.stat(photo.path).st_mtime_ns
+            age = time.time_ns() - os.stat(_path(photo)).st_mtime_ns
             waits += [RACY_NS - age] if abs(age) <= RACY_NS else []
     if waits:
         time.sleep(max(waits) / 1e9 + 0.01)
-    return bool(waits)
 
 
 def _examine(photo: Photo) -> dict | str:
@@ -209,7 +237,8 @@ def _examine(photo: Photo) -> dict | str:
 
 
 def _indexed(photo: Photo, found: dict) -> IndexedPhoto:
-    return IndexedPhoto(**vars(photo) | {key: found[key] for key in ("digest", "width", "height")})
+    known = found["digest"], found["width"], found["height"]
+    return IndexedPhoto(photo.folder, photo.name, photo.caption, *known, photo.conditioning)
 
 
 def _report(folder: Path, problems: list[Problem]) -> str:

@@ -1,29 +1,34 @@
 """Finding photos and their captions in a folder, without decoding anything or leaving the folder."""
 
 import codecs
-import functools
+import io
 import json
 import os
 import stat
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from pipeline.errors import UserError
 
 METADATA = "metadata.jsonl"
+CHUNK_BYTES = 1 << 16
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 UNREAD_SUFFIXES = {".heic", ".heif", ".avif", ".jxl"}  # photos that Pillow may not read: said, not passed over
 
 
-@dataclass(frozen=True)
-class Photo:
+class Photo(NamedTuple):
     """One captioned image.  name: its path relative to the folder, with "/"; conditioning: likewise, or None."""
 
+    folder: str
     name: str
-    path: Path
     caption: str
     conditioning: str | None = None
+
+    @property
+    def path(self) -> Path:
+        return Path(self.folder, self.name)
 
 
 @dataclass(frozen=True, order=True)
@@ -56,11 +61,10 @@ class _Unusable(Exception):
     """Why a photo, or a line of metadata.jsonl, cannot be used."""
 
 
-@contextmanager
-def _about(what: str):
-    """Say what the reasons given in the block are about."""
+def _about(what: str, work: Callable, *arguments):
+    """The result of ``work(*arguments)``; where that gives a reason instead, say what it is about."""
     try:
-        yield
+        return work(*arguments)
     except _Unusable as reason:
         raise _Unusable(f"{what}: {reason}") from None
 
@@ -71,48 +75,90 @@ class _Folder:
     def __init__(self, path: Path):
         self.path = path
         self.root = os.path.realpath(path)
-        self._real_parent = functools.cache(os.path.realpath)  # most of a million files share theirs
+        self._regular: dict[str, set[str]] = {}  # by folder: its regular files, no links, as far as a listing tells
 
-    def file(self, name: str) -> Path:
-        """Return the path of the regular file ``name``.  Raises _Unusable."""
-        if os.path.isabs(name) or ".." in name.split("/"):
+    def check(self, name: str) -> None:
+        """Raise _Unusable where ``name`` is not a regular file in the folder."""
+        if name.startswith("/") or ".." in name.split("/"):
             raise _Unusable("its path leads out of the folder")
         try:
             name.encode()
-            parent, last = os.path.split(os.path.join(self.root, name))
-            real = os.path.join(self._real_parent(parent), last)
-            real = os.path.realpath(real) if os.path.islink(real) else real
-            if os.path.commonpath([self.root, real]) != self.root:
-                raise _Unusable("a link that leads out of the folder")
-            if not stat.S_ISREG(os.stat(real).st_mode):
-                raise _Unusable("not a regular file")
+            parent, _, last = name.rpartition("/")
+            if parent not in self._regular:
+                self._regular[parent] = self._list_regular(parent)
+            is_regular = last in self._regular[parent] or self._is_regular(parent, last)
         except FileNotFoundError:
             raise _Unusable("no such file") from None
         except OSError as error:
             raise _Unusable(f"cannot be read: {error.strerror}") from error
         except ValueError:  # a NUL byte, or a name that has no UTF-8 form
             raise _Unusable("its name is not valid UTF-8 text") from None
-        return self.path / name
+        if not is_regular:
+            raise _Unusable("not a regular file")
+
+    def _list_regular(self, parent: str) -> set[str]:
+        """To list a folder takes a quarter of the time that it takes to look at its files one by one."""
+        try:
+            with os.scandir(self._inside(parent)) as entries:
+                return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+        except OSError:  # what is wrong is said of each file
+            return set()
+
+    def _is_regular(self, parent: str, last: str) -> bool:
+        path = f"{self._inside(parent)}/{last}"
+        is_link = stat.S_ISLNK(os.lstat(path).st_mode)
+        return stat.S_ISREG(os.stat(self._inside(path) if is_link else path).st_mode)
+
+    def _inside(self, name: str) -> str:
+        """The real path of a name, or of a path, with all links followed.  Raises _Unusable where it leads out."""
+        real = os.path.realpath(os.path.join(self.root, name))
+        if os.path.commonpath([self.root, real]) != self.root:
+            raise _Unusable("a link that leads out of the folder")
+        return real
 
     def content(self, name: str) -> bytes:
         """Return the bytes of the file ``name``.  Raises _Unusable."""
+        self.check(name)
         try:
-            return self.file(name).read_bytes()
+            return _read(f"{self.root}/{name}")
         except OSError as error:
             raise _Unusable(f"cannot be read: {error.strerror}") from error
 
     def names(self) -> tuple[list[str], list[Problem]]:
         """Name every file below the folder that is not hidden; no link to a folder is followed."""
-        names, problems, failures = [], [], []
-        for parent, folders, files in os.walk(self.root, onerror=failures.append):
-            prefix = "" if parent == self.root else Path(parent).relative_to(self.root).as_posix() + "/"
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
-            problems += [Problem(prefix + name, "a link to a folder, which is not followed") for name in links]
-            names += [prefix + name for name in files if not name.startswith(".")]
-        for error in failures:
-            problems.append(Problem(os.path.relpath(error.filename, self.root), f"cannot be read: {error.strerror}"))
+        names, problems, parents = [], [], [""]
+        while parents:
+            parent = parents.pop()
+            prefix, regular = parent and f"{parent}/", self._regular.setdefault(parent, set())
+            try:
+                with os.scandir(f"{self.root}/{parent}") as entries:
+                    for entry in entries:
+                        name = prefix + entry.name
+                        if entry.name.startswith("."):
+                            continue
+                        if entry.is_symlink() and os.path.isdir(entry.path):
+                            problems.append(Problem(name, "a link to a folder, which is not followed"))
+                        elif entry.is_dir(follow_symlinks=False):
+                            parents.append(name)
+                        else:
+                            names.append(name)
+                            if entry.is_file(follow_symlinks=False):
+                                regular.add(entry.name)
+            except OSError as error:
+                problems.append(Problem(parent or ".", f"cannot be read: {error.strerror}"))
         return names, problems
+
+
+def _read(path: str) -> bytes:
+    """The bytes of a regular file; `open` would take twice as long for each of a million captions."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        parts = [os.read(file, CHUNK_BYTES)]
+        while len(parts[-1]) == CHUNK_BYTES:
+            parts.append(os.read(file, CHUNK_BYTES))
+    finally:
+        os.close(file)
+    return b"".join(parts)
 
 
 def _from_files(folder: _Folder, prompt: str) -> tuple[list[Photo], list[Problem]]:
@@ -125,8 +171,9 @@ def _from_files(folder: _Folder, prompt: str) -> tuple[list[Photo], list[Problem
             if suffix.lower() in UNREAD_SUFFIXES:
                 raise _Unusable(f"{suffix[1:].upper()} is not read; convert it to JPEG or PNG")
             if suffix.lower() in IMAGE_SUFFIXES:
-                path = folder.file(name)
-                photos.append(Photo(name, path, prompt or _caption_beside(folder, stem + ".txt", existing)))
+                folder.check(name)
+                caption = prompt or _caption_beside(folder, stem + ".txt", existing)
+                photos.append(Photo(str(folder.path), name, caption))
         except _Unusable as reason:
             problems.append(Problem(name, str(reason)))
     return photos, problems
@@ -135,11 +182,14 @@ def _from_files(folder: _Folder, prompt: str) -> tuple[list[Photo], list[Problem
 def _caption_beside(folder: _Folder, name: str, existing: set[str]) -> str:
     if name not in existing:
         raise _Unusable(f"no caption: {name} is missing")
-    with _about(f"its caption {name}"):
-        try:
-            return _checked_caption(folder.content(name).decode("utf-8-sig"))
-        except UnicodeDecodeError:
-            raise _Unusable("not UTF-8") from None
+    return _about(f"its caption {name}", _caption_in, folder, name)
+
+
+def _caption_in(folder: _Folder, name: str) -> str:
+    try:
+        return _checked_caption(folder.content(name).decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise _Unusable("not UTF-8") from None
 
 
 def _checked_caption(text) -> str:
@@ -147,8 +197,10 @@ def _checked_caption(text) -> str:
         raise _Unusable("not a string")
     if not text.strip():
         raise _Unusable("empty")
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise _Unusable("half of a surrogate pair, which is no character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _Unusable("half of a surrogate pair, which is no character") from None
     return text.strip()
 
 
@@ -158,13 +210,13 @@ def _from_metadata(folder: _Folder, prompt: str) -> tuple[list[Photo], list[Prob
     except _Unusable as reason:
         raise UserError(f"{folder.path / METADATA}: {reason}") from None
     photos, problems, first_lines = [], [], {}
-    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+    for number, line in enumerate(io.BytesIO(content.removeprefix(codecs.BOM_UTF8)), 1):
         if not line.strip():
             continue
         name = f"{METADATA}, line {number}"
         try:
-            row = _row(line)
-            name = str(PurePosixPath(row["file_name"]))
+            row = _row(line.rstrip(b"\n"))
+            name = _normal(row["file_name"])
             if first_lines.setdefault(name, number) != number:
                 raise _Unusable(f"listed twice in {METADATA}, lines {first_lines[name]} and {number}")
             photos.append(_photo(folder, name, row, prompt))
@@ -188,14 +240,25 @@ def _row(line: bytes) -> dict:
 
 
 def _photo(folder: _Folder, name: str, row: dict, prompt: str) -> Photo:
-    path, conditioning = folder.file(name), row.get("conditioning_image")
+    folder.check(name)
+    conditioning = row.get("conditioning_image")
     if conditioning is not None:
-        with _about(f"its conditioning_image {conditioning}"):
-            if not isinstance(conditioning, str):
-                raise _Unusable("not a string")
-            conditioning = str(PurePosixPath(conditioning))
-            folder.file(conditioning)
+        conditioning = _about(f"its conditioning_image {conditioning}", _conditioning, folder, conditioning)
     if not prompt and row.get("text") is None:
         raise _Unusable(f'no caption: its line in {METADATA} has no "text"')
-    with _about(f"its caption in {METADATA}"):
-        return Photo(name, path, prompt or _checked_caption(row["text"]), conditioning)
+    caption = prompt or _about(f"its caption in {METADATA}", _checked_caption, row["text"])
+    return Photo(str(folder.path), name, caption, conditioning)
+
+
+def _conditioning(folder: _Folder, name) -> str:
+    if not isinstance(name, str):
+        raise _Unusable("not a string")
+    name = _normal(name)
+    folder.check(name)
+    return name
+
+
+def _normal(name: str) -> str:
+    """A relative name without what has no meaning in it: "./a//b" is "a/b"."""
+    is_normal = "/." not in f"/{name}" and "//" not in name and not name.endswith("/")
+    return name if is_normal else str(PurePosixPath(name))

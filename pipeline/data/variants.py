@@ -4,7 +4,9 @@ All variants of a photo are encoded once and kept; training draws one of them ea
 """
 
 import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pipeline.data import buckets
 from pipeline.data.buckets import CENTRE
@@ -30,24 +32,43 @@ class Variant:
         return vars(self) | {"crop": CENTRE if self.crop == CENTRE else f"random-{self.crop}"}
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """What counts once in an epoch: a photo at a size.  Crop and flip are drawn each time it comes."""
 
     photo: IndexedPhoto
-    width: int
-    height: int
+    size: Size
 
-    @property
-    def size(self) -> Size:
-        return self.width, self.height
+
+class Samples(Sequence):
+    """The samples of an epoch, each made when it is asked for: all photos in turn, each at all its sizes, repeated.
+
+    sizes: of each sample.
+    """
+
+    def __init__(self, settings: Data, photos: Sequence[IndexedPhoto]):
+        of_photo = sizes_of(settings)
+        self._photos, self._per_photo = photos, len(squares(settings))
+        self.sizes = [size for photo in photos for size in of_photo(photo)] * settings.repeats
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, place: int) -> Sample:
+        size = self.sizes[place]
+        return Sample(self._photos[place // self._per_photo % len(self._photos)], size)
 
 
 def sizes(settings: Data, photo: IndexedPhoto) -> list[Size]:
     """The sizes at which a photo is trained on, one for each resolution, the lowest first."""
+    return sizes_of(settings)(photo)
+
+
+def sizes_of(settings: Data) -> Callable[[IndexedPhoto], list[Size]]:
+    """As `sizes`, for many photos of one experiment."""
+    of_squares = squares(settings)
     if not settings.buckets:
-        return squares(settings)
-    return [_bucket(photo.width, photo.height, resolution) for resolution, _ in squares(settings)]
+        return lambda photo: of_squares
+    return lambda photo: [_bucket(photo.width, photo.height, resolution) for resolution, _ in of_squares]
 
 
 def squares(settings: Data) -> list[Size]:

@@ -30,7 +30,7 @@ class Listing:
     @property
     def conditions(self) -> list[Photo]:
         """The files that the photos name as theirs."""
-        return indexing.conditions_of(self.folder, self.photos)
+        return indexing.conditions_of(self.photos)
 
 
 def listing(experiment: Experiment) -> Listing | None:

@@ -51,7 +51,7 @@ def of_plan(plan: Plan, photos: Sequence[IndexedPhoto]) -> dict:
     """What each stage of an experiment has, lacks and takes, all of it counted that can be."""
     subject = Subject(plan.checkpoint, plan.experiment, plan.device, plan.trains, has_weights=True)
     samples = plan.samples(photos)
-    epoch = Epoch(len(samples), frozenset(sample.size for sample in samples))
+    epoch = Epoch(len(samples), frozenset(samples.sizes))
     training = estimates.training(subject, epoch)  # first: it says where no ControlNet can be made
     folder = plan.run_folder(photos)
     training |= {"is_done": pictures.is_trained(folder, plan.trains), "run_folder": str(folder)}

@@ -13,7 +13,7 @@ from pipeline.data import conditions, indexing
 from pipeline.data.variants import Variant
 from pipeline.errors import UserError
 from pipeline.networks import controlnet, lora
-from pipeline.recipes import CONTROLNET, LORA, RESULT_NAME, ControlNeed, Plan
+from pipeline.recipes import CONTROLNET, LORA, RESULT_NAME, ImageNeed, Plan
 from pipeline.settings import Experiment
 
 SCHEMA = 1
@@ -83,14 +83,14 @@ def variant(plan: Plan) -> Variant:
     return Variant(side, side)
 
 
-def control_needs(plan: Plan, photos: Sequence[indexing.IndexedPhoto]) -> list[ControlNeed]:
+def control_needs(plan: Plan, photos: Sequence[indexing.IndexedPhoto]) -> list[ImageNeed]:
     """`Plan.control_needs`, and what sampling needs besides."""
     needs, own = {need.variant: need for need in plan.control_needs(photos)}, variant(plan)
-    known = needs[own].photos if own in needs else ()
-    found = {conditions.item(photo, own): photo for photo in (*plan.sample_conditions, *known)}
-    if found:
+    if plan.sample_conditions:
+        found = {conditions.item(photo, own): photo for photo in plan.sample_conditions}
+        found |= dict(zip(needs[own].items, needs[own].photos)) if own in needs else {}
         entries = plan.latents(own, plan.experiment.controlnet.condition)
-        needs[own] = ControlNeed(own, entries, tuple(found.values()))
+        needs[own] = ImageNeed(own, entries, tuple(found), tuple(found.values()))
     return list(needs.values())
 
 

@@ -29,7 +29,7 @@ def heading(plans: Mapping[str, Plan], photos: Sequence[IndexedPhoto], pairs: in
     """What is compared with what, and what it takes: all that is known before anything is computed."""
     plan = plans[OWN]
     weights = {side: _weights_bytes(each) for side, each in plans.items()}
-    sample = {"captions": len(plan.captions(photos)), "photos": len({photo.digest for photo in photos})}
+    sample = {"captions": len(plan.captions(photos).items), "photos": len({photo.digest for photo in photos})}
     return {
         "experiment": plan.experiment.name,
         "device": plan.device,

@@ -29,9 +29,9 @@ def _captions(job: Job, plans: Mapping[str, Plan]) -> None:
     plan = plans[job.side]
     encoder = encode.load_caption_encoder(plan, job.component)
     entries = getattr(plan, encode.CAPTION_ENCODERS[job.component][1])
-    sources = {source.item: source.key for source in plan.captions(job.photos)}
-    arrays = (_as_stored(encoder.compute(caption), entries.dtype) for caption in sources.values())
-    _write(job.output(), dict.fromkeys(sources, entries.shape), _counted(job, plan, arrays, len(sources), "caption"))
+    items, texts, _ = plan.captions(job.photos)
+    arrays = (_as_stored(encoder.compute(caption), entries.dtype) for caption in texts)
+    _write(job.output(), dict.fromkeys(items, entries.shape), _counted(job, plan, arrays, len(items), "caption"))
 
 
 def _images(job: Job, plans: Mapping[str, Plan]) -> None:

@@ -93,7 +93,8 @@ def _encode(job: Job, plans: Mapping[str, Plan], component: str) -> Outputs:
     sides = (AGAINST,) if is_same(plans, component) else SIDES  # the reference last: its VAE decodes both
     for side in sides:
         _run(dataclasses.replace(job, component=component, side=side), plans)
-    names = {source.item: source.key for source in plans[OWN].captions(job.photos)}
+    items, texts, _ = plans[OWN].captions(job.photos)
+    names = dict(zip(items, texts))
     if component == "vae":
         names = {photo.digest: photo.name for photo in reversed(job.photos)}
     return Outputs({side: Tensors(job.output(side if side in sides else AGAINST, component)) for side in SIDES}, names)

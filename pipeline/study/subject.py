@@ -61,7 +61,7 @@ class Job:
         return self.folder / f"{side or self.side}-{component or self.component}.safetensors"
 
     def write(self) -> Path:
-        photos = [{**vars(photo), "path": str(photo.path)} for photo in self.photos]
+        photos = [photo._asdict() for photo in self.photos]
         path = self.output().with_suffix(".json")
         path.write_text(json.dumps({**vars(self), "photos": photos, "folder": str(self.folder)}))
         return path
@@ -69,7 +69,7 @@ class Job:
     @classmethod
     def read(cls, path: Path) -> "Job":
         fields = json.loads(Path(path).read_text())
-        photos = [IndexedPhoto(**{**photo, "path": Path(photo["path"])}) for photo in fields["photos"]]
+        photos = tuple(IndexedPhoto(**photo) for photo in fields["photos"])
         return cls(**{**fields, "photos": photos, "folder": Path(fields["folder"])})
 
 

@@ -50,7 +50,7 @@ class Batches:
     def __init__(self, plan: Plan, photos: Sequence[indexing.IndexedPhoto], tokens: Callable | None = None):
         self.seed, self.train, self.data = plan.experiment.seed, plan.experiment.train, plan.experiment.data
         self.samples = plan.samples(photos)
-        self.sizes = [sample.size for sample in self.samples]
+        self.sizes = self.samples.sizes
         self.order = Order(self.seed, _numbered(self.sizes), self.train.batch_size)
         needs = plan.image_needs(photos)
         self.latents = {need.variant: need.entries for need in needs}
@@ -58,7 +58,7 @@ class Batches:
         self.controls = {need.variant: need.entries for need in controls}
         for need in [*needs, *controls]:
             need.entries.prefetch(need.items)
-        plan.txt.prefetch([source.item for source in plan.captions(photos)])
+        plan.txt.prefetch(plan.captions(photos).items)
         self.txt, self.pooled, self.tokens = plan.txt, plan.pooled, tokens
         vae = checkpoints.config(plan.checkpoint, "vae")
         self.shift_factor, self.scaling_factor = vae["shift_factor"], vae["scaling_factor"]

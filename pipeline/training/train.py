@@ -128,7 +128,8 @@ def clip_tokens(plan: Plan, photos: Sequence[indexing.IndexedPhoto]) -> Callable
     """Where CLIP trains: its tokens, (length,), int32, by a caption's address, made when they are asked for."""
     if not _trains_clip(plan):
         return None
-    captions = {source.item: source.key for source in plan.captions(photos)}
+    items, texts, _ = plan.captions(photos)
+    captions = dict(zip(items, texts))
     tokenizer, length = models.load_tokenizer(plan.checkpoint, "tokenizer"), plan.pooled.recipe["max_length"]
 
     def tokens(item: str) -> np.ndarray:
@@ -194,7 +195,7 @@ def _lineage(plan: Plan, photos, settings: Train) -> dict[str, str]:
         "base_model_revision": model.revision,
         "base_model_digest": plan.transformer_digest["weights"],
         "run_id": plan.run_id(photos),
-        "recipes": json.dumps(plan.decisive(photos)["entries"]),
+        "recipes": json.dumps(plan.entry_ids(photos)),
         "precision": json.dumps(asdict(plan.precision), sort_keys=True),
         "step": str(settings.steps),
     }
