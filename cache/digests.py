@@ -1,4 +1,4 @@
-"""What is known of files by path, size and modification time, so that a 9.5 GB file is read once.
+"""What is known of files by path, size, inode and times of change, so that a 9.5 GB file is read once.
 
 It is a memory and no more: lost, damaged or not writable, everything still works, only slower.
 """
@@ -19,7 +19,8 @@ CHUNK_BYTES = 1 << 22
 LOCKED_SECONDS = 30
 QUERY_PATHS = 500  # that one query asks for; SQLite takes 999 at least
 RACY_NS = 3_000_000_000  # a change this soon after another may leave size and mtime as they were (FAT ticks in 2 s)
-TABLE = "CREATE TABLE IF NOT EXISTS facts (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, facts TEXT)"
+STAMP = "size, mtime_ns, inode, ctime_ns"
+TABLE = f"CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, {STAMP}, facts TEXT)"
 
 
 class FileFacts:
@@ -31,6 +32,7 @@ class FileFacts:
     def __init__(self, path):
         self.path = Path(path)
         self._seen = {}  # file -> its stamp when it was looked up, which is what new facts are about
+        self._digested = {}  # file -> its stamp when it had the digest that was given out first
         self._warned = set()
 
     def get(self, path):
@@ -59,7 +61,7 @@ class FileFacts:
     def put_many(self, facts):
         """As ``put`` for many files in one transaction: a dict of path -> facts."""
         stamps = {path: self._seen.pop(_name(path), None) or _stamp(path) for path in facts}
-        sure = [path for path, stamp in stamps.items() if stamp and stamp[2] and stamp[:2] == (_stamp(path) or ())[:2]]
+        sure = [path for path, stamp in stamps.items() if stamp and stamp[-1] and _is_same(stamp, _stamp(path))]
         rows = [(path, stamps[path], json.loads(json.dumps(facts[path], allow_nan=False))) for path in sure]
         if rows:
             self._use(lambda db: [_remember(db, *row) for row in rows], "rwc")
@@ -73,6 +75,8 @@ class FileFacts:
         """As ``file_digest`` for many files: a dict of path -> digest. Remembered about once a second."""
         paths = list(paths)
         known = {path: facts["digest"] for path, facts in self.get_many(paths).items() if "digest" in facts}
+        for path in known:
+            self._digested.setdefault(_name(path), self._seen[_name(path)])
         fresh, saved = {}, time.monotonic()
         for path in dict.fromkeys(path for path in paths if path not in known):
             known[path] = self._read(path)
@@ -89,10 +93,21 @@ class FileFacts:
             with open(path, "rb") as file:
                 while chunk := file.read(CHUNK_BYTES):
                     name.update(chunk)
-            if before and before[:2] == (_stamp(path) or ())[:2]:
+            if before and _is_same(before, _stamp(path)):
                 self._seen[_name(path)] = before
+                self._digested.setdefault(_name(path), before)
                 return name.hexdigest()
         raise StoreError(f"{path}: changes while it is read; wait until it is complete, then run again")
+
+    def confirm(self, paths):
+        """Raise StoreError where one of some files is not the one whose digest this object has given out.
+
+        Call it once a file's content is used, before anything that was made of it is kept: a file that was replaced
+        or written to in the meantime has another inode or another time of change.
+        """
+        for path in paths:
+            if not _is_same(self._digested[_name(path)], _stamp(path)):
+                raise StoreError(f"{path}: was replaced or written to after its digest was taken; run again")
 
     def _use(self, work, mode):
         """The result of ``work(connection)`` in one transaction, or None where there is nothing to work with."""
@@ -135,12 +150,18 @@ def _name(path):
 
 
 def _stamp(path):
-    """(size in bytes, mtime in ns, whether any later change must show in these two), or None without the file."""
+    """(size in bytes, mtime in ns, inode, ctime in ns, whether any later change must show); None without the file."""
     try:
         stat = os.stat(path)
     except OSError:
         return None
-    return stat.st_size, stat.st_mtime_ns, abs(time.time_ns() - stat.st_mtime_ns) > RACY_NS
+    is_old = abs(time.time_ns() - stat.st_mtime_ns) > RACY_NS
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns, is_old
+
+
+def _is_same(stamp, other):
+    """Whether two stamps are of one unchanged file."""
+    return other is not None and stamp[:-1] == other[:-1]
 
 
 def _find_many(db, stamps):
@@ -149,13 +170,13 @@ def _find_many(db, stamps):
     wanted = list(dict.fromkeys(names.values()))
     for start in range(0, len(wanted), QUERY_PATHS):
         part = wanted[start : start + QUERY_PATHS]
-        query = f"SELECT path, size, mtime_ns, facts FROM facts WHERE path IN ({','.join('?' * len(part))})"
+        query = f"SELECT path, {STAMP}, facts FROM files WHERE path IN ({','.join('?' * len(part))})"
         rows.update((row[0], row) for row in db.execute(query, part))
-    known = [path for path, name in names.items() if name in rows and rows[name][1:-1] == stamps[path][:2]]
+    known = [path for path, name in names.items() if name in rows and rows[name][1:-1] == stamps[path][:-1]]
     texts = ",".join([rows[names[path]][-1] for path in known])  # parsed at once: a million one by one take longer
     return dict(zip(known, json.loads(f"[{texts}]"), strict=True))
 
 
 def _remember(db, path, stamp, facts):
     facts = {**_find_many(db, {path: stamp}).get(path, {}), **facts}
-    db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?)", (_name(path), *stamp[:2], json.dumps(facts)))
+    db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", (_name(path), *stamp[:-1], json.dumps(facts)))

@@ -14,7 +14,8 @@ WEIGHTS = {"text_encoder": "model", "text_encoder_2": "model", "vae": "diffusion
 WEIGHTS["transformer"] = "diffusion_pytorch_model"
 CONTROLNET = "controlnet"
 """No part of a checkpoint: its folder is its own."""
-CONFIG_NAMES = dict.fromkeys(("tokenizer", "tokenizer_2"), "tokenizer_config.json")
+TOKENIZERS = ("tokenizer", "tokenizer_2")
+CONFIG_NAMES = dict.fromkeys(TOKENIZERS, "tokenizer_config.json")
 CONFIG_NAMES["scheduler"] = "scheduler_config.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 CONFIG_NOTES = ("_name_or_path", "_diffusers_version", "_commit_hash", "transformers_version", "torch_dtype", "dtype")
@@ -137,7 +138,11 @@ def checked_config(folder: Path, component: str) -> dict:
 
 
 def config(folder: Path, component: str) -> dict:
-    return _json(part_of(folder, component) / CONFIG_NAMES.get(component, "config.json"))
+    return _json(_config_path(folder, component))
+
+
+def _config_path(folder: Path, component: str) -> Path:
+    return part_of(folder, component) / CONFIG_NAMES.get(component, "config.json")
 
 
 def _json(path: Path) -> dict:
@@ -196,9 +201,20 @@ def component_digest(folder: Path, component: str, facts, variant: str = "") -> 
 
     facts: cache.FileFacts, so that unchanged files are read once.
     """
-    files = weight_files(folder, component, variant)
-    weights = [facts.file_digest(path) for path in files]
+    weights = [facts.file_digest(path) for path in weight_files(folder, component, variant)]
+    facts.file_digest(_config_path(folder, component))  # for `confirm`: the digest in the address is of its content
     return {"weights": digest(canonical(weights)), "config": digest(canonical(working_config(folder, component)))}
+
+
+def confirm(folder: Path, component: str, facts, variant: str = "") -> None:
+    """Raise StoreError where a file of the component, or of the tokenizer, has changed since its digest was taken.
+
+    facts: the very object that `component_digest`, or `tokenizer_digest`, was given.
+    """
+    if component in TOKENIZERS:
+        facts.confirm(_tokenizer_files(folder / component))
+    else:
+        facts.confirm([*weight_files(folder, component, variant), _config_path(folder, component)])
 
 
 def unread_bytes(folder: Path, facts, variant: str = "") -> int:
@@ -223,11 +239,15 @@ def working_config(folder: Path, component: str) -> dict:
 
 
 def tokenizer_digest(folder: Path, component: str, facts) -> str:
-    part = folder / component
+    files = _tokenizer_files(folder / component)
+    return digest(canonical([[path.name, facts.file_digest(path)] for path in files]))
+
+
+def _tokenizer_files(part: Path) -> list[Path]:
     files = sorted(path for path in part.glob("*") if path.suffix in (".json", ".txt", ".model") and path.is_file())
     if not files:
         raise UserError(f"{part}: no tokenizer files; the checkpoint is incomplete")
-    return digest(canonical([[path.name, facts.file_digest(path)] for path in files]))
+    return files
 
 
 def one_line(error: Exception) -> str:

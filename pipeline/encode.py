@@ -15,7 +15,6 @@ from pipeline import dtypes, models
 from pipeline.data import conditions, images, indexing
 from pipeline.data.buckets import crop_box
 from pipeline.data.variants import Variant
-from pipeline.precision import Policy
 from pipeline.progress import Progress
 from pipeline.recipes import ImageNeed, Plan
 from pipeline.sampling import pictures
@@ -48,12 +47,14 @@ class Wanted:
 class Encoder:
     """A loaded model; ``compute(source)`` gives its output for one item, a batch of one, on the device.
 
+    confirm: raises StoreError where the model's files, of which parts may be read only now, have changed.
     found: of its dtypes, as `dtypes.found_in` has them, once the first item is computed; that raises UserError where
     they are not what the policy says.
     """
 
     model: object
     compute: Callable
+    confirm: Callable[[], None]
     found: dict
 
 
@@ -96,14 +97,14 @@ def load_caption_encoder(plan: Plan, component: str) -> Encoder:
     import mindspore as ms
 
     _, kind, tokenizer_name, output = CAPTION_ENCODERS[component]
-    tokenizer, length = models.load_tokenizer(plan.checkpoint, tokenizer_name), getattr(plan, kind).recipe["max_length"]
+    tokenizer, length = models.load_component(plan, tokenizer_name), getattr(plan, kind).recipe["max_length"]
     model = models.load_component(plan, component)
 
     def embed(caption):
         tokens = tokenizer(caption, padding="max_length", max_length=length, truncation=True, return_tensors="np")
         return model(ms.Tensor(tokens.input_ids.astype(np.int32)))[output]
 
-    return _checked(model, embed, component, getattr(plan.precision, component))
+    return _checked(plan, model, embed, component)
 
 
 def load_picture_encoder(plan: Plan, picture_in: Callable = photo_in) -> Encoder:
@@ -118,12 +119,12 @@ def load_picture_encoder(plan: Plan, picture_in: Callable = photo_in) -> Encoder
         pixels = images.to_array(picture_in(*source, read_photo))
         return vae.encode(models.as_input(ms.Tensor(pixels[None]), policy))[0]
 
-    return _checked(vae, posterior, "vae", policy)
+    return _checked(plan, vae, posterior, "vae")
 
 
-def _checked(model, compute: Callable, component: str, policy: Policy) -> Encoder:
+def _checked(plan: Plan, model, compute: Callable, component: str) -> Encoder:
     """An encoder whose first output is looked at."""
-    found: dict = {}
+    policy, found = getattr(plan.precision, component), {}
 
     def checked(source):
         output = compute(source)
@@ -132,7 +133,7 @@ def _checked(model, compute: Callable, component: str, policy: Policy) -> Encode
             dtypes.check(component, policy, found)
         return output
 
-    return Encoder(model, checked, found)
+    return Encoder(model, checked, lambda: plan.confirm(component), found)
 
 
 def _encode_pictures(plan: Plan, needs: Sequence[ImageNeed], picture_in: Callable, unit: str) -> dict:
@@ -170,19 +171,20 @@ def _encode(wanted: Sequence[Wanted], load: Callable[[], Encoder], label: str, u
     encoder = load()
     with StopRequest() as stop, Progress(label, total, unit) as progress:
         for start in range(0, len(todo), MAX_WRITERS):
-            _write(todo[start : start + MAX_WRITERS], encoder.compute, progress, stop)
+            _write(todo[start : start + MAX_WRITERS], encoder, progress, stop)
     return {"encoded": total, "precision": encoder.found}
 
 
-def _write(todo: Sequence[Wanted], compute: Callable, progress: Progress, stop: StopRequest) -> None:
+def _write(todo: Sequence[Wanted], encoder: Encoder, progress: Progress, stop: StopRequest) -> None:
     """Compute and write it all, item by item, each for all its recipes."""
     with ExitStack() as stack:
         writers = {each.entries.id: stack.enter_context(each.entries.writer()) for each in todo}
         for item in dict.fromkeys(item for each in todo for item in each.inputs):
             for each in (each for each in todo if item in each.inputs):
                 name, source = each.of(each.inputs[item])
-                output = compute(source)[0]
-                writers[each.entries.id].write(item, to_storage(output, each.entries.dtype), name)
+                output = to_storage(encoder.compute(source)[0], each.entries.dtype)
+                encoder.confirm()
+                writers[each.entries.id].write(item, output, name)
                 progress.advance()
                 stop.check()
 

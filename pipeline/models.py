@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import simulation, weights
-from pipeline.checkpoints import EXPECTED, checked_config, config, one_line, part_of, weight_files
+from pipeline.checkpoints import EXPECTED, TOKENIZERS, checked_config, config, one_line, part_of, weight_files
 from pipeline.errors import UserError
 from pipeline.precision import Policy
 from pipeline.recipes import Plan
@@ -74,12 +74,20 @@ def _use_dtype(model, dtype: str) -> None:
 
 
 def load_component(plan: Plan, component: str):
-    """A component of the plan's checkpoint, as its precision policy says."""
-    policy = getattr(plan.precision, component)
-    model = load_model(plan.checkpoint, component, policy.params_on_device, plan.experiment.model.variant)
-    if policy.simulated:
-        simulation.simulate(model)
-    return model
+    """A component of the plan's checkpoint, as its precision policy says, or a tokenizer.
+
+    Raises StoreError where its files are no longer those that the plan's addresses are about.
+    """
+    plan.digest_of(component)  # before the files are opened
+    if component in TOKENIZERS:
+        loaded = load_tokenizer(plan.checkpoint, component)
+    else:
+        policy = getattr(plan.precision, component)
+        loaded = load_model(plan.checkpoint, component, policy.params_on_device, plan.experiment.model.variant)
+        if policy.simulated:
+            simulation.simulate(loaded)
+    plan.confirm(component)
+    return loaded
 
 
 def _model_class(component: str):

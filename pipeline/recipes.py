@@ -69,7 +69,7 @@ class Plan:
         return self._encoded(
             "pooled",
             "text_encoder",
-            tokenizer=checkpoints.tokenizer_digest(self.checkpoint, "tokenizer", self.store.facts),
+            tokenizer=self.digest_of("tokenizer"),
             max_length=config["max_position_embeddings"],
             shape=[config["hidden_size"]],
         )
@@ -81,7 +81,7 @@ class Plan:
         return self._encoded(
             "txt",
             "text_encoder_2",
-            tokenizer=checkpoints.tokenizer_digest(self.checkpoint, "tokenizer_2", self.store.facts),
+            tokenizer=self.digest_of("tokenizer_2"),
             max_length=length,
             shape=[length, checkpoints.config(self.checkpoint, "text_encoder_2")["d_model"]],
         )
@@ -112,7 +112,7 @@ class Plan:
     def _encoded(self, kind: str, component: str, **decisive) -> Entries:
         policy = getattr(self.precision, component)
         recipe = {"schema": SCHEMA, "kind": kind} | policy.decisive
-        recipe |= {"encoder": self._digest_of(component), "dtype": policy.storage_dtype}
+        recipe |= {"encoder": self.digest_of(component), "dtype": policy.storage_dtype}
         return self.entries(recipe | decisive)
 
     def entries(self, recipe: dict) -> Entries:
@@ -126,17 +126,32 @@ class Plan:
     def _entries(self) -> dict[str, Entries]:
         return {}
 
-    def _digest_of(self, component: str) -> dict:
+    def digest_of(self, component: str) -> dict | str:
+        """What identifies a component of the checkpoint, or a tokenizer."""
+        if component in checkpoints.TOKENIZERS:
+            return checkpoints.tokenizer_digest(self.checkpoint, component, self.store.facts)
         variant = self.experiment.model.variant
         return checkpoints.component_digest(self.checkpoint, component, self.store.facts, variant)
 
+    def confirm(self, component: str) -> None:
+        """Raise StoreError where a file of the component has changed since `digest_of` was first asked for it.
+
+        Ask it after the files were used, before what was made of them is kept.
+        """
+        checkpoints.confirm(self.checkpoint, component, self.store.facts, self.experiment.model.variant)
+
+    def confirm_init(self) -> None:
+        """As `confirm`, of the ControlNet that this one begins as, where there is one."""
+        if self.trains == CONTROLNET and self.experiment.init_from:
+            checkpoints.confirm(self.experiment.init_from, checkpoints.CONTROLNET, self.store.facts)
+
     @cached_property
     def transformer_digest(self) -> dict:
-        return self._digest_of("transformer")
+        return self.digest_of("transformer")
 
     @cached_property
     def vae_digest(self) -> dict:
-        return self._digest_of("vae")
+        return self.digest_of("vae")
 
     def photos(self) -> tuple[indexing.IndexedPhoto, ...]:
         """The indexed photos in training's order; the first time, each is decoded and checked.

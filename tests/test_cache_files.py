@@ -116,11 +116,45 @@ def test_a_written_file_follows_the_umask(tmp_path):
     assert (tmp_path / "record").stat().st_mode & 0o777 == 0o640
 
 
-def test_a_file_is_read_once(facts, tmp_path):
+def test_a_file_is_read_once(facts, tmp_path, monkeypatch):
     path = old_file(tmp_path / "weights", b"1" * 5_000_000)
     assert facts.file_digest(path) == digest(b"1" * 5_000_000)
-    old_file(path, b"2" * 5_000_000)  # the same size and time: only reading could tell
+    monkeypatch.setattr(cache.digests, "hasher", None)
     assert FileFacts(facts.path).file_digest(str(path)) == digest(b"1" * 5_000_000)
+
+
+def write_over(path, data):
+    with open(path, "r+b") as file:
+        file.write(data)
+
+
+def put_in_place(path, data):
+    other = old_file(path.with_name("other"), data)
+    os.replace(other, path)
+
+
+@pytest.mark.parametrize("change", [write_over, put_in_place])
+def test_another_file_of_the_same_size_and_time_of_modification_is_not_taken_for_the_one_that_is_known(
+    facts, tmp_path, change
+):
+    path = old_file(tmp_path / "weights", b"first")
+    assert facts.file_digest(path) == digest(b"first")
+    facts.confirm([path])
+    known = path.stat()
+    change(path, b"other")
+    os.utime(path, ns=(known.st_atime_ns, known.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (known.st_size, known.st_mtime_ns)
+    with pytest.raises(StoreError, match=f"{path}: was replaced or written to after its digest was taken"):
+        facts.confirm([path])
+    assert FileFacts(facts.path).file_digest(path) == digest(b"other")
+
+
+def test_a_file_that_is_gone_cannot_be_confirmed(facts, tmp_path):
+    path = old_file(tmp_path / "weights", b"first")
+    facts.file_digest(path)
+    path.unlink()
+    with pytest.raises(StoreError, match="replaced or written to"):
+        facts.confirm([path])
 
 
 @pytest.mark.parametrize("data, seconds", [(b"house", 1e9 + 0.001), (b"photos", 1e9)])

@@ -60,7 +60,9 @@ def _decode_missing(plan: Plan, several: Sequence[Series], folder: Path) -> dict
     decoder, found = load_decoder(plan)
     with StopRequest() as stop, Progress("VAE", len(todo), "picture") as progress:
         for series, item, path in todo:
-            write_png(path, to_picture(decoder(series.entries.read(item))))
+            picture = to_picture(decoder(series.entries.read(item)))
+            plan.confirm("vae")
+            write_png(path, picture)
             progress.advance()
             stop.check()
     return {"decoded": len(todo), "precision": found}

@@ -83,6 +83,7 @@ def draw(plan: Plan, model: Model, series: Series, missing: dict[str, Picture]) 
             while batch := dict(islice(items, size)):
                 velocity = counted(velocity_of(plan, model, list(batch.values())), progress)
                 latents = flow.denoised(noise(plan, batch.values()), sigmas, velocity)
+                plan.confirm("transformer")
                 for item, each in zip(batch, flow.unpack(latents, *series.entries.shape[1:])):
                     writer.write(item, each, series.words(item))
                 stop.check()
@@ -167,6 +168,7 @@ def _base(plan: Plan, frozen: dict) -> Model:
 def _with_lora(plan: Plan, photos: Sequence[indexing.IndexedPhoto], frozen: dict, folder: Path) -> Model:
     adapted = lora.Adapted(frozen, plan.experiment.lora, plan.precision.trained, plan.experiment.seed)
     adapted.load(folder / lora.WEIGHTS_NAME)
+    plan.store.facts.confirm([folder / lora.WEIGHTS_NAME])
     trained = {LORA: (adapted.first_layer(), adapted.trained)}
     tokens = clip_tokens(plan, photos)  # where CLIP has a LoRA too, it is here, and the store's pooled are another's
 
@@ -179,6 +181,7 @@ def _with_lora(plan: Plan, photos: Sequence[indexing.IndexedPhoto], frozen: dict
 def _with_controlnet(plan: Plan, photos: Sequence[indexing.IndexedPhoto], frozen: dict, folder: Path) -> Model:
     transformer, policy = frozen[lora.TRANSFORMER], plan.precision.trained
     network = models.load_model(folder / controlnet.FOLDER, checkpoints.CONTROLNET, policy.params)
+    checkpoints.confirm(folder / controlnet.FOLDER, checkpoints.CONTROLNET, plan.store.facts)
     controlnet.use_precision(network, policy)
     scale = plan.experiment.controlnet.conditioning_scale
     predict = prediction(transformer, controlnet=network, conditioning_scale=scale)

@@ -76,6 +76,8 @@ def train(plan: Plan, photos: Sequence[indexing.IndexedPhoto], folder: Path) -> 
         identity = resume.identity_of(plan.decisive(photos) | {"mode": settings.mode})
         go_on(training, folder, identity, settings)
         result = loop.run(training, batches.training, to_tensors, settings, folder, identity)
+        for component in frozen:
+            plan.confirm(component)
         path = subject.save(folder, training.result, _lineage(plan, photos, settings))
         guard.check_frozen_or_discard(frozen, before, path)
         result |= {"steps": settings.steps, "trained_parameters": sum(parameter.size for parameter in subject.trained)}
@@ -96,6 +98,7 @@ def _lora(plan: Plan, frozen: dict) -> Subject:
 def _controlnet(plan: Plan, frozen: dict) -> Subject:
     transformer, settings = frozen[lora.TRANSFORMER], plan.experiment.controlnet
     network = controlnet.make(transformer, plan.experiment, plan.precision.trained)
+    plan.confirm_init()
     trained = list(network.get_parameters())
     loss = flow_loss(transformer, controlnet=network, conditioning_scale=settings.conditioning_scale)
 
@@ -130,7 +133,7 @@ def clip_tokens(plan: Plan, photos: Sequence[indexing.IndexedPhoto]) -> Callable
         return None
     items, texts, _ = plan.captions(photos)
     captions = dict(zip(items, texts))
-    tokenizer, length = models.load_tokenizer(plan.checkpoint, "tokenizer"), plan.pooled.recipe["max_length"]
+    tokenizer, length = models.load_component(plan, "tokenizer"), plan.pooled.recipe["max_length"]
 
     def tokens(item: str) -> np.ndarray:
         found = tokenizer(captions[item], padding="max_length", max_length=length, truncation=True)
