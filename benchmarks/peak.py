@@ -89,7 +89,8 @@ def make(name: str, folder: Path) -> None:
 
     device.use("CPU")
     tiny.write_tiny_model(folder)
-    transformer = tiny.transformer(*MODELS[name])
+    blocks, width = MODELS[name]
+    transformer = tiny.transformer(blocks, blocks, width)
     tiny.randomize(transformer, "transformer", seed=0)
     transformer.save_pretrained(str(folder / "transformer"))
 

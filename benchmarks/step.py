@@ -98,7 +98,7 @@ def random_transformer(options):
     """Frozen, the same whenever it is made."""
     from pipeline.synthetic import tiny
 
-    transformer = tiny.transformer(options.blocks, options.width)
+    transformer = tiny.transformer(options.blocks, options.blocks, options.width)
     tiny.randomize(transformer, "transformer", seed=0)
     for parameter in transformer.get_parameters():
         parameter.requires_grad = False

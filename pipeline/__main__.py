@@ -73,6 +73,15 @@ def _parser() -> argparse.ArgumentParser:
     tiny.add_argument("folder", type=Path, metavar="DIR")
     tiny.add_argument("--seed", type=int, default=0)
     tiny.add_argument("--schnell", action="store_true", help="FLUX.1-schnell's format: without guidance embedding")
+    tiny.add_argument(
+        "--blocks",
+        type=_above_zero,
+        nargs=2,
+        default=(2, 2),
+        metavar=("DOUBLE", "SINGLE"),
+        help="of the transformer (2 2); FLUX.1 has 19 38",
+    )
+    tiny.add_argument("--width", type=_multiple_of_32, default=128, help="of the transformer (128); FLUX.1's is 3072")
     tiny.set_defaults(command=_write_tiny_model)
     return parser
 
@@ -98,6 +107,12 @@ def _above_zero(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"must be a whole number above 0, found {text!r}")
     return int(text)
+
+
+def _multiple_of_32(text: str) -> int:
+    if (number := _above_zero(text)) % 32:
+        raise argparse.ArgumentTypeError(f"must be a multiple of 32, the size of an attention head, found {text}")
+    return number
 
 
 def _run_stage(options) -> None:
@@ -145,7 +160,9 @@ def _write_tiny_model(options) -> None:
     from pipeline.synthetic import tiny
 
     device.use("CPU")
-    folder = tiny.write_tiny_model(options.folder, options.seed, guidance_embeds=not options.schnell)
+    folder = tiny.write_tiny_model(
+        options.folder, options.seed, not options.schnell, tuple(options.blocks), options.width
+    )
     num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {num_bytes / 1e6:.1f} MB; use it with [model] path = {os.fspath(folder.resolve())!r}")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 
+COMPILE_CACHE = "MS_COMPILER_CACHE_ENABLE"
 COMPUTES = {"Ascend": ("bf16", "fp16", "fp32"), "CPU": ("fp32", "fp16")}
 """What each device computes, by preference.  MindSpore's CPU backend has almost no bf16 kernels."""
 
@@ -48,6 +49,7 @@ def use(device: str) -> None:
 
     Raises UserError where MindSpore cannot use the device.
     """
+    _without_compile_cache()
     import mindspore as ms
 
     try:
@@ -64,6 +66,12 @@ def use(device: str) -> None:
 
         ms.runtime.launch_blocking()
         cpu.install()
+
+
+def _without_compile_cache() -> None:
+    """Keep MindSpore from taking compiled steps from a cache: a second process that did had another loss, on CPU."""
+    if os.environ.pop(COMPILE_CACHE, "0") == "1":
+        print(f"{COMPILE_CACHE}: not used, as compiled steps that come from it have computed another loss", flush=True)
 
 
 def wait_asleep(tensors) -> None:

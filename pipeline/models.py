@@ -98,13 +98,18 @@ def _model_class(component: str):
     return {cls.__name__: cls for cls in classes}[EXPECTED[component][0]]
 
 
+def blocks_of(network) -> list:
+    """The blocks of a transformer or a ControlNet, in their order."""
+    return [*network.transformer_blocks, *network.single_transformer_blocks]
+
+
 def recompute_blocks(transformer) -> None:
     """Keep no activations inside the transformer's blocks: compute them again for the gradient (arXiv:1604.06174).
 
     Call it when LoRA layers are in place: a block notes then which of its parameters train.
     """
     transformer.pos_embed = _make_constant(transformer.pos_embed)
-    for block in [*transformer.transformer_blocks, *transformer.single_transformer_blocks]:
+    for block in blocks_of(transformer):
         block.recompute()
 
 

@@ -22,10 +22,13 @@ PIECES = 256
 """Most pieces of the T5 vocabulary, without its 100 sentinel tokens; CLIP has 512 bytes and up to as many merges."""
 
 
-def write_tiny_model(folder: Path, seed: int = 0, guidance_embeds: bool = True) -> Path:
+def write_tiny_model(
+    folder: Path, seed: int = 0, guidance_embeds: bool = True, blocks: tuple[int, int] = (2, 2), width: int = 128
+) -> Path:
     """Write the checkpoint to ``folder``, which must not exist or be empty.  Same seed, same bytes.
 
-    guidance_embeds: True for FLUX.1-dev's format, False for FLUX.1-schnell's.  Needs `device.use` before.
+    guidance_embeds: True for FLUX.1-dev's format, False for FLUX.1-schnell's.  blocks: double and single ones of the
+    transformer, FLUX.1's are 19 and 38.  width: of the transformer, a multiple of 32.  Needs `device.use` before.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
@@ -35,7 +38,8 @@ def write_tiny_model(folder: Path, seed: int = 0, guidance_embeds: bool = True) 
         part = Path(temporary) / "model"
         part.mkdir()
         vocabularies = _write_tokenizers(part)
-        _write_models(part, seed, guidance_embeds, *vocabularies)
+        models = _models(transformer(*blocks, width, guidance_embeds), *vocabularies)
+        _write_models(part, seed, models)
         write_scheduler(part, dynamic=guidance_embeds)
         write_index(part)
         follow_umask(part)
@@ -187,8 +191,8 @@ def _unigram_pieces() -> list[tuple[str, float]]:
 # --- models -------------------------------------------------------------------------------------------------------
 
 
-def _write_models(folder: Path, seed: int, guidance_embeds: bool, clip_size: int, clip_end: int, t5_size: int) -> None:
-    for component, model in _models(guidance_embeds, clip_size, clip_end, t5_size):
+def _write_models(folder: Path, seed: int, models: dict) -> None:
+    for component, model in models.items():
         randomize(model, component, seed)
         model.save_pretrained(str(folder / component), safe_serialization=True)
         _use_pytorch_names(next((folder / component).glob("*.safetensors")))
@@ -202,11 +206,13 @@ def _use_pytorch_names(path: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def _models(guidance_embeds: bool, clip_size: int, clip_end: int, t5_size: int):
-    yield "text_encoder", _clip(clip_size, clip_end)
-    yield "text_encoder_2", _t5(t5_size)
-    yield "vae", _vae()
-    yield "transformer", transformer(guidance_embeds=guidance_embeds)
+def _models(transformer, clip_size: int, clip_end: int, t5_size: int) -> dict:
+    return {
+        "text_encoder": _clip(clip_size, clip_end),
+        "text_encoder_2": _t5(t5_size),
+        "vae": _vae(),
+        "transformer": transformer,
+    }
 
 
 def _clip(vocab_size: int, end: int):
@@ -244,13 +250,13 @@ def _vae():
     )
 
 
-def transformer(num_blocks: int = 2, width: int = 128, guidance_embeds: bool = True):
-    """``num_blocks`` double and as many single blocks of ``width``, a multiple of 32; not yet randomized."""
+def transformer(num_double: int = 2, num_single: int = 2, width: int = 128, guidance_embeds: bool = True):
+    """Double and single blocks of ``width``, a multiple of 32; not yet randomized."""
     from mindone.diffusers import FluxTransformer2DModel
 
     return FluxTransformer2DModel(
-        num_layers=num_blocks,
-        num_single_layers=num_blocks,
+        num_layers=num_double,
+        num_single_layers=num_single,
         attention_head_dim=32,
         num_attention_heads=width // 32,
         joint_attention_dim=96,

@@ -16,10 +16,9 @@ from pipeline.planning import preflight
 from pipeline.recipes import CONTROLNET, LORA, RESULT_NAME, Plan
 from pipeline.sampling import pictures
 from pipeline.settings import Train
-from pipeline.training import guard, loop, metrics, resume
+from pipeline.training import guard, loop, metrics, mode, resume
 from pipeline.training.batches import Batches
 from pipeline.training.loss import flow_loss, tensors_of
-from pipeline.training.mode import choose
 from pipeline.training.schedules import depends_on_total
 
 NAMES = {LORA: "LoRA", CONTROLNET: "ControlNet"}
@@ -61,6 +60,9 @@ def train(plan: Plan, photos: Sequence[indexing.IndexedPhoto], folder: Path) -> 
         before = guard.frozen_digests(frozen)
         subject = SUBJECTS[plan.trains](plan, frozen)
         print(describe(frozen, subject), flush=True)
+        if settings.mode == "jit":
+            num_blocks = sum(len(models.blocks_of(network)) for network in subject.networks.values())
+            print(mode.compiling(plan.device, num_blocks, batches.num_shapes), flush=True)
         preflight.check_room(plan, photos)
         if settings.gradient_checkpointing:
             for network in subject.networks.values():
@@ -149,9 +151,9 @@ def settle(plan: Plan, batches: Batches) -> Train:
         steps = max(1, batches.order.steps_in_epochs(settings.epochs) // settings.accumulate)
         settings = dataclasses.replace(settings, steps=steps)
     if settings.mode == "auto":
-        mode, reason = choose(plan.device, settings, batches.num_shapes)
-        print(f"mode: {mode}, {reason}", flush=True)
-        return dataclasses.replace(settings, mode=mode)
+        chosen, reason = mode.choose(plan.device, settings, batches.num_shapes)
+        print(f"mode: {chosen}, {reason}", flush=True)
+        return dataclasses.replace(settings, mode=chosen)
     if settings.gradient_checkpointing and settings.mode == "jit" and plan.device == "CPU":
         print('gradient_checkpointing saves no memory in compiled steps on CPU; mode = "pynative" does', flush=True)
     return settings
