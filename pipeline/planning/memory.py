@@ -18,7 +18,7 @@ MIB = 1 << 20
 LIBRARIES_BYTES = 600 * MIB
 """Resident memory of a process that has imported MindSpore and mindone and has read a dataset, on CPU."""
 
-LOADED, LOADING = 1.1, 2.0
+LOADED, LOADING = 1.1, 1.15
 """What weights take of the host's memory once they are loaded, and while they are, over their own bytes: on CPU, and
 while loading on Ascend too.  How `pipeline.models` loads decides both; nothing else knows of it."""
 
