@@ -89,6 +89,7 @@ class PrecisionSettings:
 class Lora:
     """``targets``: a preset, or a list of endings of module names, ``*`` standing for anything.
 
+    The LoRA is scaled by ``alpha`` / ``rank``.  Set alpha when you change rank; the default does not adapt.
     ``train_text_encoder``: CLIP too; T5 stays as it is.
     """
 

@@ -13,7 +13,7 @@ from lab import Lab
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from cache import caption_item
+from cache import caption_item, digest
 from pipeline import checkpoints, dtypes, flow, models, recipes
 from pipeline.errors import UserError
 from pipeline.networks import controlnet, lora
@@ -141,6 +141,19 @@ def test_a_lora_changes_pictures_and_one_without_effect_does_not(lab):
     lab.run("SampleLatents")
     assert outcome(lab, "SampleLatents")["pictures"] == {"base": 0, "trained": 2}
     np.testing.assert_array_equal(latents_of(lab, "trained"), base)
+
+
+def test_a_lora_is_drawn_at_the_strength_that_its_file_declares_and_under_the_address_it_always_had(lab):
+    """Older versions declared alpha and left lora_B as trained; a factor of 4 and back changes no bit."""
+    expected, path = latents_of(lab, "trained"), lab.run_folder / lora.WEIGHTS_NAME
+    weights = {key: array * (4 if "lora_B" in key else 1) for key, array in load_file(path).items()}
+    declared = {"transformer.r": 4, "transformer.lora_alpha": 1}
+    save_file(weights, path, {"lora_adapter_metadata": json.dumps(declared)})
+    lab.run("SampleLatents")
+    assert outcome(lab, "SampleLatents")["pictures"] == {"base": 0, "trained": 2}
+    np.testing.assert_array_equal(latents_of(lab, "trained"), expected)
+    recipe = pictures.trained(lab.plan, lab.plan.photos()).entries.recipe["lora"]
+    assert recipe == {"weights": digest(path.read_bytes()), "scale": 0.25, "params": "fp32", "compute": "fp32"}
 
 
 def test_where_clip_has_a_lora_too_its_own_output_is_sampled_with(lora_trained, tmp_path):

@@ -10,7 +10,6 @@ import json
 import numpy as np
 import pytest
 from lab import Lab
-from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from pipeline import models, recipes
@@ -268,40 +267,3 @@ def test_clip_trains_with_a_rate_of_its_own_and_is_saved_beside_the_transformer(
     for key in (key for key in ours if "lora_B" in key):
         np.testing.assert_allclose(fast["lora"][key], 10 * slow["lora"][key], rtol=1e-4)
         assert np.abs(slow["lora"][key]).max() == pytest.approx(1e-4, rel=1e-2)  # Adam's first step is the rate
-
-
-def test_mindone_loads_clips_part_too(lab, tmp_path):
-    from mindone.diffusers.loaders.lora_pipeline import FluxLoraLoaderMixin
-
-    other = lab.copy(tmp_path / "lab").set("lora", train_text_encoder=True).set("train", text_encoder_lr=1e-2)
-    other.encode()
-    other.run("TrainLoRA")
-    plan, path = other.plan, other.run_folder / lora.WEIGHTS_NAME
-    cells = train.load_frozen(plan)
-    ours = lora.Adapted(cells, plan.experiment.lora, plan.precision.trained, seed=9)
-    photos = plan.photos()
-    tokens = np.stack([train.clip_tokens(plan, photos)(recipes.caption_item(photos[0].caption))])
-    base = pooled_of(cells["text_encoder"], tokens)
-    ours.load(path)
-    with safe_open(path, "np") as file:
-        metadata = json.loads(file.metadata()["lora_adapter_metadata"])
-    theirs = models.load_model(plan.checkpoint, "text_encoder", "fp32")
-    state = {key: array for key, array in load_file(path).items() if key.startswith("text_encoder.")}
-    FluxLoraLoaderMixin.load_lora_into_text_encoder(
-        tensors(state), network_alphas=None, text_encoder=theirs, prefix="text_encoder", metadata=metadata
-    )
-    mine, found = pooled_of(cells["text_encoder"], tokens), pooled_of(theirs, tokens)
-    np.testing.assert_allclose(found, mine, atol=1e-5)
-    assert np.abs(mine - base).max() > 1e-3
-
-
-def pooled_of(encoder, tokens: np.ndarray) -> np.ndarray:
-    import mindspore as ms
-
-    return encoder(ms.Tensor(tokens))[1].asnumpy()
-
-
-def tensors(arrays: dict) -> dict:
-    import mindspore as ms
-
-    return {key: ms.Parameter(ms.Tensor(array), name=key) for key, array in arrays.items()}

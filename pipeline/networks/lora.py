@@ -1,7 +1,9 @@
 """LoRA (arXiv:2106.09685) on the FLUX.1 transformer and on CLIP: injecting, initialising, saving, loading."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +23,11 @@ TEXT_ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 MODEL_DRAWS = 1 << 32
 """How far apart the draws of two models' parameters begin."""
 
+ADAPTER_METADATA = "lora_adapter_metadata"
+"""Where in a saved file's metadata diffusers looks for the adapters' settings."""
 ADAPTER_SETTINGS = ("r", "lora_alpha", "lora_dropout", "bias", "target_modules", "init_lora_weights", "use_dora")
 ADAPTER_SETTINGS += ("use_rslora", "rank_pattern", "alpha_pattern", "peft_type")
-"""What the saved file says of the adapter: readers pass all of it to their LoraConfig, and every PEFT knows these."""
+"""What the saved file says of an adapter: readers pass all of it to their LoraConfig, and every PEFT knows these."""
 
 
 class Adapted:
@@ -50,31 +54,28 @@ class Adapted:
 
     def add_dropout(self) -> Dropouts:
         """Put dropout before the LoRA layers, where the settings ask for it."""
-        return Dropouts(self._layers() if self.settings.dropout else [], ADAPTER, self.settings.dropout, self.seed)
+        layers = [layer for cell in self.cells.values() for layer in _layers(cell)] if self.settings.dropout else []
+        return Dropouts(layers, ADAPTER, self.settings.dropout, self.seed)
 
     def first_layer(self):
-        """A layer that trains: the last of the low-rank two beside the first linear layer that has such."""
-        return self._layers()[0].lora_B[ADAPTER]
-
-    def _layers(self) -> list:
-        from mindone.peft.tuners.tuners_utils import BaseTunerLayer
-
-        cells = [each for cell in self.cells.values() for _, each in cell.cells_and_names()]
-        return [cell for cell in cells if isinstance(cell, BaseTunerLayer)]
+        """lora_B of the first adapted linear layer."""
+        return _layers(next(iter(self.cells.values())))[0].lora_B[ADAPTER]
 
     def save(self, folder: Path, result: Mapping, metadata: dict[str, str]) -> Path:
         """Write the LoRA as diffusers and others load it, atomically.  result: its parameters by name.
 
-        The adapters' settings go into the file's metadata, where diffusers looks for them: without them a reader takes
-        alpha to be the rank.
+        The file declares lora_alpha = r, and alpha / rank is multiplied into lora_B: ComfyUI does not read what a file
+        declares and takes lora_B @ lora_A as it is.  The rank and alpha asked for are in the file's metadata as "lora".
         """
         adapters = {}
         for prefix, cell in self.cells.items():
             config = cell.peft_config[ADAPTER].to_dict()
+            config["lora_alpha"] = config["r"]
             adapters |= {f"{prefix}.{key}": config[key] for key in ADAPTER_SETTINGS}
         notes = {
             "format": "pt",
-            "lora_adapter_metadata": json.dumps(adapters, indent=2, sort_keys=True, default=sorted),
+            "lora": json.dumps({"rank": self.settings.rank, "alpha": self.settings.alpha}),
+            ADAPTER_METADATA: json.dumps(adapters, indent=2, sort_keys=True, default=sorted),
         }
         path, arrays = folder / WEIGHTS_NAME, dict(sorted(self.values(result).items()))
         shapes = {key: (array.dtype.name, array.shape) for key, array in arrays.items()}
@@ -82,18 +83,24 @@ class Adapted:
         return path
 
     def values(self, result: Mapping) -> dict[str, np.ndarray]:
-        """Trained parameters, given by name, under diffusers' keys, as ``transformer.x_embedder.lora_A.weight``."""
-        return {self._keys[name]: parameter.asnumpy() for name, parameter in result.items()}
+        """Trained parameters, given by name, under diffusers' keys, as ``transformer.x_embedder.lora_A.weight``.
+
+        lora_B is multiplied by the scale of its layer, so that lora_B @ lora_A is what is added to the layer's weight.
+        """
+        scales = {prefix: _layers(cell)[0].scaling[ADAPTER] for prefix, cell in self.cells.items()}
+        found = {self._keys[name]: parameter.asnumpy() for name, parameter in result.items()}
+        for key in found:
+            if "lora_B" in key:
+                found[key] = found[key] * np.float32(scales[key.partition(".")[0]])
+        return found
 
     def load(self, path: Path) -> None:
-        """Set the LoRA's parameters from a saved file.  Raises UserError where names or shapes differ."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
+        """Set the LoRA's parameters and its scale to those of a saved file, whatever alpha the settings ask for.
 
-        try:
-            saved = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: cannot be read: {error}; train again") from None
+        Raises UserError where names or shapes differ, or where the file is damaged.
+        """
+        with _opened(path) as file:
+            saved = {key: file.get_tensor(key) for key in file.keys()}
         expected = {self._keys[parameter.name]: parameter for parameter in self.trained}
         wrong = sorted(expected.keys() ^ saved.keys())
         wrong += [key for key in expected.keys() & saved.keys() if tuple(expected[key].shape) != saved[key].shape]
@@ -101,6 +108,44 @@ class Adapted:
             raise UserError(f"{path}: does not fit this checkpoint and these targets: {', '.join(wrong[:5])}")
         for key, parameter in expected.items():
             set_values(parameter, saved[key])
+        for prefix, cell in self.cells.items():
+            scale = scale_of(path, prefix)
+            for layer in _layers(cell):
+                layer.scaling[ADAPTER] = scale
+
+
+def scale_of(path: Path, prefix: str = TRANSFORMER) -> float:
+    """What a saved file's lora_B @ lora_A is multiplied by in a model: lora_alpha / r, as the file declares them.
+
+    It is 1 in what `Adapted.save` writes; files of older versions declare the alpha that was asked for.  A file that
+    declares nothing has 1 too, as in diffusers and ComfyUI.  Imports no MindSpore.  Raises UserError where the file
+    cannot be read or its declaration is damaged.
+    """
+    with _opened(path) as file:
+        text = (file.metadata() or {}).get(ADAPTER_METADATA)
+    if not text:
+        return 1.0
+    with suppress(ValueError, TypeError, KeyError, ArithmeticError):
+        declared = json.loads(text)
+        scale = declared[f"{prefix}.lora_alpha"] / declared[f"{prefix}.r"]
+        if math.isfinite(scale):
+            return scale
+    raise UserError(
+        f"{path}: its metadata is damaged: {ADAPTER_METADATA} has no usable {prefix}.lora_alpha and {prefix}.r; "
+        "remove the file and run TrainLoRA again"
+    )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator:
+    """A safetensors file to read from.  Raises UserError where it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read: {error}; remove the file and run TrainLoRA again") from None
 
 
 def inject(transformer, settings: Lora, policy: Policy, seed: int) -> list:
@@ -112,12 +157,18 @@ def _inject(cell, settings: Lora, policy: Policy, targets: list[str]) -> list:
     """Add LoRA layers, without dropout, to a frozen model; returns the parameters to train."""
     from mindone.peft import LoraConfig
 
-    alpha = int(settings.alpha) if settings.alpha.is_integer() else settings.alpha
     cell.add_adapter(
-        LoraConfig(r=settings.rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=targets)
+        LoraConfig(r=settings.rank, lora_alpha=settings.alpha, init_lora_weights="gaussian", target_modules=targets)
     )
     _use_precision(cell, policy)
     return cell.trainable_params()
+
+
+def _layers(cell) -> list:
+    """The adapted linear layers of a model."""
+    from mindone.peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [each for _, each in cell.cells_and_names() if isinstance(each, BaseTunerLayer)]
 
 
 def _initialise(parameter, rank: int, seed: int, index: int) -> None:
@@ -153,10 +204,9 @@ def _matching(transformer, target: str) -> list[str]:
 def _use_precision(transformer, policy: Policy) -> None:
     """Trained parameters in their dtype, the LoRA layers' arithmetic in theirs; the frozen rest stays as loaded."""
     from mindone.diffusers.training_utils import cast_training_params
-    from mindone.peft.tuners.tuners_utils import BaseTunerLayer
 
     cast_training_params(transformer, models.mindspore_dtype(policy.params))
-    layers = [cell for _, cell in transformer.cells_and_names() if isinstance(cell, BaseTunerLayer)]
+    layers = _layers(transformer)
     if policy.simulated:
         for layer in layers:
             simulation.round_output(layer.lora_B[ADAPTER])

@@ -164,8 +164,9 @@ def is_guided(networks: Sequence[dict]) -> bool:
 def _recipe_of_trained(plan: Plan, folder: Path) -> dict:
     policy, settings = plan.precision.trained, plan.experiment
     if plan.trains != CONTROLNET:
-        weights = plan.store.facts.file_digest(folder / lora.WEIGHTS_NAME)
-        return {"lora": {"weights": weights, "scale": settings.lora.alpha / settings.lora.rank} | policy.decisive}
+        path = folder / lora.WEIGHTS_NAME
+        found = {"weights": plan.store.facts.file_digest(path), "scale": lora.scale_of(path)}
+        return {"lora": found | policy.decisive}
     found = checkpoints.component_digest(folder / controlnet.FOLDER, checkpoints.CONTROLNET, plan.store.facts)
     vae = checkpoints.config(plan.checkpoint, "vae")
     scale = {"conditioning_scale": settings.controlnet.conditioning_scale}
