@@ -6,7 +6,7 @@ after the other, open it; medians are printed, and of memory the rise, in MiB:
     open      seconds to see all segments and to index their items, as the first read does
     memory    what the process then holds more than before, and at most held meanwhile
     missing   seconds to look up as many items as there are, half of them unknown, and the rise at most meanwhile; this
-              looks at the segments again and indexes them anew
+              looks at the segments again
     8 rows    milliseconds of the first read of 8 random rows, each from a segment that is opened for it
 
 Everything is in the page cache. Memory is read from /proc, so this runs on Linux (glibc) only.

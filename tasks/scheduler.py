@@ -20,7 +20,7 @@ QUESTION = "is_paused"
 
 ANSWER_SECONDS = 4
 RETRY_SECONDS = 10
-"""Between the three times that Luigi asks a scheduler that has fallen silent; Luigi itself waits 30."""
+"""Between the three times that Luigi asks a scheduler that has fallen silent; left to itself, it waits 30."""
 
 
 def choose(task_family: str) -> None:

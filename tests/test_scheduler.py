@@ -6,20 +6,25 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import luigi
 import pytest
 from commands import command, environment, ran, run_luigi, stages_under, wait_until
+from lab import Lab
 from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import LuigiConfigParser, LuigiTomlParser
 
 import tasks
 from tasks import scheduler
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*default.scheduler.port")  # a name of older configuration files
 
 
 @pytest.fixture
@@ -114,9 +119,16 @@ def test_neither_a_program_nor_a_task_behind_another_one_is_told_its_scheduler(c
 
 
 @pytest.fixture
+def unchecked(tmp_path) -> Lab:
+    """Photos that no stage has seen; no model is needed to check them."""
+    return Lab(tmp_path / "lab", tmp_path / "no model")
+
+
+@pytest.fixture
 def luigid(tmp_path, silent) -> Iterator[subprocess.Popen]:
     """A central scheduler, with its ``port``."""
-    arguments = ["luigid", "--port", str(silent), "--address", "localhost", "--state-path", str(tmp_path / "state")]
+    program = Path(sys.executable).with_name("luigid")
+    arguments = [program, "--port", str(silent), "--address", "localhost", "--state-path", str(tmp_path / "state")]
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     process.port = silent
     wait_until(lambda: _answers(silent), 60)
@@ -130,17 +142,16 @@ def _answers(port: int) -> bool:
         return found.connect_ex(("localhost", port)) == 0
 
 
-def test_a_configuration_file_names_a_silent_scheduler_and_luigi_ends_at_once(encoded, tmp_path, silent):
+def test_a_configuration_file_names_a_silent_scheduler_and_luigi_ends_at_once(unchecked, tmp_path, silent):
     (tmp_path / "luigi.cfg").write_text(f"[core]\ndefault-scheduler-port: {silent}\n")
     began = time.monotonic()
-    result = run_luigi("TrainLoRA", encoded, cwd=tmp_path)
+    result = run_luigi("TrainLoRA", unchecked, cwd=tmp_path)
     assert time.monotonic() - began < 30  # two seconds, but for what else runs here; Luigi by itself takes a minute
     assert result.returncode == 1 and result.stderr.count("\n") == 1 and f"localhost:{silent}" in result.stderr
 
 
-def test_a_central_scheduler_that_is_named_is_used(encoded, tmp_path, luigid):
-    lab = encoded.copy(tmp_path / "lab").forget_files()
-    result = run_luigi("CheckData", lab, "--scheduler-port", str(luigid.port))
+def test_a_central_scheduler_that_is_named_is_used(unchecked, luigid):
+    result = run_luigi("CheckData", unchecked, "--scheduler-port", str(luigid.port))
     assert result.returncode == 0 and ran(result.stderr) == ["CheckData"], result.stderr
     with urllib.request.urlopen(f"http://localhost:{luigid.port}/api/task_list?data=%7B%7D") as answer:
         (task,) = json.load(answer)["response"].values()
