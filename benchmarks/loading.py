@@ -16,10 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cache import write_tensors
-
 ROOT = Path(__file__).parents[1]
-BLOCKS, WIDTH, SHARDS = (2, 4), 3072, 3
+BLOCKS, SHARDS = (2, 4), 3
 TORCH = """
 import sys, time, torch
 from diffusers import FluxTransformer2DModel
@@ -52,27 +50,12 @@ def main() -> None:
 
 def write(folder: Path, blocks: tuple[int, int]) -> int:
     """Write the transformer, and return the bytes of its weights."""
-    from pipeline import device, models
-    from pipeline.weights import name_in_file
+    from pipeline import device
+    from pipeline.synthetic import sized
 
     device.use("CPU")
-    config = json.loads((ROOT / "pipeline/configs/FLUX.1-dev/transformer/config.json").read_text())
-    config |= {"num_layers": blocks[0], "num_single_layers": blocks[1]}
-    part = folder / "transformer"
-    part.mkdir()
-    (part / "config.json").write_text(json.dumps(config))
-    model = models.without_values("transformer", config)
-    shapes = {name_in_file(parameter.name): tuple(parameter.shape) for parameter in model.get_parameters()}
-    names, weight_map, generator = list(shapes), {}, np.random.default_rng(0)
-    for number in range(SHARDS):
-        path = part / f"diffusion_pytorch_model-{number + 1:05}-of-{SHARDS:05}.safetensors"
-        own = {name: ("float16", shapes[name]) for name in names[number::SHARDS]}
-        values = (generator.standard_normal(shape, np.float32).astype(np.float16) for _, shape in own.values())
-        write_tensors(path, own, values, {"format": "pt"})
-        weight_map |= dict.fromkeys(own, path.name)
-    index = {"metadata": {}, "weight_map": weight_map}
-    (part / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    return 2 * sum(int(np.prod(shape)) for shape in shapes.values())
+    depths = {"num_layers": blocks[0], "num_single_layers": blocks[1]}
+    return 2 * sized.write(folder, "transformer", SHARDS, "float16", **depths)
 
 
 def run(part: str, folder: str) -> dict:

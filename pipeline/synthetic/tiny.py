@@ -272,13 +272,13 @@ def randomize(model, component: str, seed: int) -> None:
 
     for parameter in model.get_parameters():
         key = int(digest(f"{component}/{parameter.name}/{seed}".encode()), 16)
-        value = _random_weight(parameter.name, parameter.shape, np.random.Generator(np.random.Philox(key=key)))
+        value = random_weight(parameter.name, parameter.shape, np.random.Generator(np.random.Philox(key=key)))
         parameter.set_data(ms.Tensor(value.astype(np.float32)))
     if component == "vae":
         _tame_posterior(model)
 
 
-def _random_weight(name: str, shape: tuple, generator: np.random.Generator) -> np.ndarray:
+def random_weight(name: str, shape: tuple, generator: np.random.Generator) -> np.ndarray:
     """Norm weights 1, biases 0, all else normal with the variance that keeps a signal's size through the layer."""
     if len(shape) == 1:
         is_scale = name.endswith(("weight", "gamma"))
