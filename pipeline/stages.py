@@ -156,11 +156,18 @@ COUNTED = ("encoded", "drawn", "decoded", "steps")
 """What a stage says how many of it made."""
 
 
-def _planned(name: str, done: Callable, work: Callable, trains: str = LORA, needs: Callable = encoded) -> Stage:
+def _planned(
+    name: str,
+    done: Callable,
+    work: Callable,
+    trains: str = LORA,
+    needs: Callable = encoded,
+    again: Callable | None = None,
+) -> Stage:
     """A stage whose ``done(plan, photos)`` needs a resolved experiment too; it is not done while there is none.
 
     The ``work(plan, photos)`` returns a folder and what the record that is left there says.  trains: as of `Plan`.
-    needs: what of the store is kept from the collector while it works.
+    needs: what of the store is kept from the collector while it works.  again: called in its place where it is done.
     """
 
     def is_done(survey):
@@ -171,7 +178,7 @@ def _planned(name: str, done: Callable, work: Callable, trains: str = LORA, need
         if done(plan, photos):
             place = plan.store.path if name.startswith("Encode") else plan.run_folder(photos)
             print(f"{name}: done already, in {place}", flush=True)
-            return
+            return again(plan, photos) if again else None
         device.use(plan.device)
         with lease(plan.store.path, needs(plan, photos)):
             folder, outcome = work(plan, photos)
@@ -202,7 +209,7 @@ def _train(plan, photos):
     folder = plan.run_folder(photos)
     make_folder(folder)
     write_atomically(folder / "experiment.json", json.dumps(settings_of(plan.experiment), indent=2) + "\n")
-    write_atomically(folder / NEEDS_NAME, needs_text(needed(plan, photos)))
+    _note_needs(plan, photos)
     return folder, train.train(plan, photos, folder)
 
 
@@ -222,8 +229,15 @@ def _sample_latents(plan, photos):
     pictures.check(plan.experiment, plan.trains)
     folder = plan.run_folder(photos)
     outcome = denoise.sample(plan, photos, folder)
-    write_atomically(folder / NEEDS_NAME, needs_text(needed(plan, photos)))
+    _note_needs(plan, photos)
     return folder, outcome
+
+
+def _note_needs(plan, photos):
+    """Say in the run's folder what it needs of the store: the pictures of the experiment that was drawn last too."""
+    path, text = plan.run_folder(photos) / NEEDS_NAME, needs_text(needed(plan, photos))
+    if not path.is_file() or path.read_text() != text:
+        write_atomically(path, text)
 
 
 def _sample(plan, photos):
@@ -278,9 +292,9 @@ STAGES = {
     "TrainControlNet": _planned("TrainControlNet", _is_trained, _train, CONTROLNET),
     "MeasureLoss": _planned("MeasureLoss", _is_measured, _measure_loss),
     "MeasureControlNet": _planned("MeasureControlNet", _is_measured, _measure_loss, CONTROLNET),
-    "SampleLatents": _planned("SampleLatents", _latents_are_in, _sample_latents, needs=needed),
+    "SampleLatents": _planned("SampleLatents", _latents_are_in, _sample_latents, LORA, needed, _note_needs),
     "SampleControlNetLatents": _planned(
-        "SampleControlNetLatents", _latents_are_in, _sample_latents, CONTROLNET, needed
+        "SampleControlNetLatents", _latents_are_in, _sample_latents, CONTROLNET, needed, _note_needs
     ),
     "Sample": _planned("Sample", _pictures_are_there, _sample, needs=needed),
     "SampleControlNet": _planned("SampleControlNet", _pictures_are_there, _sample, CONTROLNET, needed),

@@ -167,6 +167,7 @@ def _base(plan: Plan, frozen: dict) -> Model:
 
 def _with_lora(plan: Plan, photos: Sequence[indexing.IndexedPhoto], frozen: dict, folder: Path) -> Model:
     adapted = lora.Adapted(frozen, plan.experiment.lora, plan.precision.trained, plan.experiment.seed)
+    plan.store.facts.file_digest(folder / lora.WEIGHTS_NAME)
     adapted.load(folder / lora.WEIGHTS_NAME)
     plan.store.facts.confirm([folder / lora.WEIGHTS_NAME])
     trained = {LORA: (adapted.first_layer(), adapted.trained)}
@@ -180,8 +181,10 @@ def _with_lora(plan: Plan, photos: Sequence[indexing.IndexedPhoto], frozen: dict
 
 def _with_controlnet(plan: Plan, photos: Sequence[indexing.IndexedPhoto], frozen: dict, folder: Path) -> Model:
     transformer, policy = frozen[lora.TRANSFORMER], plan.precision.trained
-    network = models.load_model(folder / controlnet.FOLDER, checkpoints.CONTROLNET, policy.params)
-    checkpoints.confirm(folder / controlnet.FOLDER, checkpoints.CONTROLNET, plan.store.facts)
+    own = folder / controlnet.FOLDER, checkpoints.CONTROLNET
+    checkpoints.component_digest(*own, plan.store.facts)
+    network = models.load_model(*own, policy.params)
+    checkpoints.confirm(*own, plan.store.facts)
     controlnet.use_precision(network, policy)
     scale = plan.experiment.controlnet.conditioning_scale
     predict = prediction(transformer, controlnet=network, conditioning_scale=scale)
