@@ -60,7 +60,7 @@ def _value(name: str):
 def _check_answers(url: str, name: str) -> None:
     """End the process where no scheduler answers at ``url``.  name: what asks for it."""
     found = [f"not within {ANSWER_SECONDS} seconds"]
-    # In a thread: to look up the name of a host may take longer, and has no timeout.
+    # In a thread, as to look up the name of a host has no timeout; the request itself has one, a little longer.
     thread = threading.Thread(target=lambda: found.append(_silence(url)), daemon=True)
     thread.start()
     thread.join(ANSWER_SECONDS)
@@ -75,7 +75,7 @@ def _silence(url: str) -> str:
     """Why no scheduler answers, in a few words; empty where one does.  Asks as Luigi does, for any URL it knows."""
     client = rpc.RequestsFetcher() if rpc.HAS_REQUESTS else rpc.URLLibFetcher()
     try:
-        json.loads(client.fetch(f"{url.rstrip('/')}/api/{QUESTION}", {"data": "{}"}, ANSWER_SECONDS))["response"]
+        json.loads(client.fetch(f"{url.rstrip('/')}/api/{QUESTION}", {"data": "{}"}, 2 * ANSWER_SECONDS))["response"]
         return ""
     except client.raises as error:
         return _innermost(error)
