@@ -166,6 +166,8 @@ def _is_same(stamp, other):
 
 def _find_many(db, stamps):
     """Path -> facts, of those files in a dict of path -> stamp that are remembered as of these stamps."""
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'files'").fetchone():
+        return {}  # an older version wrote this file, which knew no inodes
     names, rows = {path: _name(path) for path, stamp in stamps.items() if stamp}, {}
     wanted = list(dict.fromkeys(names.values()))
     for start in range(0, len(wanted), QUERY_PATHS):

@@ -2,8 +2,10 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -147,6 +149,16 @@ def test_another_file_of_the_same_size_and_time_of_modification_is_not_taken_for
     with pytest.raises(StoreError, match=f"{path}: was replaced or written to after its digest was taken"):
         facts.confirm([path])
     assert FileFacts(facts.path).file_digest(path) == digest(b"other")
+
+
+def test_a_memory_of_an_older_version_is_begun_anew_without_a_word(facts, tmp_path, capsys):
+    path = old_file(tmp_path / "weights", b"first")
+    facts.path.parent.mkdir()
+    with closing(sqlite3.connect(facts.path)) as db, db:
+        db.execute("CREATE TABLE facts (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, facts TEXT)")
+    assert facts.get(path) is None
+    facts.put(path, {"width": 3})
+    assert facts.get(path) == {"width": 3} and capsys.readouterr().err == ""
 
 
 def test_a_file_that_is_gone_cannot_be_confirmed(facts, tmp_path):
