@@ -4,6 +4,7 @@ A recipe holds all that decides an entry's bytes besides its item, and nothing e
 of the training.  Devices are interchangeable on purpose: what was encoded on one serves another of the same precision.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,21 @@ LORA, CONTROLNET = "lora", "controlnet"
 
 UNDECISIVE = ("log_every", "checkpoint_every", "keep_checkpoints")
 """Settings of the training that decide no weight."""
+
+FIRST_SETTINGS = {
+    "lora": ("rank", "alpha", "dropout", "targets", "train_text_encoder"),
+    "controlnet": (
+        *("init_from", "num_double_layers", "num_single_layers", "condition", "conditioning_scale", "save_dtype"),
+    ),
+    "train": (
+        *("steps", "epochs", "batch_size", "accumulate", "learning_rate", "text_encoder_lr", "lr_scheduler"),
+        *("lr_warmup_steps", "lr_num_cycles", "lr_power", "optimizer", "adam_beta1", "adam_beta2", "adam_epsilon"),
+        *("weight_decay", "max_grad_norm", "ema_decay", "weighting_scheme", "logit_mean", "logit_std", "mode_scale"),
+        *("caption_dropout", "guidance_scale", "posterior", "gradient_checkpointing", "mode"),
+    ),
+}
+"""Settings that are part of a run's identity whatever they are, by table.  Any other is part of it unless it is at its
+default, so that runs of a version that did not know it are found.  Never add to these."""
 
 
 @dataclass(frozen=True)
@@ -253,8 +269,12 @@ class Plan:
             "vae": {key: vae.get(key) for key in ("scaling_factor", "shift_factor")},
             "scheduler": checkpoints.working_config(self.checkpoint, "scheduler"),
             "precision": {name: policy.decisive for name, policy in policies.items()},
-            "train": {key: value for key, value in vars(self.experiment.train).items() if key not in UNDECISIVE},
-        } | (self._controlnet(photos) if self.trains == CONTROLNET else {"lora": vars(self.experiment.lora)})
+            "train": decisive_settings(self.experiment, "train"),
+        } | (
+            self._controlnet(photos)
+            if self.trains == CONTROLNET
+            else {"lora": decisive_settings(self.experiment, "lora")}
+        )
 
     def _spelled_samples(self, photos: Sequence[indexing.IndexedPhoto]) -> Spelled:
         """A list of [digest of the photo, address of its caption, width, height]."""
@@ -268,7 +288,7 @@ class Plan:
 
     def _controlnet(self, photos) -> dict:
         """What decides a ControlNet's weights besides."""
-        settings, origin = vars(self.experiment.controlnet), self.experiment.init_from
+        settings, origin = decisive_settings(self.experiment, "controlnet"), self.experiment.init_from
         if origin:
             settings = {
                 key: value for key, value in settings.items() if key not in ("num_double_layers", "num_single_layers")
@@ -289,6 +309,17 @@ class Plan:
 
     def run_folder(self, photos: Sequence[indexing.IndexedPhoto]) -> Path:
         return self.experiment.runs / f"{self.experiment.name}-{self.run_id(photos)[:12]}"
+
+
+def decisive_settings(experiment: Experiment, table: str) -> dict:
+    """Those settings of a table that are part of a run's identity."""
+    settings, first = getattr(experiment, table), FIRST_SETTINGS[table]
+    return {
+        field.name: value
+        for field in dataclasses.fields(settings)
+        if field.name not in UNDECISIVE
+        and ((value := getattr(settings, field.name)) != field.default or field.name in first)
+    }
 
 
 def has_pairs(experiment: Experiment, trains: str) -> bool:

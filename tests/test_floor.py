@@ -1,0 +1,113 @@
+"""What an older version left is found by this one: entries, runs, pictures; and what it had begun goes on.
+
+floor/lab.tar.gz was written by the version of 2026-11-28; floor/write.py says how.
+"""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from floor_lab import cpu_name, unpack, write_model
+from safetensors.numpy import load_file
+
+from cache import find_garbage, needs_text
+from cache.needs import needs_of_runs
+from pipeline import needs, settings, stages
+from pipeline.recipes import CONTROLNET, LORA, resolve
+from pipeline.survey import Survey
+
+WEIGHTS = {LORA: "pytorch_lora_weights.safetensors", CONTROLNET: "controlnet/diffusion_pytorch_model.safetensors"}
+TRAIN = {LORA: "TrainLoRA", CONTROLNET: "TrainControlNet"}
+NEVER_DONE = {"MeasureLoss", "MeasureControlNet"}
+
+
+@pytest.fixture(scope="module")
+def labs(cpu, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("floor")
+    labs = unpack(folder, write_model(tmp_path_factory.mktemp("floor-model") / "model"))
+    for lab in labs.values():
+        lab.settle()
+    return labs
+
+
+def contents(lab) -> dict:
+    files = [path for part in ("store", "runs") for path in (lab.folder / part).rglob("*") if path.is_file()]
+    return {path: path.read_bytes() for path in files if "facts.sqlite" not in path.name and path.name != ".lock"}
+
+
+def only_run(lab, trains):
+    plan = resolve(lab.experiment, trains)
+    return plan.run_folder(plan.photos())
+
+
+def test_finished_stages_of_an_older_version_are_found_finished(labs):
+    lab = labs["finished"]
+    before = contents(lab)
+    lab.run("GetModel", "CheckData", "CheckControls")
+    survey = Survey(lab.experiment)
+    assert {name for name in stages.STAGES if not stages.is_done(name, survey)} == NEVER_DONE
+    lab.run(*(name for name in stages.STAGES if name not in NEVER_DONE))
+    assert contents(lab) == before
+
+
+@pytest.mark.parametrize("trains", [LORA, CONTROLNET])
+def test_what_a_run_of_an_older_version_needs_is_what_it_said(labs, trains):
+    lab = labs["finished"].run("CheckData", "CheckControls")
+    plan = resolve(lab.experiment, trains)
+    folder = only_run(lab, trains)
+    assert folder.is_dir()
+    found = needs.needed(plan, plan.photos())
+    said = {row["id"]: row for row in json.loads((folder / "needs.json").read_text())["needs"]}
+    assert {row["id"]: row for row in json.loads(needs_text(found))["needs"]} == said
+
+
+def test_nothing_that_the_runs_of_an_older_version_need_is_garbage(labs):
+    lab = labs["finished"]
+    assert not any(find_garbage(lab.folder / "store", needs_of_runs(lab.folder / "runs"), 0))
+
+
+@pytest.mark.parametrize("trains", [LORA, CONTROLNET])
+def test_an_interrupted_run_of_an_older_version_goes_on_bit_for_bit(labs, trains, capsys):
+    lab, finished = labs["interrupted"], labs["finished"]
+    if not (lab.folder / "store").exists():
+        for part in ("store", "pictures", "lab.toml"):
+            copy = shutil.copytree if (finished.folder / part).is_dir() else shutil.copy2
+            copy(finished.folder / part, lab.folder / part)
+    lab.run("CheckData", "CheckControls")
+    folder = only_run(lab, trains)
+    assert (folder / "checkpoints/step-000002.safetensors").is_file()
+    lab.run(TRAIN[trains])
+    assert "going on from step 2" in capsys.readouterr().out
+    found, wanted = (load_file(only_run(each, trains) / WEIGHTS[trains]) for each in (lab, finished))
+    assert found.keys() == wanted.keys()
+    is_same_cpu = (finished.folder / "cpu.txt").read_text() == cpu_name()
+    for name in wanted:
+        if is_same_cpu:
+            assert np.array_equal(found[name], wanted[name]), name
+        else:  # the last bits are the kernels'
+            np.testing.assert_allclose(found[name], wanted[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def with_another_setting(table: str, default: int):
+    """The class of all settings, with one in a table that no version has yet."""
+    own = {field.name: field for field in dataclasses.fields(settings.Experiment)}[table].type
+    extended = dataclasses.make_dataclass(
+        own.__name__, [("twist", int, settings.setting(default, minimum=0))], bases=(own,), frozen=True
+    )
+    fields = [(table, extended, dataclasses.field(default=extended()))]
+    return dataclasses.make_dataclass("Experiment", fields, bases=(settings.Experiment,), frozen=True)
+
+
+@pytest.mark.parametrize("trains, table", [(LORA, "train"), (LORA, "lora"), (CONTROLNET, "controlnet")])
+def test_a_new_setting_at_its_default_changes_no_identity(labs, trains, table):
+    lab = labs["finished"].run("CheckData", "CheckControls")
+    plan = resolve(lab.experiment, trains)
+    photos = plan.photos()
+    values = {field.name: getattr(plan.experiment, field.name) for field in dataclasses.fields(plan.experiment)}
+    cls, own = with_another_setting(table, 7), vars(getattr(plan.experiment, table))
+    kind = {field.name: field for field in dataclasses.fields(cls)}[table].type
+    at_default, changed = (cls(**values | {table: kind(**own, **more)}) for more in ({}, {"twist": 8}))
+    assert dataclasses.replace(plan, experiment=at_default).run_id(photos) == plan.run_id(photos)
+    assert dataclasses.replace(plan, experiment=changed).run_id(photos) != plan.run_id(photos)
