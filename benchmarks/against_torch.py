@@ -102,12 +102,12 @@ def serve(parts: tuple, rounds: int) -> None:
 
 
 def mindspore_parts(options, weights: str) -> tuple:
-    from pipeline import device
+    from pipeline.devices import device
 
     device.use("CPU")
     from safetensors.numpy import save_file
 
-    from pipeline.weights import name_in_file
+    from pipeline.flux.weights import name_in_file
 
     transformer = random_transformer(options)
     save_file({name_in_file(p.name): p.asnumpy() for p in transformer.get_parameters()}, weights)

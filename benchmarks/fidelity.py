@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.experiment import load_experiment
-from pipeline.recipes import CONTROLNET, LORA, resolve
-from pipeline.sampling.pictures import BASE, LIST_NAME, TRAINED
+from pipeline.plan.pictures import BASE, LIST_NAME, TRAINED
+from pipeline.plan.plan import CONTROLNET, LORA, resolve
+from pipeline.settings.reading import load_experiment
 from pipeline.synthetic import score, shapes
 
 ROOT = Path(__file__).parents[1]

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.memory import resident_bytes
-from pipeline import checkpoints
-from pipeline.planning import memory
-from pipeline.planning.model import CONFIGS
+from pipeline.estimate import memory
+from pipeline.estimate.model import CONFIGS
+from pipeline.flux import checkpoints
 
 ROOT = Path(__file__).parents[1]
 CASES = {f"{what} {side} px": [what, side] for side in (256, 512, 768, 1024) for what in ("encode", "decode")}
@@ -55,7 +55,7 @@ def run_child(name: str) -> int:
 
 def measured(what: str, *sizes: int) -> int:
     """The bytes that this process, a fresh one, takes for the work."""
-    from pipeline import device
+    from pipeline.devices import device
 
     device.use("CPU")
     work = prediction(*sizes) if what == "predict" else vae_work(what, *sizes)

@@ -50,7 +50,7 @@ def main() -> None:
 
 def write(folder: Path, blocks: tuple[int, int]) -> int:
     """Write the transformer, and return the bytes of its weights."""
-    from pipeline import device
+    from pipeline.devices import device
     from pipeline.synthetic import sized
 
     device.use("CPU")
@@ -75,7 +75,7 @@ def read(folder: Path) -> dict:
 
 
 def ours(folder: Path) -> dict:
-    from pipeline import models
+    from pipeline.flux import models
 
     return _loaded(lambda: models.load_model(folder, "transformer", "fp16"))
 
@@ -93,8 +93,8 @@ def _loaded(load) -> dict:
     """The seconds until the model is there, and until every weight was read once; and the rise of memory by then."""
     import hashlib
 
-    from pipeline import device
-    from pipeline.weights import name_in_file
+    from pipeline.devices import device
+    from pipeline.flux.weights import name_in_file
 
     device.use("CPU")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew

@@ -24,9 +24,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--mode", choices=("jit", "pynative"), default="jit")
     options = parser.parse_args()
-    from pipeline import device
-    from pipeline.experiment import load_experiment
-    from pipeline.recipes import resolve
+    from pipeline.devices import device
+    from pipeline.plan.plan import resolve
+    from pipeline.settings.reading import load_experiment
 
     device.use("CPU")
     experiment = load_experiment(options.experiment)

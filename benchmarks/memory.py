@@ -51,7 +51,7 @@ def run_child(arguments: list[str]) -> dict:
 
 
 def measure(options, mode: str, checkpointing: bool, path: str) -> dict:
-    from pipeline import device
+    from pipeline.devices import device
 
     device.use("CPU")
     training, arguments, _ = prepare(options, mode, checkpointing)

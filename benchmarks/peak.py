@@ -84,7 +84,7 @@ def lines(values: dict) -> str:
 
 def make(name: str, folder: Path) -> None:
     """Write a random checkpoint: the tiny one, its transformer of another size."""
-    from pipeline import device
+    from pipeline.devices import device
     from pipeline.synthetic import tiny
 
     device.use("CPU")

@@ -28,8 +28,8 @@ import numpy as np
 
 from pipeline.data import survey_file
 from pipeline.data.survey_file import SurveyFile
-from pipeline.experiment import load_experiment
-from pipeline.survey import Survey
+from pipeline.plan.survey import Survey
+from pipeline.settings.reading import load_experiment
 
 ROOT = Path(__file__).parents[1]
 FEW, PER_FOLDER, SIDE = 100, 1000, 16
@@ -110,7 +110,7 @@ def write_photos(folder: Path, number: int, in_files: bool) -> None:
 
 def fill(path: Path) -> None:
     """Write a row for everything that encoders would make, under its real recipe."""
-    from pipeline.needs import needs_of
+    from pipeline.plan.needs import needs_of
 
     store, needs = needs_of(path)
     for need in needs:
@@ -169,8 +169,9 @@ def luigi_tasks(task) -> Iterator:
 def parts(path: Path) -> None:
     """What stages do with all photos, one part after another."""
     from cache import lease, needs_text, read_needs, write_atomically
-    from pipeline import needs, recipes
-    from pipeline.planning import preflight
+    from pipeline.estimate import preflight
+    from pipeline.plan import needs
+    from pipeline.plan import plan as recipes
     from pipeline.training.batches import Batches
     from pipeline.training.resume import identity_of
 

@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     add_shape(parser)
     options = parser.parse_args()
-    from pipeline import device
+    from pipeline.devices import device
 
     device.use("CPU")
     result = measure(options)
@@ -77,10 +77,10 @@ def prepare(options, mode: str, checkpointing: bool = False):
     """The training of one mode, the arguments of its batch, and the loss alone in that mode."""
     import mindspore as ms
 
-    from pipeline import models
-    from pipeline.networks import lora
-    from pipeline.precision import Policy
-    from pipeline.settings import Lora, Train
+    from pipeline.devices.precision import Policy
+    from pipeline.flux import models
+    from pipeline.methods import lora
+    from pipeline.settings.fields import Lora, Train
     from pipeline.training import loop
     from pipeline.training.loss import flow_loss
 

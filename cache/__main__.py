@@ -145,7 +145,7 @@ def _stores(place: str) -> list[Path]:
     if not place.endswith(".toml"):
         return [check_store(Path(place))]
     from pipeline.errors import UserError
-    from pipeline.experiment import load_experiment  # as in _needs
+    from pipeline.settings.reading import load_experiment  # as in _needs
 
     try:
         return [check_store(path) for path in load_experiment(place).stores]
@@ -156,7 +156,7 @@ def _stores(place: str) -> list[Path]:
 def _needs(experiment: str):
     """What an experiment needs. The store knows nothing of the pipeline, but this command line stands above both."""
     from pipeline.errors import UserError
-    from pipeline.needs import needs_of
+    from pipeline.plan.needs import needs_of
 
     try:
         return needs_of(experiment)
@@ -254,7 +254,7 @@ def _store_and_needs(options):
 
 
 def _runs(experiment: str) -> Path:
-    from pipeline.experiment import load_experiment  # as in _needs
+    from pipeline.settings.reading import load_experiment  # as in _needs
 
     return load_experiment(experiment).runs
 

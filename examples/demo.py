@@ -30,8 +30,8 @@ def main() -> int:
 
 def report() -> bool:
     """Say what was made, what it cost and what to type next.  Returns whether the model learned the word."""
-    from pipeline.experiment import load_experiment
-    from pipeline.recipes import resolve
+    from pipeline.plan.plan import resolve
+    from pipeline.settings.reading import load_experiment
 
     plan = resolve(load_experiment(EXPERIMENT))
     photos = plan.photos()

@@ -33,8 +33,8 @@ def main() -> int:
 
 def report() -> bool:
     """Say what was made, what it cost and what to type next.  Returns whether the ControlNet obeys its condition."""
-    from pipeline.experiment import load_experiment
-    from pipeline.recipes import CONTROLNET, resolve
+    from pipeline.plan.plan import CONTROLNET, resolve
+    from pipeline.settings.reading import load_experiment
 
     plan = resolve(load_experiment(EXPERIMENT), CONTROLNET)
     photos = plan.photos()

@@ -53,8 +53,8 @@ def write_photos(folder: Path) -> None:
 
 def report() -> bool:
     """Say what was made, what it cost and what to type next.  Returns whether the model learned."""
-    from pipeline.experiment import load_experiment
-    from pipeline.recipes import resolve
+    from pipeline.plan.plan import resolve
+    from pipeline.settings.reading import load_experiment
 
     plan = resolve(load_experiment(EXPERIMENT))
     photos = plan.photos()

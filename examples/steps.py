@@ -42,7 +42,7 @@ def work_of(record: dict) -> str:
 
 def drawn(folder: Path) -> list[dict]:
     """The samples of a run: each prompt, and by series what plain image analysis sees, where a picture was drawn."""
-    from pipeline.sampling.pictures import BASE, LIST_NAME, TRAINED
+    from pipeline.plan.pictures import BASE, LIST_NAME, TRAINED
     from pipeline.synthetic import score
 
     rows = json.loads((folder / LIST_NAME).read_text())["pictures"]

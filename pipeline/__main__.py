@@ -9,12 +9,12 @@ from pathlib import Path
 
 from cache import StoreError
 from pipeline.errors import UserError
-from pipeline.experiment import load_experiment
-from pipeline.planning import preflight, report
-from pipeline.recipes import CONTROLNET, trained_by
-from pipeline.settings import PRESETS
+from pipeline.estimate import preflight, report
+from pipeline.plan.plan import CONTROLNET, trained_by
+from pipeline.process.stopping import Stopped, end_with_parent
+from pipeline.settings.fields import PRESETS
+from pipeline.settings.reading import load_experiment
 from pipeline.stages import STAGES, run
-from pipeline.stopping import Stopped, end_with_parent
 from pipeline.study import figures, plot, study, subject
 
 STOPPED_EXIT = 143
@@ -156,7 +156,7 @@ def _precision_part(options) -> None:
 
 
 def _write_tiny_model(options) -> None:
-    from pipeline import device
+    from pipeline.devices import device
     from pipeline.synthetic import tiny
 
     device.use("CPU")

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from cache import Entries
-from pipeline import dtypes, models
 from pipeline.data import conditions, images, indexing
 from pipeline.data.buckets import crop_box
 from pipeline.data.variants import Variant
-from pipeline.progress import Progress
-from pipeline.recipes import ImageNeed, Plan
-from pipeline.sampling import pictures
-from pipeline.stopping import StopRequest
+from pipeline.devices import dtypes
+from pipeline.flux import models
+from pipeline.plan import pictures
+from pipeline.plan.plan import ImageNeed, Plan
+from pipeline.process.progress import Progress
+from pipeline.process.stopping import StopRequest
 
 MAX_WRITERS = 32
 """Recipes that are written at a time: each keeps a few files open."""

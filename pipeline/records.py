@@ -10,10 +10,10 @@ from pathlib import Path
 
 from cache import canonical, digest, recipe_id, write_atomically
 from cache.files import make_folder
-from pipeline import device
 from pipeline.data.indexing import IndexedPhoto
-from pipeline.needs import encoded, sampled
-from pipeline.recipes import Plan
+from pipeline.devices import device
+from pipeline.plan.needs import encoded, sampled
+from pipeline.plan.plan import Plan
 
 DECODE = ("Sample", "SampleControlNet")
 VERSIONED = ("mindspore", "mindone", "transformers", "zarr", "numpy")

@@ -10,17 +10,20 @@ from dataclasses import dataclass
 
 from cache import NEEDS_NAME, Store, StoreError, lease, needs_text, write_atomically
 from cache.files import make_folder
-from pipeline import checkpoints, device, encode, records
+from pipeline import encode, records
 from pipeline.data import indexing, survey_file
 from pipeline.data.survey_file import SurveyFile
+from pipeline.devices import device
 from pipeline.errors import UserError
-from pipeline.needs import encoded, needed
-from pipeline.planning import preflight, report
-from pipeline.progress import Progress
-from pipeline.recipes import CONTROLNET, LORA, has_pairs, resolve
-from pipeline.sampling import decode, denoise, pictures
-from pipeline.settings import Experiment, settings_of
-from pipeline.survey import Survey
+from pipeline.estimate import preflight, report
+from pipeline.flux import checkpoints
+from pipeline.plan import pictures
+from pipeline.plan.needs import encoded, needed
+from pipeline.plan.plan import CONTROLNET, LORA, has_pairs, resolve
+from pipeline.plan.survey import Survey
+from pipeline.process.progress import Progress
+from pipeline.sampling import decode, denoise
+from pipeline.settings.fields import Experiment, settings_of
 from pipeline.training import measure, train
 
 QUICK_BYTES = 1 << 30

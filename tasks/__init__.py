@@ -11,11 +11,11 @@ import luigi
 
 from pipeline.data.survey_file import SurveyFile
 from pipeline.errors import UserError
-from pipeline.experiment import load_experiment
-from pipeline.recipes import CONTROLNET, LORA, device_and_precision
-from pipeline.sampling import pictures
+from pipeline.plan import pictures
+from pipeline.plan.plan import CONTROLNET, LORA, device_and_precision
+from pipeline.plan.survey import Survey
+from pipeline.settings.reading import load_experiment
 from pipeline.stages import STAGES, is_done, survey_for
-from pipeline.survey import Survey
 from tasks import manners, scheduler
 from tasks.process import StageFailed, run_stage
 

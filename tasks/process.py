@@ -3,9 +3,9 @@
 import multiprocessing
 import sys
 
-from pipeline import children
 from pipeline.data.survey_file import SurveyFile
-from pipeline.stopping import end_with_parent
+from pipeline.process import children
+from pipeline.process.stopping import end_with_parent
 
 
 class StageFailed(Exception):

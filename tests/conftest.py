@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def cpu():
     """MindSpore and mindone in this process, set up for CPU once: the import takes eight seconds."""
-    from pipeline import device
+    from pipeline.devices import device
 
     device.use("CPU")
 

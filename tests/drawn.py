@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from lab import Lab
 
-from pipeline import models
-from pipeline.sampling import pictures
+from pipeline.flux import models
+from pipeline.plan import pictures
 
 PROMPTS = ["a red circle on a blue background", "a photo of a green cat in the snow"]
 

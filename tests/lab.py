@@ -10,9 +10,9 @@ from pathlib import Path
 
 from cache import Entries
 from pipeline import stages
-from pipeline.experiment import load_experiment
-from pipeline.recipes import Plan, resolve
-from pipeline.settings import Experiment
+from pipeline.plan.plan import Plan, resolve
+from pipeline.settings.fields import Experiment
+from pipeline.settings.reading import load_experiment
 from pipeline.synthetic import shapes
 
 ENCODERS = ("EncodeCLIP", "EncodeT5", "EncodeImages")

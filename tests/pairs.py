@@ -6,7 +6,7 @@ from pathlib import Path
 from lab import Lab
 from PIL import Image
 
-from pipeline import recipes
+from pipeline.plan import plan as recipes
 
 STAGES = ("EncodeCLIP", "EncodeT5", "EncodeImages", "EncodeControls")
 

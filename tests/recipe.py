@@ -1,6 +1,6 @@
 """The training recipe, recomputed in NumPy from the store's entries and the checkpoint's configs.
 
-No number here comes from `pipeline.training.batches`, `pipeline.flow` or mindone's scheduler, which are what is tested.
+No number here comes from what is tested: `pipeline.training.batches`, `pipeline.flux.flow`, mindone's scheduler.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from cache import Entries, caption_item, digest
 from pipeline import draws
 from pipeline.data.variants import Variant
 from pipeline.draws import Purpose
-from pipeline.recipes import Plan, resolve
+from pipeline.plan.plan import Plan, resolve
 from pipeline.training.batches import Batch, Batches
 from pipeline.training.loss import tensors_of
 from pipeline.training.order import Order

@@ -7,7 +7,7 @@ import numpy as np
 from lab import Lab
 from PIL import Image
 
-from pipeline.recipes import Plan, resolve
+from pipeline.plan.plan import Plan, resolve
 from pipeline.training.batches import Batch, Batches
 
 SIZES = [(64, 32), (32, 64), (96, 64), (50, 60), (40, 130)]

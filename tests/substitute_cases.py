@@ -1,4 +1,4 @@
-"""For each substitute in `pipeline.cpu`: what reaches it, the equal in NumPy, and running both with gradients."""
+"""For each substitute in `pipeline.devices.cpu`: what reaches it, its equal in NumPy, and both run with gradients."""
 
 import functools
 from collections.abc import Callable

@@ -6,9 +6,9 @@ import pytest
 from test_identity import photo, plan_of
 
 from pipeline import stages
-from pipeline.answers import once
-from pipeline.recipes import LORA, Plan
-from pipeline.survey import Survey
+from pipeline.plan.answers import once
+from pipeline.plan.plan import LORA, Plan
+from pipeline.plan.survey import Survey
 from pipeline.training import train
 
 PHOTOS = tuple(photo(number) for number in range(5))

@@ -6,8 +6,8 @@ import pytest
 from model_files import COMPONENTS, STEMS, each_component, edit_config, shard, single_file
 
 from cache import FileFacts
-from pipeline import checkpoints
 from pipeline.errors import UserError
+from pipeline.flux import checkpoints
 
 pytestmark = pytest.mark.usefixtures("cpu")
 

@@ -13,11 +13,11 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from pipeline import models, weights
+from pipeline.devices.precision import Policy
 from pipeline.errors import UserError
-from pipeline.networks import controlnet
-from pipeline.precision import Policy
-from pipeline.settings import ControlNet
+from pipeline.flux import models, weights
+from pipeline.methods import controlnet
+from pipeline.settings.fields import ControlNet
 from pipeline.training import guard, loop, measure
 from pipeline.training.batches import Batches
 from pipeline.training.loss import flow_loss, prediction, tensors_of

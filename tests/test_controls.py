@@ -9,8 +9,9 @@ from lab import Lab
 from pairs import add_conditions, encode, first_control, plan_of
 from PIL import Image
 
-from pipeline import flow, stages
+from pipeline import stages
 from pipeline.errors import UserError
+from pipeline.flux import flow
 from pipeline.training.batches import Batches
 
 pytestmark = pytest.mark.usefixtures("cpu")

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from pipeline import models
-from pipeline.networks import lora
-from pipeline.planning import counts
-from pipeline.precision import Policy
-from pipeline.settings import LORA_TARGETS, Lora
+from pipeline.devices.precision import Policy
+from pipeline.flux import counts, models
+from pipeline.methods import lora
+from pipeline.settings.fields import LORA_TARGETS, Lora
 
 FLUX_DEV = {
     "patch_size": 1, "in_channels": 64, "num_layers": 19, "num_single_layers": 38, "attention_head_dim": 128,
@@ -66,7 +65,7 @@ def test_counts_are_those_of_models_that_are_made(cpu, seed):
 
 @pytest.mark.parametrize("component", ["text_encoder", "text_encoder_2", "vae"])
 def test_counts_of_the_encoders_are_those_of_the_tiny_ones(tiny_model, component):
-    from pipeline.checkpoints import config
+    from pipeline.flux.checkpoints import config
 
     found = getattr(counts, component)(config(tiny_model, component))
     expected = size(models.load_model(tiny_model, component, "fp32").get_parameters())
@@ -74,8 +73,8 @@ def test_counts_of_the_encoders_are_those_of_the_tiny_ones(tiny_model, component
 
 
 def test_the_part_of_t5_that_stays_in_fp32_beside_fp16_is_counted(tiny_model):
-    from pipeline import dtypes
-    from pipeline.checkpoints import config
+    from pipeline.devices import dtypes
+    from pipeline.flux.checkpoints import config
 
     found = dtypes.parameters_by_dtype(models.load_model(tiny_model, "text_encoder_2", "fp16").get_parameters())
     assert found["float32"] == counts.text_encoder_2_outputs(config(tiny_model, "text_encoder_2"))

@@ -1,4 +1,4 @@
-"""Each substitute in `pipeline.cpu`, called by the name it replaces, against NumPy in float64; and why each exists.
+"""Each substitute in `pipeline.devices.cpu`, called by the name it replaces, against NumPy in float64; why each exists.
 
 Run as a program, this file prints, for every substitute, what its original does on this machine's CPU.
 """
@@ -30,7 +30,7 @@ def test_substitute_and_its_gradient_equal_numpy(cpu, case, dtype, mode):
 
 
 def test_every_substitute_is_reached_by_a_case_that_compares_it_with_numpy(cpu):
-    from pipeline import cpu as module
+    from pipeline.devices import cpu as module
 
     codes = {key(substitute): substitute.replacement.__code__ for substitute in module.substitutes()}
     assert set(codes) == {case.covers for case in CASES}
@@ -169,7 +169,7 @@ def test_forms_that_a_substitute_does_not_compute_are_refused(cpu):
 
 def probe():
     """What each original does while all other substitutes are in place: "" where it computes, else its error."""
-    from pipeline import cpu, device
+    from pipeline.devices import cpu, device
 
     originals = []
     real_install = cpu.install
@@ -199,7 +199,7 @@ def results(case):
 
 
 def _put(substitute, original):
-    from pipeline import cpu
+    from pipeline.devices import cpu
 
     if isinstance(substitute.owner, type):
         setattr(substitute.owner, substitute.name, original)
@@ -223,7 +223,7 @@ def test_kernel_is_still_missing(cpu, errors_of_originals, name):
     """Or, for a substitute that is only faster: its original still works."""
     import mindspore as ms
 
-    from pipeline import cpu as module
+    from pipeline.devices import cpu as module
 
     reason = next(substitute.fails_with for substitute in module.substitutes() if key(substitute) == name)
     error = errors_of_originals[name]

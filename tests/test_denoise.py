@@ -14,11 +14,14 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from cache import caption_item, digest
-from pipeline import checkpoints, dtypes, flow, models, recipes
+from pipeline.devices import dtypes
 from pipeline.errors import UserError
-from pipeline.networks import controlnet, lora
-from pipeline.recipes import CONTROLNET
-from pipeline.sampling import denoise, pictures
+from pipeline.flux import checkpoints, flow, models
+from pipeline.methods import controlnet, lora
+from pipeline.plan import pictures
+from pipeline.plan import plan as recipes
+from pipeline.plan.plan import CONTROLNET
+from pipeline.sampling import denoise
 from pipeline.synthetic import tiny
 from pipeline.training import train
 from pipeline.training.loss import prediction

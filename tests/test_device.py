@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import device
-from pipeline.settings import Device
+from pipeline.devices import device
+from pipeline.settings.fields import Device
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,7 +18,7 @@ def python(code, **options):
 def test_choosing_a_device_imports_no_mindspore():
     code = """if True:
         import sys
-        from pipeline import device
+        from pipeline.devices import device
         print(device.choose("auto"), [name for name in sys.modules if name.startswith("mind")])
     """
     assert python(code).stdout == f"{device.choose('auto')} []\n"
@@ -57,7 +57,8 @@ def test_every_device_that_an_experiment_may_name_says_what_it_computes():
 @pytest.mark.skipif(any(Path("/dev").glob("davinci[0-9]*")), reason="there is an NPU here")
 def test_ascend_without_an_npu_is_one_line_that_says_what_to_do():
     code = """if True:
-        from pipeline import device, errors
+        from pipeline.devices import device
+        from pipeline import errors
         try:
             device.use("Ascend")
         except errors.UserError as error:

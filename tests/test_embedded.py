@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline import checkpoints, flow, models
 from pipeline.data import images
-from pipeline.settings import EMBEDDED
+from pipeline.flux import checkpoints, flow, models
+from pipeline.settings.fields import EMBEDDED
 from pipeline.synthetic import shapes
 
 FOLDER = EMBEDDED

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import experiment, settings
 from pipeline.errors import UserError
-from pipeline.experiment import DEFAULT, load_experiment
-from pipeline.settings import EMBEDDED, Experiment
+from pipeline.settings import fields as settings
+from pipeline.settings import reading as experiment
+from pipeline.settings.fields import EMBEDDED, Experiment
+from pipeline.settings.reading import DEFAULT, load_experiment
 
 
 def written(folder, text):

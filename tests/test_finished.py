@@ -7,7 +7,7 @@ from commands import run_luigi
 from lab import Lab
 from pairs import plan_of
 
-from pipeline import models
+from pipeline.flux import models
 
 pytestmark = pytest.mark.usefixtures("cpu")
 

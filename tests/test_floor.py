@@ -14,9 +14,11 @@ from safetensors.numpy import load_file
 
 from cache import find_garbage, needs_text
 from cache.needs import needs_of_runs
-from pipeline import needs, settings, stages
-from pipeline.recipes import CONTROLNET, LORA, resolve
-from pipeline.survey import Survey
+from pipeline import stages
+from pipeline.plan import needs
+from pipeline.plan.plan import CONTROLNET, LORA, resolve
+from pipeline.plan.survey import Survey
+from pipeline.settings import fields as settings
 
 WEIGHTS = {LORA: "pytorch_lora_weights.safetensors", CONTROLNET: "controlnet/diffusion_pytorch_model.safetensors"}
 TRAIN = {LORA: "TrainLoRA", CONTROLNET: "TrainControlNet"}

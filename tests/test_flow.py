@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline import flow
+from pipeline.flux import flow
 
 SHAPES = [(1, 1, 2, 2), (2, 3, 4, 6), (3, 16, 8, 2), (1, 16, 12, 10)]
 

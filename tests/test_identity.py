@@ -10,9 +10,9 @@ import pytest
 
 from cache import canonical, digest, recipe_id
 from pipeline.data.indexing import IndexedPhoto, by_content
-from pipeline.experiment import load_experiment
-from pipeline.needs import encoded
-from pipeline.recipes import CONTROLNET, LORA, Plan, resolve
+from pipeline.plan.needs import encoded
+from pipeline.plan.plan import CONTROLNET, LORA, Plan, resolve
+from pipeline.settings.reading import load_experiment
 from pipeline.training import resume
 
 SIZES = ((640, 480), (480, 640), (512, 512), (900, 300))

@@ -12,9 +12,10 @@ import pytest
 from lab import Lab
 from safetensors.numpy import load_file
 
-from pipeline import models, recipes
-from pipeline.networks import lora
-from pipeline.settings import WEIGHTING_SCHEMES, Lora, Train
+from pipeline.flux import models
+from pipeline.methods import lora
+from pipeline.plan import plan as recipes
+from pipeline.settings.fields import WEIGHTING_SCHEMES, Lora, Train
 from pipeline.training import loop, resume, train
 from pipeline.training.batches import Batches
 from pipeline.training.loss import flow_loss, tensors_of

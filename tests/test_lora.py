@@ -8,9 +8,9 @@ import pytest
 from lab import Lab
 from recipe import SEED, a_batch, batches_of, plan_of, predicted, tensors
 
-from pipeline import models
-from pipeline.networks import lora
-from pipeline.settings import Lora
+from pipeline.flux import models
+from pipeline.methods import lora
+from pipeline.settings.fields import Lora
 from pipeline.training import loop
 from pipeline.training.loss import flow_loss, tensors_of
 

@@ -8,10 +8,11 @@ from lab import Lab
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from pipeline import models, recipes
 from pipeline.errors import UserError
-from pipeline.networks import lora
-from pipeline.settings import Lora
+from pipeline.flux import models
+from pipeline.methods import lora
+from pipeline.plan import plan as recipes
+from pipeline.settings.fields import Lora
 from pipeline.training import loop, resume, train
 
 pytestmark = pytest.mark.usefixtures("cpu")

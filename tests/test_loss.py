@@ -7,7 +7,7 @@ import pytest
 from lab import Lab
 from recipe import BATCH_SIZE, a_batch, batches_of, plan_of, predicted, recomputed, tensors
 
-from pipeline import models
+from pipeline.flux import models
 from pipeline.training import measure, metrics
 from pipeline.training.loss import flow_loss, item_loss
 

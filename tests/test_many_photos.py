@@ -15,9 +15,9 @@ from benchmarks.photos import write_photos
 from cache import FileFacts, needs_text
 from pipeline.data import survey_file
 from pipeline.data.indexing import index_photos
-from pipeline.needs import encoded
-from pipeline.recipes import LORA
-from pipeline.survey import Survey
+from pipeline.plan.needs import encoded
+from pipeline.plan.plan import LORA
+from pipeline.plan.survey import Survey
 
 pytestmark = pytest.mark.slow
 NUMBER = 50_000

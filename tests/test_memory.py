@@ -6,8 +6,8 @@ import pytest
 from lab import Lab
 
 from benchmarks import inference
-from pipeline.planning import memory, preflight
-from pipeline.settings import Train
+from pipeline.estimate import memory, preflight
+from pipeline.settings.fields import Train
 
 SHAPE = memory.Shape(batch_size=2, tokens=320, width=256, heads=8, blocks=8)
 HELD = {"weights_bytes": 100 * memory.MIB, "gradients_bytes": memory.MIB, "optimizer_bytes": 2 * memory.MIB}

@@ -9,8 +9,8 @@ import pytest
 from model_files import STEMS, each_component, edit, edit_config, shard, single_file
 from safetensors.numpy import load_file, save_file
 
-from pipeline import checkpoints, models
 from pipeline.errors import UserError
+from pipeline.flux import checkpoints, models
 
 pytestmark = pytest.mark.usefixtures("cpu")
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.settings import Train
+from pipeline.settings.fields import Train
 
 pytestmark = pytest.mark.usefixtures("cpu")
 

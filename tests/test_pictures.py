@@ -16,14 +16,16 @@ from PIL import Image
 
 from cache import Store, collect, read_needs
 from cache.needs import needs_of_runs
-from pipeline import flow, models, stages
+from pipeline import stages
 from pipeline.errors import UserError
-from pipeline.experiment import load_experiment
-from pipeline.needs import needs_of
-from pipeline.planning import preflight
-from pipeline.recipes import CONTROLNET
-from pipeline.sampling import decode, pictures
-from pipeline.stopping import Stopped
+from pipeline.estimate import preflight
+from pipeline.flux import flow, models
+from pipeline.plan import pictures
+from pipeline.plan.needs import needs_of
+from pipeline.plan.plan import CONTROLNET
+from pipeline.process.stopping import Stopped
+from pipeline.sampling import decode
+from pipeline.settings.reading import load_experiment
 
 pytestmark = pytest.mark.usefixtures("cpu")
 

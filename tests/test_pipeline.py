@@ -8,10 +8,10 @@ import pytest
 from lab import Lab
 
 from cache import NEEDS_NAME, StoreError, caption_item, collect, read_needs
-from pipeline import checkpoints, models
 from pipeline.data import images, indexing
 from pipeline.errors import UserError
-from pipeline.planning import preflight
+from pipeline.estimate import preflight
+from pipeline.flux import checkpoints, models
 from pipeline.training import train
 
 pytestmark = pytest.mark.usefixtures("cpu")

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from lab import Lab
 
-from pipeline import device
+from pipeline.devices import device
 from pipeline.errors import UserError
-from pipeline.experiment import load_experiment
-from pipeline.planning import listing, memory, model, preflight, report
-from pipeline.recipes import CONTROLNET, LORA
-from pipeline.settings import Experiment
+from pipeline.estimate import listing, memory, model, preflight, report
+from pipeline.plan.plan import CONTROLNET, LORA
+from pipeline.settings.fields import Experiment
+from pipeline.settings.reading import load_experiment
 from pipeline.synthetic import shapes
 
 DEV = "black-forest-labs/FLUX.1-dev"

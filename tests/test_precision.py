@@ -2,11 +2,11 @@ import re
 
 import pytest
 
-from pipeline import precision
-from pipeline.device import COMPUTES
+from pipeline.devices import precision
+from pipeline.devices.device import COMPUTES
+from pipeline.devices.precision import Policy
 from pipeline.errors import UserError
-from pipeline.precision import Policy
-from pipeline.settings import PRECISION_COMPONENTS, PrecisionSettings
+from pipeline.settings.fields import PRECISION_COMPONENTS, PrecisionSettings
 
 PRESETS = ("bf16", "fp16", "bf16-text-fp32", "fp16-text-fp32", "fp32", "auto")
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from lab import ENCODERS, Lab
 
-from pipeline import recipes, stages
+from pipeline import stages
 from pipeline.errors import UserError
-from pipeline.planning import estimates, preflight, report
-from pipeline.settings import Train
+from pipeline.estimate import estimates, preflight, report
+from pipeline.plan import plan as recipes
+from pipeline.settings.fields import Train
 
 ROOT = Path(__file__).parent.parent
 

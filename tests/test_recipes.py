@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import recipes
 from pipeline.data.indexing import IndexedPhoto
 from pipeline.errors import UserError
-from pipeline.experiment import load_experiment
+from pipeline.plan import plan as recipes
+from pipeline.settings.reading import load_experiment
 
 ROOT = Path(__file__).parents[1]
 
@@ -227,7 +227,8 @@ def test_addresses_are_worked_out_without_mindspore(project):
     expected = project.ids([])
     code = """if True:
         import sys
-        from pipeline import experiment, recipes
+        from pipeline.settings import reading as experiment
+        from pipeline.plan import plan as recipes
         plan = recipes.resolve(experiment.load_experiment(sys.argv[1]))
         from pipeline.data.variants import Variant
         print(plan.pooled.id, plan.txt.id, plan.latents(Variant(64, 64)).id, plan.run_id([]))

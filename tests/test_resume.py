@@ -10,7 +10,7 @@ from kills import Killed, kill_at, kill_at_random, outcome
 from lab import Lab
 
 from pipeline.errors import UserError
-from pipeline.stopping import Stopped
+from pipeline.process.stopping import Stopped
 from pipeline.training import loop, resume
 
 pytestmark = pytest.mark.usefixtures("cpu")

@@ -8,9 +8,11 @@ import pytest
 from lab import ENCODERS, Lab
 from safetensors import safe_open
 
-from pipeline import device, dtypes, models, precision, recipes, simulation
-from pipeline.networks import controlnet, lora
-from pipeline.settings import PrecisionSettings
+from pipeline.devices import device, dtypes, precision, simulation
+from pipeline.flux import models
+from pipeline.methods import controlnet, lora
+from pipeline.plan import plan as recipes
+from pipeline.settings.fields import PrecisionSettings
 from pipeline.training import loss
 from pipeline.training.batches import Batches
 

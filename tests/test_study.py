@@ -15,9 +15,10 @@ from lab import Lab
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from pipeline import children, models
 from pipeline.__main__ import main
-from pipeline.precision import Policy
+from pipeline.devices.precision import Policy
+from pipeline.flux import models
+from pipeline.process import children
 from pipeline.study import figures, parts, plot, study
 from pipeline.study.subject import AGAINST, COMPONENTS, OWN, Job, evenly, label, plans_of
 from pipeline.training.batches import Batches

@@ -18,14 +18,16 @@ from PIL import Image
 
 import tasks
 from cache import FileFacts, caption_item
-from pipeline import children, stages, survey
-from pipeline.bulk import made_in_bulk
+from pipeline import stages
 from pipeline.data import indexing, photos, survey_file
 from pipeline.data.indexing import IndexedPhoto, by_content, index_pairs, index_photos
 from pipeline.data.survey_file import SurveyFile
 from pipeline.errors import UserError
-from pipeline.experiment import load_experiment
-from pipeline.survey import Survey
+from pipeline.plan import survey
+from pipeline.plan.survey import Survey
+from pipeline.process import children
+from pipeline.process.bulk import made_in_bulk
+from pipeline.settings.reading import load_experiment
 
 ROOT = Path(__file__).parents[1]
 OF = {"version": survey_file.VERSION, "folder": "/photos", "prompt": "", "with_conditions": False}

@@ -8,7 +8,7 @@ from model_files import edit, single_file
 from pairs import plan_of
 
 from cache import StoreError
-from pipeline import models
+from pipeline.flux import models
 
 pytestmark = pytest.mark.usefixtures("cpu")
 

@@ -12,7 +12,7 @@ from commands import TASK_FAILED, command, environment, ran, run_luigi, stages_u
 from lab import Lab
 
 import tasks
-from pipeline.children import GRACE_SECONDS
+from pipeline.process.children import GRACE_SECONDS
 from tasks.process import StageFailed, run_stage
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline import checkpoints, models
 from pipeline.data import images
 from pipeline.errors import UserError
+from pipeline.flux import checkpoints, models
 from pipeline.synthetic import shapes, tiny
 
 pytestmark = pytest.mark.usefixtures("cpu")
@@ -346,7 +346,7 @@ def test_the_vae_has_fluxs_factor_channels_and_constants(tiny_model):
 def test_latents_of_pictures_have_about_unit_variance_and_a_sharp_posterior(tiny_model, tmp_path):
     import mindspore as ms
 
-    from pipeline import flow
+    from pipeline.flux import flow
 
     shapes.draw_shapes(tmp_path / "pictures", 4, size=64)
     vae = models.load_model(tiny_model, "vae", "fp32")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from lab import Lab
 
-from pipeline import models
 from pipeline.errors import UserError
-from pipeline.networks import lora
+from pipeline.flux import models
+from pipeline.methods import lora
 from pipeline.training import guard, loop, measure, metrics
 from pipeline.training.batches import Batches
 from pipeline.training.loss import item_loss, tensors_of

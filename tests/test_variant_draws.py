@@ -16,7 +16,7 @@ from pipeline import draws
 from pipeline.data.buckets import bucket_sizes, choose
 from pipeline.data.variants import Variant
 from pipeline.draws import Purpose
-from pipeline.recipes import Plan
+from pipeline.plan.plan import Plan
 from pipeline.training.batches import Batch
 
 pytestmark = pytest.mark.usefixtures("cpu")

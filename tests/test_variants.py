@@ -16,13 +16,13 @@ from shaped import BUCKETS, NUM, SIDE, SIZES, full_lab, plan_of, shaped_lab
 
 from cache import __main__ as command_line
 from cache import caption_item, digest, recipe_id
-from pipeline import checkpoints, models
 from pipeline.data import images, indexing, variants
 from pipeline.data.buckets import bucket_sizes, choose
 from pipeline.data.variants import Variant
-from pipeline.needs import needed
-from pipeline.settings import Data
-from pipeline.stopping import Stopped, StopRequest
+from pipeline.flux import checkpoints, models
+from pipeline.plan.needs import needed
+from pipeline.process.stopping import Stopped, StopRequest
+from pipeline.settings.fields import Data
 
 pytestmark = pytest.mark.usefixtures("cpu")
 

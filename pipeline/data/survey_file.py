@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.bulk import made_in_bulk
 from pipeline.data.indexing import IndexedPhoto
 from pipeline.errors import UserError
-from pipeline.settings import Experiment
+from pipeline.process.bulk import made_in_bulk
+from pipeline.settings.fields import Experiment
 
 VERSION = 1
 """Bump when the file may say something else, or say it in another way."""

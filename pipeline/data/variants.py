@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pipeline.data import buckets
 from pipeline.data.buckets import CENTRE
 from pipeline.data.indexing import IndexedPhoto
-from pipeline.settings import Data
+from pipeline.settings.fields import Data
 
 Size = tuple[int, int]
 """Width and height in pixels."""

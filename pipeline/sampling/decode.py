@@ -10,15 +10,16 @@ from PIL import Image
 
 from cache import write_atomically
 from cache.files import make_folder
-from pipeline import checkpoints, dtypes, flow, models
 from pipeline.data import conditions, indexing
+from pipeline.devices import dtypes
 from pipeline.encode import to_storage
-from pipeline.progress import Progress
-from pipeline.recipes import CONTROLNET, LORA, Plan
-from pipeline.sampling import pictures
+from pipeline.flux import checkpoints, flow, models
+from pipeline.plan import pictures
+from pipeline.plan.pictures import BASE, CONDITION, TRAINED, Series
+from pipeline.plan.plan import CONTROLNET, LORA, Plan
+from pipeline.process.progress import Progress
+from pipeline.process.stopping import StopRequest
 from pipeline.sampling.grid import grid
-from pipeline.sampling.pictures import BASE, CONDITION, TRAINED, Series
-from pipeline.stopping import StopRequest
 
 HEADINGS = {CONDITION: "condition", BASE: "base", LORA: "with the LoRA", CONTROLNET: "with the ControlNet"}
 

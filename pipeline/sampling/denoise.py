@@ -12,16 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from cache import caption_item
-from pipeline import checkpoints, draws, dtypes, flow, models
+from pipeline import draws
 from pipeline.data import conditions, indexing
+from pipeline.devices import dtypes
 from pipeline.draws import Purpose
 from pipeline.encode import to_storage
-from pipeline.networks import controlnet, lora
-from pipeline.progress import Progress
-from pipeline.recipes import CONTROLNET, LORA, Plan
-from pipeline.sampling import pictures
-from pipeline.sampling.pictures import BASE, Picture, Series
-from pipeline.stopping import StopRequest
+from pipeline.flux import checkpoints, flow, models
+from pipeline.methods import controlnet, lora
+from pipeline.plan import pictures
+from pipeline.plan.pictures import BASE, Picture, Series
+from pipeline.plan.plan import CONTROLNET, LORA, Plan
+from pipeline.process.progress import Progress
+from pipeline.process.stopping import StopRequest
 from pipeline.training.loss import prediction
 from pipeline.training.train import clip_tokens, load_frozen
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from pipeline import device
-from pipeline.checkpoints import checked_config
 from pipeline.data.indexing import IndexedPhoto
-from pipeline.planning import counts
-from pipeline.planning.report import in_units
-from pipeline.precision import BYTES, Policy
-from pipeline.recipes import Plan
+from pipeline.devices import device
+from pipeline.devices.precision import BYTES, Policy
+from pipeline.estimate.report import in_units
+from pipeline.flux import counts
+from pipeline.flux.checkpoints import checked_config
+from pipeline.plan.plan import Plan
 from pipeline.study import compare
 from pipeline.study.subject import AGAINST, COMPONENTS, OWN, SIDES, is_same, label
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from cache import write_tensors
-from pipeline import device, dtypes, encode, models
-from pipeline.progress import Progress
-from pipeline.recipes import Plan
+from pipeline import encode
+from pipeline.devices import device, dtypes
+from pipeline.flux import models
+from pipeline.plan.plan import Plan
+from pipeline.process.progress import Progress
 from pipeline.study.subject import AGAINST, DECODED, LOSSES, OWN, Job, Tensors, label
 from pipeline.training.batches import Batch, Batches
 from pipeline.training.loss import prediction, tensors_of

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from cache import Entries, caption_item
-from pipeline import children
 from pipeline.data.indexing import IndexedPhoto
 from pipeline.errors import UserError
-from pipeline.experiment import load_experiment
-from pipeline.recipes import Plan
+from pipeline.plan.plan import Plan
+from pipeline.process import children
+from pipeline.settings.reading import load_experiment
 from pipeline.study import compare, figures
 from pipeline.study.subject import (
     AGAINST,

@@ -14,10 +14,10 @@ from safetensors import safe_open
 
 from cache import Store
 from pipeline.data.indexing import IndexedPhoto
-from pipeline.experiment import load_experiment
-from pipeline.precision import Policy
-from pipeline.recipes import Plan, resolve
-from pipeline.settings import PRECISION_COMPONENTS, Experiment, PrecisionSettings
+from pipeline.devices.precision import Policy
+from pipeline.plan.plan import Plan, resolve
+from pipeline.settings.fields import PRECISION_COMPONENTS, Experiment, PrecisionSettings
+from pipeline.settings.reading import load_experiment
 
 SIDES = OWN, AGAINST = "own", "against"
 """The two sides of a study: the experiment's own precision, and the one that it is compared with."""

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from cache import digest, write_tensors
-from pipeline import checkpoints, models
+from pipeline.flux import checkpoints, models
+from pipeline.flux.weights import name_in_file
 from pipeline.synthetic.tiny import random_weight
-from pipeline.weights import name_in_file
 
-CONFIGS = Path(__file__).parent.with_name("configs") / "FLUX.1-dev"
+CONFIGS = checkpoints.CONFIGS / "FLUX.1-dev"
 
 
 def write(folder: Path, component: str, shards: int = 1, dtype: str = "float32", **changed) -> int:

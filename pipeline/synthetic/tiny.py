@@ -15,7 +15,7 @@ import numpy as np
 
 from cache import digest, write_atomically
 from pipeline.errors import UserError
-from pipeline.weights import name_in_file
+from pipeline.flux.weights import name_in_file
 
 CLIP_LENGTH = 77
 PIECES = 256

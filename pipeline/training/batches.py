@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from cache import Entries, caption_item
-from pipeline import checkpoints, draws, flow, models
+from pipeline import draws
 from pipeline.data import conditions, indexing, variants
 from pipeline.data.variants import Sample, Size, Variant
 from pipeline.draws import Purpose
-from pipeline.recipes import CONTROLNET, Plan
+from pipeline.flux import checkpoints, flow, models
+from pipeline.plan.plan import CONTROLNET, Plan
 from pipeline.training.order import Order
 from pipeline.training.weighting import densities, level_indices, loss_weights
 

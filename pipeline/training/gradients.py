@@ -6,7 +6,7 @@ depth limit"), and the time that it takes grows faster than the number of operat
 
 from collections.abc import Sequence
 
-from pipeline import device
+from pipeline.devices import device
 
 SLICE = 64
 """How many tensors a compiled function takes at a time."""

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import device
+from pipeline.devices import device
 from pipeline.errors import UserError
-from pipeline.progress import Progress
-from pipeline.settings import Train
-from pipeline.stopping import StopRequest
+from pipeline.process.progress import Progress
+from pipeline.process.stopping import StopRequest
+from pipeline.settings.fields import Train
 from pipeline.training import resume
 from pipeline.training.ahead import made_ahead
 from pipeline.training.gradients import Accumulator, LossScale

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline import models
-from pipeline.recipes import Plan
+from pipeline.flux import models
+from pipeline.plan.plan import Plan
 from pipeline.training.batches import Batch
 
 

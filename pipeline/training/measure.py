@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import checkpoints, models
 from pipeline.data import conditions, indexing, variants
-from pipeline.networks import controlnet, lora
-from pipeline.recipes import CONTROLNET, Plan
+from pipeline.flux import checkpoints, models
+from pipeline.methods import controlnet, lora
+from pipeline.plan.plan import CONTROLNET, Plan
 from pipeline.training.batches import Batches
 from pipeline.training.loss import item_loss, tensors_of
 from pipeline.training.train import clip_tokens, load_frozen

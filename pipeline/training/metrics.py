@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from cache import write_atomically
-from pipeline import device
+from pipeline.devices import device
 from pipeline.errors import UserError
-from pipeline.settings import Train
+from pipeline.settings.fields import Train
 
 METRICS_NAME = "metrics.jsonl"
 BOARD_NAME = "tensorboard"

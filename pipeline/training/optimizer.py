@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pipeline import device
-from pipeline.settings import Train
+from pipeline.devices import device
+from pipeline.settings.fields import Train
 from pipeline.training.gradients import Norm, slices
 
 

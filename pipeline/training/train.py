@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from cache import write_atomically
-from pipeline import dtypes, models
 from pipeline.data import indexing
-from pipeline.networks import controlnet, lora
-from pipeline.planning import preflight
-from pipeline.recipes import CONTROLNET, LORA, RESULT_NAME, Plan
-from pipeline.sampling import pictures
-from pipeline.settings import Train
-from pipeline.training import guard, loop, metrics, mode, resume
+from pipeline.devices import dtypes
+from pipeline.estimate import preflight
+from pipeline.flux import models
+from pipeline.methods import controlnet, lora
+from pipeline.plan import mode, pictures
+from pipeline.plan.plan import CONTROLNET, LORA, RESULT_NAME, Plan
+from pipeline.settings.fields import Train
+from pipeline.training import guard, loop, metrics, resume
 from pipeline.training.batches import Batches
 from pipeline.training.loss import flow_loss, tensors_of
 from pipeline.training.schedules import depends_on_total

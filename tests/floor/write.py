@@ -21,7 +21,8 @@ from lab import Lab  # noqa: E402
 from pairs import add_conditions  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from pipeline import device, stages  # noqa: E402
+from pipeline import stages  # noqa: E402
+from pipeline.devices import device  # noqa: E402
 
 ENCODE = ("GetModel", "CheckData", "CheckControls", "EncodeCLIP", "EncodeT5", "EncodeImages", "EncodeControls")
 TRAIN = ("TrainLoRA", "TrainControlNet")

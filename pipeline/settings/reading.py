@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.settings import DTYPES, Experiment
+from pipeline.settings.fields import DTYPES, Experiment
 from pipeline.training.schedules import LR_END
 
 DEFAULT = Path(__file__).with_name("default.toml")

@@ -4,15 +4,16 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pipeline import dtypes
 from pipeline.data import variants
+from pipeline.devices import dtypes
+from pipeline.devices.precision import BYTES
 from pipeline.errors import UserError
-from pipeline.networks import controlnet, lora
-from pipeline.planning import advice, counts, memory
-from pipeline.planning.subject import CLIP, CONTROLS, DECODES, DRAWS, IMAGES, T5, Subject
-from pipeline.precision import BYTES
-from pipeline.recipes import CONTROLNET, LORA
-from pipeline.settings import LORA_TARGETS, Train
+from pipeline.estimate import advice, memory
+from pipeline.estimate.subject import CLIP, CONTROLS, DECODES, DRAWS, IMAGES, T5, Subject
+from pipeline.flux import counts
+from pipeline.methods import controlnet, lora
+from pipeline.plan.plan import CONTROLNET, LORA
+from pipeline.settings.fields import LORA_TARGETS, Train
 
 ESTIMATED = ("peak_bytes", "host_loading_bytes")
 ACTIVATIONS = tuple(f"activations_{each}bytes" for each in ("", "without_checkpointing_", "with_checkpointing_"))

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import simulation, weights
-from pipeline.checkpoints import EXPECTED, TOKENIZERS, checked_config, config, one_line, part_of, weight_files
+from pipeline.devices import simulation
+from pipeline.devices.precision import Policy
 from pipeline.errors import UserError
-from pipeline.precision import Policy
-from pipeline.recipes import Plan
+from pipeline.flux import weights
+from pipeline.flux.checkpoints import EXPECTED, TOKENIZERS, checked_config, config, one_line, part_of, weight_files
+from pipeline.plan.plan import Plan
 
 
 def load_tokenizer(folder: Path, component: str):

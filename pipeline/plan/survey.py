@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from cache import FileFacts, Store
-from pipeline.bulk import made_in_bulk
 from pipeline.data import indexing, survey_file
 from pipeline.data.photos import list_photos
 from pipeline.data.survey_file import SurveyFile
-from pipeline.recipes import CONTROLNET, LORA, Plan, has_pairs, resolve
-from pipeline.settings import Experiment
+from pipeline.plan.plan import CONTROLNET, LORA, Plan, has_pairs, resolve
+from pipeline.process.bulk import made_in_bulk
+from pipeline.settings.fields import Experiment
 
 Photos = Sequence[indexing.IndexedPhoto]
 

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cache import Entries, canonical, caption_item, digest
-from pipeline import checkpoints
 from pipeline.data import conditions, indexing
 from pipeline.data.variants import Variant
 from pipeline.errors import UserError
-from pipeline.networks import controlnet, lora
-from pipeline.recipes import CONTROLNET, LORA, RESULT_NAME, ImageNeed, Plan
-from pipeline.settings import Experiment
+from pipeline.flux import checkpoints
+from pipeline.methods import controlnet, lora
+from pipeline.plan.plan import CONTROLNET, LORA, RESULT_NAME, ImageNeed, Plan
+from pipeline.settings.fields import Experiment
 
 SCHEMA = 1
 """Bump when the sampling code may draw other latents from the same recipe; all pictures are then drawn again."""

@@ -13,8 +13,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from pipeline.checkpoints import one_line
 from pipeline.errors import UserError
+from pipeline.flux.checkpoints import one_line
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 NAMES = {"fp32": DTYPES["F32"], "fp16": DTYPES["F16"], "bf16": DTYPES["BF16"]}

@@ -11,8 +11,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pipeline.settings import Train
-from pipeline.training import mode
+from pipeline.plan import mode
+from pipeline.settings.fields import Train
 
 MIB = 1 << 20
 LIBRARIES_BYTES = 600 * MIB
@@ -20,7 +20,7 @@ LIBRARIES_BYTES = 600 * MIB
 
 LOADED, LOADING = 1.1, 1.15
 """What weights take of the host's memory once they are loaded, and while they are, over their own bytes: on CPU, and
-while loading on Ascend too.  How `pipeline.models` loads decides both; nothing else knows of it."""
+while loading on Ascend too.  How `pipeline.flux.models` loads decides both; nothing else knows of it."""
 
 
 @dataclass(frozen=True)

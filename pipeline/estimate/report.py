@@ -5,8 +5,8 @@ import re
 import textwrap
 from collections.abc import Iterable
 
-from pipeline.planning.subject import PUBLISHED, TRAINS
-from pipeline.recipes import CONTROLNET
+from pipeline.estimate.subject import PUBLISHED, TRAINS
+from pipeline.plan.plan import CONTROLNET
 
 WIDTH, NAME_WIDTH = 80, 23
 UNBROKEN = "\N{NO-BREAK SPACE}"

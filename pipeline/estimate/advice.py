@@ -5,10 +5,10 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from pipeline import device
+from pipeline.devices import device
 from pipeline.errors import UserError
-from pipeline.planning.subject import Subject
-from pipeline.recipes import CONTROLNET
+from pipeline.estimate.subject import Subject
+from pipeline.plan.plan import CONTROLNET
 
 
 @dataclass(frozen=True)

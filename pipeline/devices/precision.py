@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from pipeline.errors import UserError
-from pipeline.settings import PRECISION_COMPONENTS, PrecisionSettings
+from pipeline.settings.fields import PRECISION_COMPONENTS, PrecisionSettings
 
 NOT_STORED = ("transformer", "trained")
 LONG_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}

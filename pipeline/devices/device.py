@@ -62,7 +62,7 @@ def use(device: str) -> None:
         ) from None
     _import_mindone()
     if device == "CPU":
-        from pipeline import cpu
+        from pipeline.devices import cpu
 
         ms.runtime.launch_blocking()
         cpu.install()

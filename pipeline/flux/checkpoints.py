@@ -9,6 +9,9 @@ from pathlib import Path
 from cache import canonical, digest
 from pipeline.errors import UserError
 
+CONFIGS = Path(__file__).with_name("configs")
+"""Configs of the published models, a folder each in a checkpoint's layout."""
+
 COMPONENTS = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "vae", "transformer", "scheduler")
 WEIGHTS = {"text_encoder": "model", "text_encoder_2": "model", "vae": "diffusion_pytorch_model"}
 WEIGHTS["transformer"] = "diffusion_pytorch_model"

@@ -1,6 +1,6 @@
 """Whether steps are compiled, where an experiment leaves that open.  Imports no MindSpore."""
 
-from pipeline.settings import Train
+from pipeline.settings.fields import Train
 
 STEPS_THAT_REPAY_COMPILING = 100
 """On CPU, for each size of batch: three to ten times what ``benchmarks.step`` gives, so that it is repaid surely."""

@@ -8,10 +8,11 @@ import numpy as np
 
 from cache import write_atomically, write_tensors
 from cache.files import make_folder
-from pipeline import checkpoints, models, simulation, weights
+from pipeline.devices import simulation
+from pipeline.devices.precision import LONG_NAMES, Policy
 from pipeline.errors import UserError
-from pipeline.precision import LONG_NAMES, Policy
-from pipeline.settings import Experiment
+from pipeline.flux import checkpoints, models, weights
+from pipeline.settings.fields import Experiment
 
 FOLDER, WEIGHTS_NAME = "controlnet", "controlnet/diffusion_pytorch_model.safetensors"
 CONFIG_NAME = "controlnet/config.json"

@@ -10,19 +10,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline import checkpoints, device
 from pipeline.data import variants
 from pipeline.data.indexing import IndexedPhoto
+from pipeline.devices import device
 from pipeline.errors import UserError
-from pipeline.planning import estimates, listing, written
-from pipeline.planning.estimates import Epoch
-from pipeline.planning.listing import Listing
-from pipeline.planning.model import Model, model_of
-from pipeline.planning.report import in_units
-from pipeline.planning.subject import Subject
-from pipeline.recipes import Plan, device_and_precision, has_pairs, resolve
-from pipeline.sampling import pictures
-from pipeline.settings import Experiment
+from pipeline.estimate import estimates, listing, written
+from pipeline.estimate.estimates import Epoch
+from pipeline.estimate.listing import Listing
+from pipeline.estimate.model import Model, model_of
+from pipeline.estimate.report import in_units
+from pipeline.estimate.subject import Subject
+from pipeline.flux import checkpoints
+from pipeline.plan import pictures
+from pipeline.plan.plan import Plan, device_and_precision, has_pairs, resolve
+from pipeline.settings.fields import Experiment
 from pipeline.training import resume
 
 QUICK_BYTES = 1 << 30

@@ -8,9 +8,9 @@ from cache import Need, Source, Store
 from pipeline.data.buckets import CENTRE
 from pipeline.data.indexing import IndexedPhoto
 from pipeline.data.variants import Variant
-from pipeline.experiment import load_experiment
-from pipeline.recipes import CONTROLNET, ImageNeed, Plan, resolve, trained_by
-from pipeline.sampling import pictures
+from pipeline.plan import pictures
+from pipeline.plan.plan import CONTROLNET, ImageNeed, Plan, resolve, trained_by
+from pipeline.settings.reading import load_experiment
 
 
 def needed(plan: Plan, photos: Sequence[IndexedPhoto]) -> list[Need]:

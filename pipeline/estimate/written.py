@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from cache import caption_item
 from pipeline.data import variants
 from pipeline.data.indexing import IndexedPhoto
-from pipeline.needs import encoded
-from pipeline.planning.listing import Listing
-from pipeline.planning.subject import CLIP, CONTROLS, DECODES, DRAWS, IMAGES, T5, Subject
-from pipeline.precision import BYTES
-from pipeline.recipes import CONTROLNET, Plan, has_pairs
-from pipeline.sampling import pictures
+from pipeline.devices.precision import BYTES
+from pipeline.estimate.listing import Listing
+from pipeline.estimate.subject import CLIP, CONTROLS, DECODES, DRAWS, IMAGES, T5, Subject
+from pipeline.plan import pictures
+from pipeline.plan.needs import encoded
+from pipeline.plan.plan import CONTROLNET, Plan, has_pairs
 from pipeline.sampling.grid import LARGEST, SMALLEST
-from pipeline.settings import Experiment
+from pipeline.settings.fields import Experiment
 
 OVERHEAD = 1.02
 """What the store adds to the rows of an entry: checksums, indices, alignment; small vectors take a little more."""

@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from cache import Entries
-from pipeline import simulation
+from pipeline.devices import simulation
+from pipeline.devices.precision import LONG_NAMES, Policy
 from pipeline.errors import UserError
-from pipeline.precision import LONG_NAMES, Policy
-from pipeline.recipes import Plan
+from pipeline.plan.plan import Plan
 
 SIMULATED = "bfloat16, simulated"
 KEEPS_FP32 = {"text_encoder_2": "fp16"}

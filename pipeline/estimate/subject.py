@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pipeline import checkpoints, device, precision
-from pipeline.planning import counts
-from pipeline.recipes import CONTROLNET, LORA
-from pipeline.sampling import pictures
-from pipeline.settings import Experiment
+from pipeline.devices import device, precision
+from pipeline.flux import checkpoints, counts
+from pipeline.plan import pictures
+from pipeline.plan.plan import CONTROLNET, LORA
+from pipeline.settings.fields import Experiment
 
 CLIP, T5, IMAGES, CONTROLS = "EncodeCLIP", "EncodeT5", "EncodeImages", "EncodeControls"
 TRAINS = {LORA: "TrainLoRA", CONTROLNET: "TrainControlNet"}

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import checkpoints
 from pipeline.errors import UserError
-from pipeline.settings import EMBEDDED, Experiment
+from pipeline.flux import checkpoints
+from pipeline.settings.fields import EMBEDDED, Experiment
 
-CONFIGS = Path(__file__).parent.with_name("configs")
+CONFIGS = checkpoints.CONFIGS
 OWNER = "black-forest-labs"
 """Who publishes the models whose configs ship with this package, on the Hub."""
 

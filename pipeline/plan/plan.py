@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cache import Entries, Spelled, Store, canonical, caption_item, caption_items, digest, recipe_id
-from pipeline import checkpoints, device, precision
-from pipeline.answers import once
 from pipeline.data import conditions, indexing, variants
 from pipeline.data.images import PREPROCESSING
 from pipeline.data.variants import Samples, Size, Variant
-from pipeline.settings import Experiment
+from pipeline.devices import device, precision
+from pipeline.flux import checkpoints
+from pipeline.plan.answers import once
+from pipeline.settings.fields import Experiment
 
 SCHEMA = 1
 """Bump when the encoding code may compute other bytes from the same recipe; every store is then encoded again."""

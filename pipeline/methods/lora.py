@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from cache import write_tensors
-from pipeline import draws, models, simulation
+from pipeline import draws
+from pipeline.devices import simulation
+from pipeline.devices.precision import Policy
 from pipeline.errors import UserError
-from pipeline.networks.dropout import Dropouts
-from pipeline.planning import counts
-from pipeline.precision import Policy
-from pipeline.settings import LORA_TARGETS, Lora
+from pipeline.flux import counts, models
+from pipeline.methods.dropout import Dropouts
+from pipeline.settings.fields import LORA_TARGETS, Lora
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 ADAPTER = "default"

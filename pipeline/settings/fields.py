@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-EMBEDDED = Path(__file__).with_name("embedded")
+EMBEDDED = Path(__file__).parents[1] / "embedded"
 """The model that this package brings."""
 
 DTYPES = ("bf16", "fp16", "fp32")
@@ -73,7 +73,7 @@ class Data:
 class PrecisionSettings:
     """``preset``, and per component a table with ``params``, ``compute`` and ``storage``.
 
-    ``simulate``: bf16 where the device lacks it, by rounding; see `pipeline.simulation`.
+    ``simulate``: bf16 where the device lacks it, by rounding; see `pipeline.devices.simulation`.
     """
 
     preset: str = setting("auto", choices=("auto", *PRESETS))
@@ -175,7 +175,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Device:
-    """``memory_gb``: of an NPU, which `pipeline.planning.preflight` compares with; a CPU's is the machine's."""
+    """``memory_gb``: of an NPU, which `pipeline.estimate.preflight` compares with; a CPU's is the machine's."""
 
     target: str = setting("auto", choices=("auto", "Ascend", "CPU"))
     memory_gb: float = setting(64.0, above=0.0)

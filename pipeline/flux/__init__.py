@@ -1,0 +1,1 @@
+"""FLUX.1: its components, their configs, files and loading, the arithmetic outside its networks, its counts."""

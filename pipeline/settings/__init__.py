@@ -1,0 +1,1 @@
+"""What an experiment can say: its settings with their rules, and reading them from a file."""
