@@ -57,8 +57,10 @@ demo-photos: $(STAMP) ## train a LoRA on five real photos, with a tiny FLUX.1 of
 demo-controlnet: $(STAMP) ## teach the small FLUX.1 to follow outlines with a ControlNet
 	@PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/python examples/demo_controlnet.py
 
-lint: $(STAMP) ## check the style
+lint: $(STAMP) ## check the style, the types, and that imports point down only
 	@.venv/bin/python -m ruff check . && .venv/bin/python -m ruff format --check .
+	@.venv/bin/python -m mypy
+	@.venv/bin/lint-imports
 
 clean: ## remove .venv and what Python, pytest and ruff left (demo, stores and runs stay)
 	@rm -rf .venv build *.egg-info .pytest_cache .ruff_cache

@@ -27,7 +27,7 @@ SHAPE = {
     "pooled_projection_dim": 64,
     "axes_dims_rope": (4, 14, 14),
 }
-"""What `pipeline.synthetic.tiny.transformer` has whatever its size; here for PyTorch's."""
+"""What `pipeline.flux.tiny.transformer` has whatever its size; here for PyTorch's."""
 
 
 def main() -> None:

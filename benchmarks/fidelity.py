@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.plan.pictures import BASE, LIST_NAME, TRAINED
-from pipeline.plan.plan import CONTROLNET, LORA, resolve
+from pipeline.methods import CONTROLNET, LORA
+from pipeline.plan.pictures import BASE, TRAINED
+from pipeline.plan.plan import resolve
+from pipeline.plan.run_folder import RunFolder
 from pipeline.settings.reading import load_experiment
 from pipeline.synthetic import score, shapes
 
@@ -100,8 +102,8 @@ def run(folder: Path, task: str, name: str, tables: dict) -> list[dict[str, Imag
     if done.returncode:
         sys.exit(done.stderr)
     plan = resolve(load_experiment(path), CONTROLNET if task == "SampleControlNet" else LORA)
-    run_folder = plan.run_folder(plan.photos())
-    rows = json.loads((run_folder / LIST_NAME).read_text())["pictures"]
+    run_folder = plan.run.path
+    rows = json.loads(RunFolder(run_folder).samples_list.read_text())["pictures"]
     return [{series: Image.open(run_folder / row[series]) for series in (BASE, TRAINED)} for row in rows]
 
 

@@ -51,7 +51,7 @@ def main() -> None:
 def write(folder: Path, blocks: tuple[int, int]) -> int:
     """Write the transformer, and return the bytes of its weights."""
     from pipeline.devices import device
-    from pipeline.synthetic import sized
+    from pipeline.flux import sized
 
     device.use("CPU")
     depths = {"num_layers": blocks[0], "num_single_layers": blocks[1]}

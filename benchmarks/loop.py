@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.methods import LORA
+
 FIRST = 10
 """Steps that do not count: compiling, first reads."""
 
@@ -31,7 +33,7 @@ def main() -> None:
     device.use("CPU")
     experiment = load_experiment(options.experiment)
     settings = dataclasses.replace(experiment.train, steps=options.steps, mode=options.mode, epochs=0)
-    print(table(measure(resolve(dataclasses.replace(experiment, train=settings)))))
+    print(table(measure(resolve(dataclasses.replace(experiment, train=settings), LORA))))
 
 
 def measure(plan) -> np.ndarray:
@@ -67,7 +69,8 @@ def measure(plan) -> np.ndarray:
 
     loop._is_checkpoint_due = at_the_end_of_a_step
     with tempfile.TemporaryDirectory() as folder:
-        train.train(plan, plan.photos(), Path(folder))
+        runs = dataclasses.replace(plan.experiment.paths, runs=folder)
+        train.train(dataclasses.replace(plan, experiment=dataclasses.replace(plan.experiment, paths=runs)))
     return np.diff(np.array(rows), axis=0)[FIRST:]
 
 

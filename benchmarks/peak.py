@@ -85,7 +85,7 @@ def lines(values: dict) -> str:
 def make(name: str, folder: Path) -> None:
     """Write a random checkpoint: the tiny one, its transformer of another size."""
     from pipeline.devices import device
-    from pipeline.synthetic import tiny
+    from pipeline.flux import tiny
 
     device.use("CPU")
     tiny.write_tiny_model(folder)

@@ -28,6 +28,7 @@ import numpy as np
 
 from pipeline.data import survey_file
 from pipeline.data.survey_file import SurveyFile
+from pipeline.methods import LORA
 from pipeline.plan.survey import Survey
 from pipeline.settings.reading import load_experiment
 
@@ -110,7 +111,7 @@ def write_photos(folder: Path, number: int, in_files: bool) -> None:
 
 def fill(path: Path) -> None:
     """Write a row for everything that encoders would make, under its real recipe."""
-    from pipeline.plan.needs import needs_of
+    from pipeline.experiments import needs_of
 
     store, needs = needs_of(path)
     for need in needs:
@@ -146,7 +147,7 @@ def tasks(path: Path) -> None:
 
     done = module.Sample(str(path))
     several = {each.task_family: each for each in luigi_tasks(done)}
-    watch("tasks: survey", lambda: module.survey(str(path)).photos)
+    watch("tasks: survey", lambda: module.survey(str(path)).photos(LORA))
     for turn in ("first", "again"):
         watch(f"tasks: all complete(), {turn}", lambda: [each.complete() for each in several.values()])
 
@@ -155,7 +156,7 @@ def hand_over(path: Path, survey: Path) -> None:
     """Put the photos of an experiment where its stages take them from, as Luigi's process does."""
     experiment = load_experiment(path)
     with open(survey, "r+b") as file:
-        survey_file.write(file, survey_file.subject(experiment, False), Survey(experiment).photos)
+        survey_file.write(file, survey_file.subject(experiment, False), Survey(experiment).photos(LORA))
 
 
 def luigi_tasks(task) -> Iterator:
@@ -173,16 +174,16 @@ def parts(path: Path) -> None:
     from pipeline.plan import needs
     from pipeline.plan import plan as recipes
     from pipeline.training.batches import Batches
-    from pipeline.training.resume import identity_of
+    from pipeline.training.checkpoint import identity_of
 
-    plan = recipes.resolve(load_experiment(path))
-    photos = watch("part: photos", plan.photos)
-    watch("part: captions", lambda: plan.captions(photos))
-    watch("part: image_needs", lambda: plan.image_needs(photos))
-    watch("part: run_id", lambda: plan.run_id(photos))
-    watch("part: identity of checkpoints", lambda: identity_of(plan.decisive(photos)))
-    needed = watch("part: needed", lambda: needs.needed(plan, photos))
-    watch("part: missing", lambda: [plan.store.entries(each.recipe).missing(each.items) for each in needed])
+    plan = recipes.resolve(load_experiment(path), LORA)
+    watch("part: photos", lambda: plan.photos)
+    watch("part: captions", lambda: plan.captions)
+    watch("part: image_needs", lambda: plan.image_needs)
+    watch("part: run_id", lambda: plan.run_id)
+    watch("part: identity of checkpoints", lambda: identity_of(plan.decisive))
+    needed = watch("part: needed", lambda: needs.needed(plan))
+    watch("part: missing", lambda: [plan.entries(each.recipe).missing(each.items) for each in needed])
     text = watch("part: needs_text", lambda: needs_text(needed))
     file = path.parent / "needs.json"
     watch(f"part: write, {len(text) / 1e6:.0f} MB", lambda: write_atomically(file, text))
@@ -194,8 +195,8 @@ def parts(path: Path) -> None:
             pass
 
     watch("part: lease", put_down)
-    watch("part: preflight", lambda: preflight.of_plan(plan, photos))
-    batches = watch("part: Batches", lambda: Batches(plan, photos))
+    watch("part: preflight", lambda: preflight.of_plan(plan))
+    batches = watch("part: Batches", lambda: Batches(plan))
     watch("part: first batch", lambda: batches.training(0))
 
 

@@ -79,7 +79,8 @@ def prepare(options, mode: str, checkpointing: bool = False):
 
     from pipeline.devices.precision import Policy
     from pipeline.flux import models
-    from pipeline.methods import lora
+    from pipeline.flux.prediction import prediction
+    from pipeline.methods import lora_layers as lora
     from pipeline.settings.fields import Lora, Train
     from pipeline.training import loop
     from pipeline.training.loss import flow_loss
@@ -88,7 +89,7 @@ def prepare(options, mode: str, checkpointing: bool = False):
     trained = lora.inject(transformer, Lora(), Policy("fp32", "fp32", "fp32"), seed=0)
     if checkpointing:
         models.recompute_blocks(transformer)
-    loss = flow_loss(transformer)
+    loss = flow_loss(prediction(transformer))
     training = loop.Training(loss, trained, Train(mode=mode, learning_rate=LEARNING_RATE))
     batch = tuple(ms.Tensor(array) for array in random_batch(options))
     return training, batch, ms.jit(loss) if mode == "jit" else loss
@@ -96,7 +97,7 @@ def prepare(options, mode: str, checkpointing: bool = False):
 
 def random_transformer(options):
     """Frozen, the same whenever it is made."""
-    from pipeline.synthetic import tiny
+    from pipeline.flux import tiny
 
     transformer = tiny.transformer(options.blocks, options.blocks, options.width)
     tiny.randomize(transformer, "transformer", seed=0)

@@ -156,7 +156,7 @@ def _stores(place: str) -> list[Path]:
 def _needs(experiment: str):
     """What an experiment needs. The store knows nothing of the pipeline, but this command line stands above both."""
     from pipeline.errors import UserError
-    from pipeline.plan.needs import needs_of
+    from pipeline.experiments import needs_of
 
     try:
         return needs_of(experiment)

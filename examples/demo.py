@@ -30,12 +30,12 @@ def main() -> int:
 
 def report() -> bool:
     """Say what was made, what it cost and what to type next.  Returns whether the model learned the word."""
+    from pipeline.methods import LORA
     from pipeline.plan.plan import resolve
     from pipeline.settings.reading import load_experiment
 
-    plan = resolve(load_experiment(EXPERIMENT))
-    photos = plan.photos()
-    folder, latents = plan.run_folder(photos), plan.image_needs(photos)[0].entries
+    plan = resolve(load_experiment(EXPERIMENT), LORA)
+    folder, latents = plan.run.path, plan.image_needs[0].entries
     report_costs(plan.pooled.path, plan.txt.path, latents.path, folder)
     learned = report_pictures(drawn(folder))
     place = folder.relative_to(ROOT)

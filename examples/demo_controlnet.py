@@ -33,13 +33,13 @@ def main() -> int:
 
 def report() -> bool:
     """Say what was made, what it cost and what to type next.  Returns whether the ControlNet obeys its condition."""
-    from pipeline.plan.plan import CONTROLNET, resolve
+    from pipeline.methods import CONTROLNET
+    from pipeline.plan.plan import resolve
     from pipeline.settings.reading import load_experiment
 
     plan = resolve(load_experiment(EXPERIMENT), CONTROLNET)
-    photos = plan.photos()
-    folder = plan.run_folder(photos)
-    latents = [need.entries.path for need in (*plan.image_needs(photos), *plan.control_needs(photos))]
+    folder = plan.run.path
+    latents = [need.entries.path for need in (*plan.image_needs, *plan.control_needs)]
     report_costs(plan.pooled.path, plan.txt.path, *latents, folder)
     obeys = report_overlap(drawn(folder), list(plan.experiment.sample_conditions.values()))
     say(f"What it made, in {folder.relative_to(ROOT)}/:")

@@ -53,12 +53,12 @@ def write_photos(folder: Path) -> None:
 
 def report() -> bool:
     """Say what was made, what it cost and what to type next.  Returns whether the model learned."""
+    from pipeline.methods import LORA
     from pipeline.plan.plan import resolve
     from pipeline.settings.reading import load_experiment
 
-    plan = resolve(load_experiment(EXPERIMENT))
-    photos = plan.photos()
-    folder, latents = plan.run_folder(photos), plan.image_needs(photos)[0].entries
+    plan = resolve(load_experiment(EXPERIMENT), LORA)
+    folder, latents = plan.run.path, plan.image_needs[0].entries
     report_costs(plan.pooled.path, plan.txt.path, latents.path, folder)
     learned = report_loss(json.loads((folder / "loss.json").read_text()))
     place = folder.relative_to(ROOT)

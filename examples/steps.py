@@ -42,10 +42,11 @@ def work_of(record: dict) -> str:
 
 def drawn(folder: Path) -> list[dict]:
     """The samples of a run: each prompt, and by series what plain image analysis sees, where a picture was drawn."""
-    from pipeline.plan.pictures import BASE, LIST_NAME, TRAINED
+    from pipeline.plan.pictures import BASE, TRAINED
+    from pipeline.plan.run_folder import RunFolder
     from pipeline.synthetic import score
 
-    rows = json.loads((folder / LIST_NAME).read_text())["pictures"]
+    rows = json.loads(RunFolder(folder).samples_list.read_text())["pictures"]
     return [
         row | {name: score.look(Image.open(folder / row[name])) for name in (BASE, TRAINED) if name in row}
         for row in rows

@@ -10,11 +10,11 @@ from pathlib import Path
 from cache import StoreError
 from pipeline.errors import UserError
 from pipeline.estimate import preflight, report
-from pipeline.plan.plan import CONTROLNET, trained_by
+from pipeline.methods import CONTROLNET, method_of
 from pipeline.process.stopping import Stopped, end_with_parent
 from pipeline.settings.fields import PRESETS
 from pipeline.settings.reading import load_experiment
-from pipeline.stages import STAGES, run
+from pipeline.stages import STAGES, described, run
 from pipeline.study import figures, plot, study, subject
 
 STOPPED_EXIT = 143
@@ -51,8 +51,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    stage = commands.add_parser("run", help="run one stage in this process")
-    stage.add_argument("stage", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
+    stage = commands.add_parser(
+        "run",
+        help="run one stage in this process",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"stages:\n{described(with_groups=False)}",
+    )
+    stage.add_argument("stage", choices=STAGES, metavar="STAGE", help="one of those below")
     stage.add_argument("--experiment", default="", metavar="FILE", help="TOML; without it, the embedded default")
     stage.add_argument("--survey", default="", help=argparse.SUPPRESS)  # the photos, as Luigi's process found them
     stage.add_argument("--parent", type=int, default=0, help=argparse.SUPPRESS)
@@ -128,8 +133,8 @@ def _as_child(options) -> None:
 
 def _plan(options) -> None:
     experiment = load_experiment(options.experiment)
-    trains = CONTROLNET if options.controlnet else trained_by(experiment)
-    found = preflight.of_experiment(experiment, trains, options.model_config)
+    method = CONTROLNET if options.controlnet else method_of(experiment)
+    found = preflight.of_experiment(experiment, method, options.model_config)
     print(report.as_json(found, bool(options.model_config)) if options.json else report.as_table(found))
 
 
@@ -157,7 +162,7 @@ def _precision_part(options) -> None:
 
 def _write_tiny_model(options) -> None:
     from pipeline.devices import device
-    from pipeline.synthetic import tiny
+    from pipeline.flux import tiny
 
     device.use("CPU")
     folder = tiny.write_tiny_model(

@@ -4,32 +4,23 @@ One item at a time: its bytes then depend on the item and the recipe only, not o
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-
-import numpy as np
 
 from cache import Entries
 from pipeline.data import conditions, images, indexing
 from pipeline.data.buckets import crop_box
 from pipeline.data.variants import Variant
-from pipeline.devices import dtypes
-from pipeline.flux import models
-from pipeline.plan import pictures
+from pipeline.devices import dtypes, tensors
+from pipeline.devices.tensors import to_storage
+from pipeline.plan import needs
 from pipeline.plan.plan import ImageNeed, Plan
 from pipeline.process.progress import Progress
 from pipeline.process.stopping import StopRequest
 
 MAX_WRITERS = 32
 """Recipes that are written at a time: each keeps a few files open."""
-
-
-CAPTION_ENCODERS = {
-    "text_encoder": ("CLIP", "pooled", "tokenizer", 1),
-    "text_encoder_2": ("T5", "txt", "tokenizer_2", 0),
-}
-"""By component: what people call it, the plan's entries, the tokenizer, and which of the encoder's outputs is kept."""
 
 
 @dataclass(frozen=True)
@@ -59,32 +50,31 @@ class Encoder:
     found: dict
 
 
-def encode_pooled(plan: Plan, photos: Iterable[indexing.IndexedPhoto]) -> dict:
-    """CLIP's pooled output of every caption that lacks it.  Returns what the stage's record says of it."""
-    return _encode_captions(plan, photos, "text_encoder")
-
-
-def encode_txt(plan: Plan, photos: Iterable[indexing.IndexedPhoto]) -> dict:
-    """T5's output sequence of every caption that lacks it.  Returns what the stage's record says of it.
+def encode_captions(plan: Plan, kind: str) -> dict:
+    """The output of a caption encoder, "pooled" or "txt", of every caption that lacks it.
 
     As in the reference pipeline, T5 gets no attention mask: padding is attended to, in training as in sampling.
+    Returns what the stage's record says of it.
     """
-    return _encode_captions(plan, photos, "text_encoder_2")
+    items, texts, names = plan.captions
+    wanted = [_lacking(plan.entries_of(kind), items, range(len(items)), lambda place: (names[place], texts[place]))]
+    label = plan.family.caption_encoders[kind].label
+    return _encode(wanted, lambda: load_caption_encoder(plan, kind), label, "caption")
 
 
-def encode_latents(plan: Plan, photos: Iterable[indexing.IndexedPhoto]) -> dict:
+def encode_images(plan: Plan) -> dict:
     """The VAE's posterior of every variant of an image that lacks it.  Returns what the stage's record says of it."""
-    return _encode_pictures(plan, plan.image_needs(photos), photo_in, "image")
+    return _encode_pictures(plan, plan.image_needs, photo_in, "image")
 
 
-def encode_controls(plan: Plan, photos: Iterable[indexing.IndexedPhoto]) -> dict:
-    """As `encode_latents`, of the photos' conditions and of those that are sampled with."""
-    condition = plan.experiment.controlnet.condition
+def encode_controls(plan: Plan) -> dict:
+    """As `encode_images`, of the photos' conditions and of those that are sampled with."""
+    condition = plan.method.condition(plan.experiment)
 
     def condition_in(photo, variant, read):
         return conditions.picture(photo, read(photo.condition or photo), variant, condition)
 
-    return _encode_pictures(plan, pictures.control_needs(plan, photos), condition_in, "control")
+    return _encode_pictures(plan, needs.controls(plan), condition_in, "control")
 
 
 def photo_in(photo: indexing.IndexedPhoto, variant: Variant, read: Callable):
@@ -93,63 +83,55 @@ def photo_in(photo: indexing.IndexedPhoto, variant: Variant, read: Callable):
     return images.fit(picture, *size, crop_box(photo.digest, *picture.size, *size, variant.crop), variant.flip)
 
 
-def load_caption_encoder(plan: Plan, component: str) -> Encoder:
+def load_caption_encoder(plan: Plan, kind: str) -> Encoder:
     """A text encoder, whose items are captions."""
     import mindspore as ms
 
-    _, kind, tokenizer_name, output = CAPTION_ENCODERS[component]
-    tokenizer, length = models.load_component(plan, tokenizer_name), getattr(plan, kind).recipe["max_length"]
-    model = models.load_component(plan, component)
+    encoder, length = plan.family.caption_encoders[kind], plan.entries_of(kind).recipe["max_length"]
+    tokenizer, model = plan.load(encoder.tokenizer), plan.load(encoder.component)
 
     def embed(caption):
         tokens = tokenizer(caption, padding="max_length", max_length=length, truncation=True, return_tensors="np")
-        return model(ms.Tensor(tokens.input_ids.astype(np.int32)))[output]
+        return model(ms.Tensor(tokens.input_ids.astype("int32")))[encoder.output]
 
-    return _checked(plan, model, embed, component)
+    return _checked(plan, model, embed, encoder.component)
 
 
 def load_picture_encoder(plan: Plan, picture_in: Callable = photo_in) -> Encoder:
     """The VAE, whose items are photos and variants; ``picture_in`` as `photo_in`."""
     import mindspore as ms
 
-    policy = plan.precision.vae
-    vae = models.load_component(plan, "vae")
+    component = plan.family.image_encoder
+    policy, vae = plan.policy(component), plan.load(component)
     read_photo = functools.lru_cache(maxsize=1)(indexing.read_photo)  # its variants are encoded one after another
 
     def posterior(source):
         pixels = images.to_array(picture_in(*source, read_photo))
-        return vae.encode(models.as_input(ms.Tensor(pixels[None]), policy))[0]
+        return vae.encode(tensors.as_input(ms.Tensor(pixels[None]), policy))[0]
 
-    return _checked(plan, vae, posterior, "vae")
+    return _checked(plan, vae, posterior, component)
 
 
 def _checked(plan: Plan, model, compute: Callable, component: str) -> Encoder:
     """An encoder whose first output is looked at."""
-    policy, found = getattr(plan.precision, component), {}
+    policy, found = plan.policy(component), {}
 
     def checked(source):
         output = compute(source)
         if not found:
             found.update(dtypes.found_in(model, output, policy))
-            dtypes.check(component, policy, found)
+            dtypes.check(component, policy, found, plan.family.keeps_fp32(component))
         return output
 
     return Encoder(model, checked, lambda: plan.confirm(component), found)
 
 
-def _encode_pictures(plan: Plan, needs: Sequence[ImageNeed], picture_in: Callable, unit: str) -> dict:
+def _encode_pictures(plan: Plan, several: Sequence[ImageNeed], picture_in: Callable, unit: str) -> dict:
     def in_variant(variant):
         return lambda photo: (photo.name, (photo, variant))
 
-    wanted = [_lacking(need.entries, need.items, need.photos, in_variant(need.variant)) for need in needs]
+    wanted = [_lacking(need.entries, need.items, need.photos, in_variant(need.variant)) for need in several]
     return _encode(wanted, lambda: load_picture_encoder(plan, picture_in), "VAE", unit)
-
-
-def _encode_captions(plan: Plan, photos: Iterable[indexing.IndexedPhoto], component: str) -> dict:
-    label, kind, *_ = CAPTION_ENCODERS[component]
-    items, texts, names = plan.captions(photos)
-    wanted = [_lacking(getattr(plan, kind), items, range(len(items)), lambda place: (names[place], texts[place]))]
-    return _encode(wanted, lambda: load_caption_encoder(plan, component), label, "caption")
 
 
 def _lacking(entries: Entries, items: Sequence[str], inputs: Sequence, of: Callable) -> Wanted:
@@ -188,14 +170,3 @@ def _write(todo: Sequence[Wanted], encoder: Encoder, progress: Progress, stop: S
                 writers[each.entries.id].write(item, output, name)
                 progress.advance()
                 stop.check()
-
-
-def to_storage(tensor, dtype: str) -> np.ndarray:
-    """A device tensor as a host array of the storage ``dtype``; bfloat16 as ml_dtypes has it."""
-    import mindspore as ms
-    import ml_dtypes
-
-    target = np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
-    if tensor.dtype == ms.bfloat16:  # every bfloat16 is a float32, so nothing is rounded on the way
-        tensor = tensor.astype(ms.float32)
-    return tensor.asnumpy().astype(target)

@@ -8,23 +8,24 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from cache import canonical, digest, recipe_id, write_atomically
+from cache import Need, canonical, digest, recipe_id, write_atomically
 from cache.files import make_folder
-from pipeline.data.indexing import IndexedPhoto
 from pipeline.devices import device
 from pipeline.plan.needs import encoded, sampled
 from pipeline.plan.plan import Plan
 
-DECODE = ("Sample", "SampleControlNet")
 VERSIONED = ("mindspore", "mindone", "transformers", "zarr", "numpy")
 
 
-def write(stage: str, plan: Plan, photos: Sequence[IndexedPhoto], folder: Path, seconds: float, outcome: dict) -> None:
-    """Leave the record of a stage that took ``seconds`` in ``folder``; a later run of the stage there replaces it."""
+def write(stage: str, plan: Plan, addresses: dict, folder: Path, seconds: float, outcome: dict) -> None:
+    """Leave the record of a stage that took ``seconds`` in ``folder``; a later run of the stage there replaces it.
+
+    addresses: what the stage computed from, and where the result is; as one of the functions below gives it.
+    """
     make_folder(folder / "records")
     record = {
         "stage": stage,
-        **addresses(stage, plan, photos),
+        **addresses,
         "outcome": outcome,
         "seconds": round(seconds, 3),
         "peak_memory_bytes": device.peak_memory_bytes(plan.device),
@@ -36,22 +37,28 @@ def write(stage: str, plan: Plan, photos: Sequence[IndexedPhoto], folder: Path, 
     write_atomically(folder / "records" / f"{stage}.json", json.dumps(record, indent=2) + "\n")
 
 
-def addresses(stage: str, plan: Plan, photos: Sequence[IndexedPhoto]) -> dict:
-    """What the stage computed from, and where what it computed is: recipes by their ids in the store, and the run's."""
-    if stage in DECODE:
-        entries = [recipe_id(need.recipe) for need in sampled(plan, photos)]
-        return {"inputs": {"entries": entries, "vae": plan.vae_digest}, "outputs": {"run": plan.run_id(photos)}}
-    needs = (sampled if stage.startswith("Sample") else encoded)(plan, photos)
-    ids = {need.stage: [] for need in needs}
-    for need in needs:
-        ids[need.stage].append(recipe_id(need.recipe))
-    if stage not in ids:
-        inputs = {"entries": ids, "transformer": plan.transformer_digest["weights"]}
-        return {"inputs": inputs, "outputs": {"run": plan.run_id(photos)}}
+def of_entries(stage: str, needs: Sequence[Need]) -> dict:
+    """The addresses of a stage that makes the entries of those of the needs that name it."""
     own = [need for need in needs if need.stage == stage]
     items = sorted({item for need in own for item in need.items})
     inputs = {"items": len(items), "items_digest": digest(canonical(items)), own[0].component: own[0].recipe["encoder"]}
-    return {"inputs": inputs, "outputs": {"entries": ids[stage]}}
+    return {"inputs": inputs, "outputs": {"entries": [recipe_id(need.recipe) for need in own]}}
+
+
+def of_run(plan: Plan) -> dict:
+    """Of a stage that reads what the encoders made, and writes to the run's folder."""
+    ids: dict[str, list[str]] = {}
+    for need in encoded(plan):
+        ids.setdefault(need.stage, []).append(recipe_id(need.recipe))
+    inputs = {"entries": ids, plan.family.network: plan.network_digest["weights"]}
+    return {"inputs": inputs, "outputs": {"run": plan.run_id}}
+
+
+def of_pictures(plan: Plan) -> dict:
+    """Of a stage that decodes final latents to the run's folder."""
+    entries = [recipe_id(need.recipe) for need in sampled(plan)]
+    inputs = {"entries": entries, plan.family.image_encoder: plan.image_encoder_digest}
+    return {"inputs": inputs, "outputs": {"run": plan.run_id}}
 
 
 def exists(stage: str, folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What runs after what.  ``luigi --module tasks TrainLoRA [--experiment FILE]``
+"""What runs after what: a Luigi task for each row of `pipeline.stages`.  ``luigi --module tasks TrainLoRA``
 
 Each task starts its stage as a process of its own, and is complete when the stage's output is there.
 """
@@ -9,25 +9,41 @@ import sys
 
 import luigi
 
+from pipeline import stages
 from pipeline.data.survey_file import SurveyFile
 from pipeline.errors import UserError
 from pipeline.plan import pictures
-from pipeline.plan.plan import CONTROLNET, LORA, device_and_precision
+from pipeline.plan.method import Method
+from pipeline.plan.plan import device_and_precision
 from pipeline.plan.survey import Survey
+from pipeline.process import children
 from pipeline.settings.reading import load_experiment
-from pipeline.stages import STAGES, is_done, survey_for
 from tasks import manners, scheduler
-from tasks.process import StageFailed, run_stage
+from tasks.process import StageFailed, tied_to_luigi
 
 manners.apply()
+manners.describe(stages.described(with_groups=True))
 
 
 class ExperimentParameter(luigi.Parameter):
-    """The path of an experiment file; what is wrong with it is said before anything is scheduled."""
+    """The path of an experiment file; what is wrong with it is said before anything is scheduled.
+
+    asks_pictures_of: a method of whose result the file has to ask for pictures.
+    """
+
+    def __init__(self, asks_pictures_of: Method | None = None):
+        about = (
+            "TOML file with prompts in [sample]" if asks_pictures_of else "TOML file; without it, the embedded default"
+        )
+        super().__init__(default="", description=about)
+        self.method = asks_pictures_of
 
     def parse(self, text: str) -> str:
         try:
-            device_and_precision(load_experiment(text))
+            experiment = load_experiment(text)
+            device_and_precision(experiment)
+            if self.method:
+                pictures.check(experiment, self.method)
         except UserError as error:
             sys.exit(f"error: {error}")
         return self.normalize(text)
@@ -36,30 +52,18 @@ class ExperimentParameter(luigi.Parameter):
         return os.path.abspath(os.path.expanduser(text)) if text else ""
 
 
-class SampledExperimentParameter(ExperimentParameter):
-    """As ExperimentParameter, of a file that asks for pictures of what it trains."""
-
-    def __init__(self, trains: str, **options):
-        super().__init__(default="", description="TOML file with prompts in [sample]", **options)
-        self.trains = trains
-
-    def parse(self, text: str) -> str:
-        path = super().parse(text)
-        try:
-            pictures.check(load_experiment(path), self.trains)
-        except UserError as error:
-            sys.exit(f"error: {error}")
-        return path
-
-
 class OfExperiment:
-    """What every task here is told."""
+    """What every task here is told, and what it comes after."""
 
-    experiment = ExperimentParameter(default="", description="TOML file; without it, the embedded default")
+    experiment = ExperimentParameter()
+    after: tuple[str, ...] = ()
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         scheduler.choose(self.task_family)  # Luigi makes the command's task, then looks where its scheduler is
+
+    def requires(self):
+        return [TASKS[name](self.experiment) for name in self.after]
 
 
 class StageTask(OfExperiment, luigi.Task):
@@ -68,7 +72,7 @@ class StageTask(OfExperiment, luigi.Task):
     resources = {"device": 1}
 
     def complete(self):
-        return is_done(self.task_family, survey(self.experiment))
+        return stages.is_done(self.task_family, survey(self.experiment))
 
     def is_finished(self) -> bool:
         """Whether its stage has nothing to do, asked when its turn comes.
@@ -82,11 +86,26 @@ class StageTask(OfExperiment, luigi.Task):
         if self.is_finished():
             logging.getLogger("luigi-interface").info("its output is there already: %s", self)
             return
-        run_stage(self.task_family, self.experiment, survey_for(self.task_family, survey(self.experiment)))
-        if STAGES[self.task_family].trains is None:  # it may have learnt of photos, or fetched the model
+        stage = self.task_family
+        photos = stages.survey_for(stage, survey(self.experiment))
+        arguments = ["--experiment", self.experiment] if self.experiment else []
+        arguments += ["--survey", photos.path] if photos else []
+        with tied_to_luigi():
+            code = children.run(["run", stage, *arguments], files=[photos.fileno()] if photos else [])
+        if code:
+            raise StageFailed.with_code(stage, code)
+        if isinstance(stages.STAGES[stage], stages.Preparation):  # it may have learnt of photos, or fetched the model
             look_again(self.experiment)
         if not self.complete():
-            raise StageFailed(f"{self.task_family} ended without an error, but its output is missing or incomplete")
+            raise StageFailed(f"{stage} ended without an error, but its output is missing or incomplete")
+
+
+class RoomTask(StageTask):
+    """A check of which the table is to be seen before a training, whatever was checked before."""
+
+    def is_finished(self):
+        stage = stages.STAGES[self.task_family]
+        return self.complete() and stages.is_done(stage.method.stages.train, survey(self.experiment))
 
 
 _surveys: dict[str, Survey] = {}
@@ -110,145 +129,15 @@ def look_again(*paths: str) -> None:
 os.register_at_fork(after_in_child=look_again)  # one of several workers: another one may have learnt something
 
 
-class GetModel(StageTask):
-    """The checkpoint on this machine: a local folder as it is, a download from the Hub, or what this package brings."""
+def _task(stage: stages.Stage) -> type[luigi.Task]:
+    members = {"__doc__": stage.about, "__module__": __name__, "after": stage.after, "priority": stage.priority}
+    if isinstance(stage, stages.Work) and stage.is_of_pictures:
+        members["experiment"] = ExperimentParameter(asks_pictures_of=stage.method)
+    return type(stage.name, (RoomTask if isinstance(stage, stages.RoomCheck) else StageTask,), members)
 
 
-class CheckData(StageTask):
-    """Every photo decodes and has a caption; what is wrong is reported all at once."""
-
-
-class CheckControls(StageTask):
-    """Every photo has a condition that decodes and is of its shape; what is wrong is reported all at once."""
-
-    priority = 3  # before hours of encoding
-
-    def requires(self):
-        return CheckData(self.experiment)
-
-
-class CheckRoom(StageTask):
-    """The disks have room for all that the encoders and a LoRA's training will write."""
-
-    priority = 3
-
-    def is_finished(self):
-        return self.complete() and is_done("TrainLoRA", survey(self.experiment))  # before, its table is to be seen
-
-    def requires(self):
-        return GetModel(self.experiment), CheckData(self.experiment)
-
-
-class CheckControlNetRoom(StageTask):
-    """As CheckRoom, for a ControlNet's training; also, that a ControlNet can be made as the experiment says."""
-
-    priority = 3
-
-    def is_finished(self):
-        return self.complete() and is_done("TrainControlNet", survey(self.experiment))
-
-    def requires(self):
-        return GetModel(self.experiment), CheckControls(self.experiment)
-
-
-class EncodeStage(StageTask):
-    def requires(self):
-        return CheckRoom(self.experiment)
-
-
-class EncodeCLIP(EncodeStage):
-    """CLIP's pooled output of every caption."""
-
-    priority = 2
-
-
-class EncodeT5(EncodeStage):
-    """T5's output sequence of every caption."""
-
-    priority = 1
-
-
-class EncodePrompts(OfExperiment, luigi.WrapperTask):
-    """Captions through both text encoders, one after the other."""
-
-    def requires(self):
-        return EncodeCLIP(self.experiment), EncodeT5(self.experiment)
-
-
-class EncodeImages(EncodeStage):
-    """The VAE's posterior of every image."""
-
-
-class EncodeControls(EncodeStage):
-    """The VAE's posterior of every photo's condition."""
-
-    priority = 3
-
-    def requires(self):
-        return CheckControlNetRoom(self.experiment)
-
-
-class TrainLoRA(StageTask):
-    """A LoRA trained on the cached tensors."""
-
-    def requires(self):
-        return EncodePrompts(self.experiment), EncodeImages(self.experiment)
-
-
-class TrainControlNet(StageTask):
-    """A ControlNet trained on the cached tensors."""
-
-    def requires(self):
-        stages = EncodePrompts, EncodeImages, EncodeControls
-        return [stage(self.experiment) for stage in stages]
-
-
-class MeasureLoss(StageTask):
-    """The loss on the experiment's own photos before and after training, over fixed pairs of noise and level."""
-
-    def requires(self):
-        return TrainLoRA(self.experiment)
-
-
-class MeasureControlNet(StageTask):
-    """As MeasureLoss, without and with the ControlNet."""
-
-    def requires(self):
-        return TrainControlNet(self.experiment)
-
-
-class SampleLatents(StageTask):
-    """The final latents of the prompts' pictures, by the transformer as it is and with the run's LoRA."""
-
-    experiment = SampledExperimentParameter(LORA)
-
-    def requires(self):
-        return EncodePrompts(self.experiment), TrainLoRA(self.experiment)
-
-
-class SampleControlNetLatents(StageTask):
-    """As SampleLatents, with the run's ControlNet."""
-
-    experiment = SampledExperimentParameter(CONTROLNET)
-
-    def requires(self):
-        stages = EncodePrompts, EncodeControls, TrainControlNet
-        return [stage(self.experiment) for stage in stages]
-
-
-class Sample(StageTask):
-    """The prompts' pictures, decoded, and one image that shows them side by side."""
-
-    experiment = SampledExperimentParameter(LORA)
-
-    def requires(self):
-        return SampleLatents(self.experiment)
-
-
-class SampleControlNet(StageTask):
-    """As Sample, with the conditions beside the pictures."""
-
-    experiment = SampledExperimentParameter(CONTROLNET)
-
-    def requires(self):
-        return SampleControlNetLatents(self.experiment)
+TASKS: dict[str, type[luigi.Task]] = {stage.name: _task(stage) for stage in stages.TABLE}
+for _name, (_about, _after) in stages.GROUPS.items():
+    _members = {"__doc__": _about, "__module__": __name__, "after": _after}
+    TASKS[_name] = type(_name, (OfExperiment, luigi.WrapperTask), _members)
+globals().update(TASKS)  # tasks.TrainLoRA, as people import it

@@ -1,8 +1,10 @@
 """How Luigi behaves here where the user's own configuration says nothing: exit codes, and a log one can read."""
 
+import argparse
 import logging
 
 import luigi
+from luigi.cmdline_parser import CmdlineParser
 from luigi.rpc import RPCError
 
 from cache import StoreError
@@ -30,6 +32,18 @@ def apply() -> None:
     for (section, option), value in DEFAULTS.items():
         set_default(section, option, value)
     logging.getLogger("luigi-interface").addFilter(_Readable())
+
+
+def describe(tasks: str) -> None:
+    """Let ``luigi --module tasks --help`` end with what the tasks are."""
+    build = CmdlineParser._build_parser
+
+    def with_tasks(*args, **kwargs):
+        parser = build(*args, **kwargs)
+        parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, f"tasks:\n{tasks}"
+        return parser
+
+    CmdlineParser._build_parser = staticmethod(with_tasks)
 
 
 def set_default(section: str, option: str, value: object) -> None:

@@ -31,7 +31,7 @@ def cpu():
 @pytest.fixture(scope="session")
 def tiny_model(cpu, tmp_path_factory):
     """A tiny FLUX.1-dev-format checkpoint, shared by all tests: copy it before changing a byte."""
-    from pipeline.synthetic import tiny
+    from pipeline.flux import tiny
 
     return tiny.write_tiny_model(tmp_path_factory.mktemp("checkpoint") / "tiny")
 
@@ -45,7 +45,7 @@ def checkpoint(tiny_model, tmp_path):
 @pytest.fixture(scope="session")
 def schnell_model(cpu, tmp_path_factory):
     """As ``tiny_model``, in FLUX.1-schnell's format, with the same encoders."""
-    from pipeline.synthetic import tiny
+    from pipeline.flux import tiny
 
     return tiny.write_tiny_model(tmp_path_factory.mktemp("schnell") / "tiny", guidance_embeds=False)
 

@@ -36,7 +36,7 @@ def sampled_lab(trained: Lab, folder: Path) -> Lab:
 def latents_of(lab: Lab, name: str) -> np.ndarray:
     """(pictures, channels, height, width), in the order of the prompts."""
     plan = lab.plan
-    (series,) = (each for each in pictures.all_series(plan, plan.photos()) if each.name == name)
+    (series,) = (each for each in pictures.all_series(plan) if each.name == name)
     return series.entries.read_many(list(series.pictures))
 
 

@@ -29,7 +29,7 @@ SETTINGS = {
 
 
 def write_model(folder: Path) -> Path:
-    from pipeline.synthetic import tiny
+    from pipeline.flux import tiny
 
     return tiny.write_tiny_model(folder, **MODEL)
 

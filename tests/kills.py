@@ -11,7 +11,9 @@ from pathlib import Path
 from lab import Lab
 from safetensors.numpy import load_file
 
-from pipeline.training import loop, resume
+from pipeline.plan.run_folder import RunFolder
+from pipeline.training import checkpoint as resume
+from pipeline.training import loop
 
 TIMES = ("step_seconds", "data_wait_seconds", "peak_memory_bytes")
 
@@ -70,12 +72,12 @@ def kill_at(monkeypatch, steps: list[int]) -> None:
 
 def outcome(folder: Path) -> dict:
     """All that must be equal: the result's bytes, the last checkpoint's tensors and counters, the metrics but times."""
-    (newest, *_) = resume.list_checkpoints(folder)
+    (newest, *_) = RunFolder(folder).list_checkpoints()
     results = [path for path in folder.rglob("*.safetensors") if path.parent.name != "checkpoints"]
     return {
         "result": {path.name: path.read_bytes() for path in results},
         "state": {name: array.tobytes() for name, array in load_file(newest).items()},
-        "counters": resume.newest(folder, 10**9).counters,
+        "counters": resume.newest(RunFolder(folder), 10**9).counters,
         "metrics": metrics_of(folder),
     }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cache import Entries
 from pipeline import stages
+from pipeline.methods import LORA
 from pipeline.plan.plan import Plan, resolve
 from pipeline.settings.fields import Experiment
 from pipeline.settings.reading import load_experiment
@@ -89,18 +90,18 @@ class Lab:
 
     @property
     def plan(self) -> Plan:
-        return resolve(self.experiment)
+        return resolve(self.experiment, LORA)
 
     @property
     def latents(self) -> Entries:
         """Of the first variant: the only one, unless the experiment asks for more."""
         plan = self.plan
-        return plan.image_needs(plan.photos())[0].entries
+        return plan.image_needs[0].entries
 
     @property
     def run_folder(self) -> Path:
         plan = self.plan
-        return plan.run_folder(plan.photos())
+        return plan.run.path
 
     def run(self, *names: str) -> "Lab":
         for name in names:

@@ -6,6 +6,7 @@ from pathlib import Path
 from lab import Lab
 from PIL import Image
 
+from pipeline.methods import CONTROLNET
 from pipeline.plan import plan as recipes
 
 STAGES = ("EncodeCLIP", "EncodeT5", "EncodeImages", "EncodeControls")
@@ -45,13 +46,13 @@ def encode(lab: Lab) -> dict[str, int]:
 
 
 def first_control(plan):
-    return plan.control_needs(plan.photos())[0].entries
+    return plan.control_needs[0].entries
 
 
 def plan_of(lab: Lab):
-    return recipes.resolve(lab.experiment, recipes.CONTROLNET)
+    return recipes.resolve(lab.experiment, CONTROLNET)
 
 
 def run_folder(lab: Lab):
     plan = plan_of(lab)
-    return plan.run_folder(plan.photos())
+    return plan.run.path

@@ -14,6 +14,7 @@ from cache import Entries, caption_item, digest
 from pipeline import draws
 from pipeline.data.variants import Variant
 from pipeline.draws import Purpose
+from pipeline.methods import LORA
 from pipeline.plan.plan import Plan, resolve
 from pipeline.training.batches import Batch, Batches
 from pipeline.training.loss import tensors_of
@@ -46,11 +47,11 @@ def plan_of(lab: Lab, seed: int = SEED, **tables) -> Plan:
     """The lab's plan with another seed and other settings, by table."""
     experiment = lab.experiment
     changed = {name: dataclasses.replace(getattr(experiment, name), **values) for name, values in tables.items()}
-    return resolve(dataclasses.replace(experiment, seed=seed, **changed))
+    return resolve(dataclasses.replace(experiment, seed=seed, **changed), LORA)
 
 
 def batches_of(plan: Plan) -> Batches:
-    return Batches(plan, plan.photos())
+    return Batches(plan)
 
 
 def a_batch(lab: Lab) -> Batch:

@@ -7,6 +7,7 @@ import numpy as np
 from lab import Lab
 from PIL import Image
 
+from pipeline.methods import LORA
 from pipeline.plan.plan import Plan, resolve
 from pipeline.training.batches import Batch, Batches
 
@@ -44,11 +45,11 @@ def plan_of(lab: Lab, seed: int = SEED, **tables) -> Plan:
     experiment = lab.experiment
     tables["train"] = {"posterior": "mode", **tables.get("train", {})}
     changed = {name: dataclasses.replace(getattr(experiment, name), **values) for name, values in tables.items()}
-    return resolve(dataclasses.replace(experiment, seed=seed, **changed))
+    return resolve(dataclasses.replace(experiment, seed=seed, **changed), LORA)
 
 
 def batches_of(plan: Plan) -> Batches:
-    return Batches(plan, plan.photos())
+    return Batches(plan)
 
 
 def some(plan: Plan, count: int = 12) -> list[Batch]:

@@ -163,8 +163,8 @@ def test_renaming_the_photos_changes_neither_the_run_nor_its_batches(lab, tmp_pa
     renamed = lab.copy(tmp_path / "lab")
     renamed.rename_photos()
     plan, other = plan_of(lab), plan_of(renamed)
-    assert [photo.name for photo in plan.photos()] != [photo.name for photo in other.photos()]
-    assert other.run_id(other.photos()) == plan.run_id(plan.photos())
+    assert [photo.name for photo in plan.photos] != [photo.name for photo in other.photos]
+    assert other.run_id == plan.run_id
     for step in range(3):
         assert_same(batches_of(other).training(step), batches_of(plan).training(step))
 

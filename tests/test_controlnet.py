@@ -13,14 +13,16 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from pipeline.devices import tensors
 from pipeline.devices.precision import Policy
 from pipeline.errors import UserError
 from pipeline.flux import models, weights
-from pipeline.methods import controlnet
+from pipeline.flux.prediction import prediction
+from pipeline.methods import controlnet_model as controlnet
 from pipeline.settings.fields import ControlNet
 from pipeline.training import guard, loop, measure
 from pipeline.training.batches import Batches
-from pipeline.training.loss import flow_loss, prediction, tensors_of
+from pipeline.training.loss import flow_loss, tensors_of
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -85,8 +87,8 @@ def test_the_first_prediction_is_the_transformers_alone_exactly(encoded_pairs, p
 
 def arguments_of(plan, policy: Policy, *networks) -> tuple:
     """The arguments of a prediction for one batch."""
-    arguments = list(tensors_of(plan, *networks)(Batches(plan, plan.photos()).training(0)))
-    dtype = models.mindspore_dtype(policy.compute)
+    arguments = list(tensors_of(plan, *networks)(Batches(plan).training(0)))
+    dtype = tensors.mindspore_dtype(policy.compute)
     arguments = [each.astype(dtype) if index not in (1, 5, 6, 7) else each for index, each in enumerate(arguments)]
     x, _, txt, pooled, timestep, img_ids, txt_ids, _, guidance, control = arguments
     return x, txt, pooled, timestep, img_ids, txt_ids, guidance, control
@@ -106,7 +108,7 @@ def test_half_precision_computes_in_half_with_the_gradients_of_fp32(encoded_pair
         assert {str(each.dtype) for each in (*double, *single)} == {"Float32" if policy is FP32 else "Float16"}
         assert {str(parameter.dtype) for parameter in made.get_parameters()} == {"Float32"}
         target, weight = as_tensor(np.zeros(x.shape)), as_tensor(np.ones(len(x)))
-        loss = flow_loss(transformer, controlnet=made)
+        loss = flow_loss(prediction(transformer, controlnet=made))
         settings = dataclasses.replace(plan.experiment.train, mode="pynative")
         batch = x, target, txt, pooled, timestep, img_ids, txt_ids, weight, guidance, control
         training = loop.Training(loss, list(made.get_parameters()), settings)
@@ -249,7 +251,7 @@ def test_mindone_loads_the_result_and_its_metadata_name_its_origin(trained):
     np.testing.assert_array_equal(found, expected)
     with safe_open(folder / "diffusion_pytorch_model.safetensors", "np") as file:
         metadata = file.metadata()
-    assert metadata["run_id"] == plan.run_id(plan.photos()) and metadata["step"] == "3"
+    assert metadata["run_id"] == plan.run_id and metadata["step"] == "3"
     assert json.loads((folder / "config.json").read_text())["_class_name"] == "FluxControlNetModel"
 
 
@@ -315,8 +317,8 @@ def test_a_controlnet_for_something_else_is_refused(trained, tmp_path, change, s
 
 def test_other_conditions_are_never_a_photos_own(trained):
     plan = plan_of(trained)
-    photos, batches = plan.photos(), Batches(plan, plan.photos())
-    for index, order in enumerate(measure.other_conditions(plan, photos)):
+    batches = Batches(plan)
+    for index, order in enumerate(measure.other_conditions(plan, batches)):
         rows = batches.evaluated(index, measure.SIZE)
         own = [row.photo.condition.digest for row in rows]
         assert all(own[row] != own[other] for row, other in enumerate(order))

@@ -91,7 +91,7 @@ def test_the_condition_of_every_item_is_that_of_its_photo_in_its_variant(tiny_mo
     lab.set("data", **settings).set("train", posterior="mode", batch_size=3).set("controlnet", num_double_layers=1)
     encode(lab)
     plan = plan_of(lab)
-    batches, photos = Batches(plan, plan.photos()), plan.photos()
+    batches, photos = Batches(plan), plan.photos
     seen = set()
     for number in range(12):
         batch = batches.training(number)
@@ -110,18 +110,20 @@ def sigma_of(batch, batches: Batches) -> np.ndarray:
 
 def test_flow_of_controls_is_packed_as_latents_are(encoded_pairs):
     plan = plan_of(encoded_pairs)
-    batches, photos = Batches(plan, plan.photos()), plan.photos()
+    batches = Batches(plan)
     batches.train = dataclasses.replace(batches.train, posterior="mode")
     batch = batches.evaluation(0, 3)
-    needs = plan.control_needs(photos)[0]
+    needs = plan.control_needs[0]
     posterior = needs.entries.read_many(needs.items)
-    modes = flow.normalized(flow.sample_posterior(posterior, None), batches.shift_factor, batches.scaling_factor)
+    modes = flow.normalized(
+        flow.sample_posterior(posterior, None), batches.scaling["shift_factor"], batches.scaling["scaling_factor"]
+    )
     expected = {array.tobytes() for array in flow.pack(modes)}
     assert {row.tobytes() for row in batch.control} == expected
 
 
 def test_with_sampling_the_conditions_posterior_is_drawn_too(encoded_pairs):
-    batches = Batches(plan_of(encoded_pairs), plan_of(encoded_pairs).photos())
+    batches = Batches(plan_of(encoded_pairs))
     assert batches.training(0).control.tobytes() == batches.training(0).control.tobytes()
     sampled, batches.train = batches.training(0), dataclasses.replace(batches.train, posterior="mode")
     assert np.abs(sampled.control - batches.training(0).control).max() > 1e-3

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.devices.precision import Policy
 from pipeline.flux import counts, models
-from pipeline.methods import lora
+from pipeline.methods import lora_layers as lora
 from pipeline.settings.fields import LORA_TARGETS, Lora
 
 FLUX_DEV = {

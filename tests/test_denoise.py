@@ -1,5 +1,6 @@
 """Sampling's arithmetic, against mindone's own pipeline; and what a LoRA and a ControlNet change."""
 
+import dataclasses
 import json
 import math
 import os
@@ -16,15 +17,15 @@ from safetensors.numpy import load_file, save_file
 from cache import caption_item, digest
 from pipeline.devices import dtypes
 from pipeline.errors import UserError
-from pipeline.flux import checkpoints, flow, models
-from pipeline.methods import controlnet, lora
+from pipeline.flux import checkpoints, flow, models, noise_levels, tiny
+from pipeline.flux.prediction import prediction
+from pipeline.methods import CONTROLNET
+from pipeline.methods import controlnet_model as controlnet
+from pipeline.methods import lora_layers as lora
 from pipeline.plan import pictures
 from pipeline.plan import plan as recipes
-from pipeline.plan.plan import CONTROLNET
+from pipeline.plan.method import untrained
 from pipeline.sampling import denoise
-from pipeline.synthetic import tiny
-from pipeline.training import train
-from pipeline.training.loss import prediction
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -50,7 +51,7 @@ def test_noise_levels_are_those_that_flux_pipeline_asks_the_scheduler_for(tmp_pa
 
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler/scheduler_config.json").write_text(json.dumps(settings))
-    found = models.inference_sigmas(tmp_path, num_steps, num_tokens)
+    found = noise_levels.inference_sigmas(tmp_path, num_steps, num_tokens)
     scheduler, mu = FlowMatchEulerDiscreteScheduler(**settings), calculate_shift(num_tokens)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=mu)
     np.testing.assert_array_equal(found, scheduler.sigmas.asnumpy())
@@ -64,7 +65,7 @@ def test_a_scheduler_that_draws_noise_at_every_step_is_refused(tmp_path):
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler/scheduler_config.json").write_text(json.dumps({"stochastic_sampling": True}))
     with pytest.raises(UserError, match="stochastic_sampling is not supported"):
-        models.inference_sigmas(tmp_path, 2, 4)
+        noise_levels.inference_sigmas(tmp_path, 2, 4)
 
 
 def test_steps_are_those_of_the_scheduler():
@@ -92,11 +93,9 @@ def test_final_latents_are_those_of_mindones_flux_pipeline(tmp_path, tiny_model,
     lab.set("sample", prompts=PROMPTS, num_inference_steps=4, guidance_scale=2.0, seed=7)
     lab.encode()
     plan = lab.plan
-    series, frozen = pictures.base(plan), train.load_frozen(plan)
-    transformer = frozen[lora.TRANSFORMER]
-    configs, several = [transformer.config], list(series.pictures.values())
-    model = denoise.Model(prediction(transformer), configs, frozen, {}, plan.pooled.read_many)
-    denoise.draw(plan, model, series, series.missing())
+    series, frozen = pictures.base(plan), plan.load_frozen()
+    transformer, several = frozen[lora.TRANSFORMER], list(series.pictures.values())
+    denoise.draw(plan, untrained(plan, frozen), plan.pooled.read_many, series, series.missing())
     settings = checkpoints.config(folder, "scheduler")
     vae = models.load_model(folder, "vae", "fp32")
     pipeline = FluxPipeline(
@@ -155,7 +154,7 @@ def test_a_lora_is_drawn_at_the_strength_that_its_file_declares_and_under_the_ad
     lab.run("SampleLatents")
     assert outcome(lab, "SampleLatents")["pictures"] == {"base": 0, "trained": 2}
     np.testing.assert_array_equal(latents_of(lab, "trained"), expected)
-    recipe = pictures.trained(lab.plan, lab.plan.photos()).entries.recipe["lora"]
+    recipe = pictures.trained(lab.plan).entries.recipe["lora"]
     assert recipe == {"weights": digest(path.read_bytes()), "scale": 0.25, "params": "fp32", "compute": "fp32"}
 
 
@@ -187,8 +186,9 @@ def test_simulated_bf16_draws_rounded_velocities_under_addresses_of_its_own(lora
 
 def first_velocity(plan) -> np.ndarray:
     """The base's, at noise level 1, which every dtype holds exactly."""
-    model, first = denoise._base(plan, train.load_frozen(plan)), list(pictures.base(plan).pictures.values())[:1]
-    return denoise.velocity_of(plan, model, first)(denoise.noise(plan, first), np.float32(1))
+    model, first = untrained(plan, plan.load_frozen()), list(pictures.base(plan).pictures.values())[:1]
+    velocity = denoise.velocity_of(plan, model, plan.pooled.read_many, first)
+    return velocity(denoise.noise(plan, first), np.float32(1))
 
 
 # --- a ControlNet -------------------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def guided_plan(lab: Lab):
 
 def guided_folder(lab: Lab) -> Path:
     plan = guided_plan(lab)
-    return plan.run_folder(plan.photos())
+    return plan.run.path
 
 
 def test_a_controlnets_pictures_follow_their_conditions(guided, tmp_path):
@@ -230,7 +230,7 @@ def test_a_controlnets_pictures_follow_their_conditions(guided, tmp_path):
     edges = np.asarray(Image.open(guided_folder(lab) / listing["pictures"][1]["condition"]))
     assert edges.shape == (32, 32, 3) and set(np.unique(edges)) == {0, 255}  # computed, as in training
     plan, folder = guided_plan(lab), guided_folder(lab)
-    before = pictures.trained(plan, plan.photos())
+    before = pictures.trained(plan)
     draw_square(lab.folder / "square.png", 24)
     assert not lab.done("CheckControls") and lab.done("TrainControlNet")
     lab.run("CheckControls", "EncodeControls", "SampleControlNetLatents", "SampleControlNet")
@@ -238,25 +238,24 @@ def test_a_controlnets_pictures_follow_their_conditions(guided, tmp_path):
     record = json.loads((folder / "records/SampleControlNetLatents.json").read_text())["outcome"]
     assert record["pictures"] == {"base": 0, "trained": 1}
     plan = guided_plan(lab)
-    after = pictures.trained(plan, plan.photos())
+    after = pictures.trained(plan)
     changed = [each.entries.read(list(each.pictures)[1]) for each in (before, after)]
     assert np.abs(changed[0] - changed[1]).max() > 1e-6
 
 
 def test_without_a_scale_a_controlnets_pictures_are_the_bases(guided):
     plan = guided_plan(guided)
-    frozen = train.load_frozen(plan)
-    model = denoise._with_controlnet(plan, plan.photos(), frozen, guided_folder(guided))
-    transformer = frozen[lora.TRANSFORMER]
+    frozen = plan.load_frozen()
+    model, transformer = plan.method.load(plan, frozen), frozen[lora.TRANSFORMER]
     network = models.load_model(guided_folder(guided) / controlnet.FOLDER, checkpoints.CONTROLNET, "fp32")
     several = list(pictures.base(plan).pictures.values())
     noise, sigmas = denoise.noise(plan, several), denoise.noise_levels(plan)
 
     def drawn(predict, trained):
-        one = denoise.Model(predict, model.configs, frozen, trained, model.pooled)
-        return flow.denoised(noise, sigmas, denoise.velocity_of(plan, one, several))
+        one = dataclasses.replace(model, predict=predict, trained=trained)
+        return flow.denoised(noise, sigmas, denoise.velocity_of(plan, one, plan.pooled.read_many, several))
 
-    base = drawn(prediction(transformer), {})
+    base = drawn(prediction(transformer), [])
     silent = drawn(prediction(transformer, controlnet=network, conditioning_scale=0.0), model.trained)
     heard = drawn(model.predict, model.trained)
     np.testing.assert_allclose(silent, base, atol=1e-6)

@@ -10,7 +10,7 @@ RATE = 0.3
 
 
 def make(num_layers=2, seed=0):
-    from pipeline.methods.dropout import Dropouts
+    from pipeline.methods.lora_dropout import Dropouts
 
     layers = [SimpleNamespace(lora_dropout={}) for _ in range(num_layers)]
     dropouts = Dropouts(layers, "default", RATE, seed)

@@ -52,7 +52,7 @@ def test_a_controlnet_without_its_config_is_made_again_without_a_step(encoded_pa
 
     lab = encoded_pairs.copy(tmp_path / "lab").run("CheckControls", "TrainControlNet")
     plan = plan_of(lab)
-    config = plan.run_folder(plan.photos()) / "controlnet" / "config.json"
+    config = plan.run.path / "controlnet" / "config.json"
     text = config.read_text()
     config.unlink()
     monkeypatch.setattr(loop.Training, "advance", None)

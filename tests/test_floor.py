@@ -15,8 +15,9 @@ from safetensors.numpy import load_file
 from cache import find_garbage, needs_text
 from cache.needs import needs_of_runs
 from pipeline import stages
+from pipeline.methods import CONTROLNET, LORA
 from pipeline.plan import needs
-from pipeline.plan.plan import CONTROLNET, LORA, resolve
+from pipeline.plan.plan import resolve
 from pipeline.plan.survey import Survey
 from pipeline.settings import fields as settings
 
@@ -41,7 +42,7 @@ def contents(lab) -> dict:
 
 def only_run(lab, trains):
     plan = resolve(lab.experiment, trains)
-    return plan.run_folder(plan.photos())
+    return plan.run.path
 
 
 def test_finished_stages_of_an_older_version_are_found_finished(labs):
@@ -54,13 +55,13 @@ def test_finished_stages_of_an_older_version_are_found_finished(labs):
     assert contents(lab) == before
 
 
-@pytest.mark.parametrize("trains", [LORA, CONTROLNET])
+@pytest.mark.parametrize("trains", [LORA, CONTROLNET], ids=str)
 def test_what_a_run_of_an_older_version_needs_is_what_it_said(labs, trains):
     lab = labs["finished"].run("CheckData", "CheckControls")
     plan = resolve(lab.experiment, trains)
     folder = only_run(lab, trains)
     assert folder.is_dir()
-    found = needs.needed(plan, plan.photos())
+    found = needs.needed(plan)
     said = {row["id"]: row for row in json.loads((folder / "needs.json").read_text())["needs"]}
     assert {row["id"]: row for row in json.loads(needs_text(found))["needs"]} == said
 
@@ -70,7 +71,7 @@ def test_nothing_that_the_runs_of_an_older_version_need_is_garbage(labs):
     assert not any(find_garbage(lab.folder / "store", needs_of_runs(lab.folder / "runs"), 0))
 
 
-@pytest.mark.parametrize("trains", [LORA, CONTROLNET])
+@pytest.mark.parametrize("trains", [LORA, CONTROLNET], ids=str)
 def test_an_interrupted_run_of_an_older_version_goes_on_bit_for_bit(labs, trains, capsys):
     lab, finished = labs["interrupted"], labs["finished"]
     if not (lab.folder / "store").exists():
@@ -102,14 +103,13 @@ def with_another_setting(table: str, default: int):
     return dataclasses.make_dataclass("Experiment", fields, bases=(settings.Experiment,), frozen=True)
 
 
-@pytest.mark.parametrize("trains, table", [(LORA, "train"), (LORA, "lora"), (CONTROLNET, "controlnet")])
+@pytest.mark.parametrize("trains, table", [(LORA, "train"), (LORA, "lora"), (CONTROLNET, "controlnet")], ids=str)
 def test_a_new_setting_at_its_default_changes_no_identity(labs, trains, table):
     lab = labs["finished"].run("CheckData", "CheckControls")
     plan = resolve(lab.experiment, trains)
-    photos = plan.photos()
     values = {field.name: getattr(plan.experiment, field.name) for field in dataclasses.fields(plan.experiment)}
     cls, own = with_another_setting(table, 7), vars(getattr(plan.experiment, table))
     kind = {field.name: field for field in dataclasses.fields(cls)}[table].type
     at_default, changed = (cls(**values | {table: kind(**own, **more)}) for more in ({}, {"twist": 8}))
-    assert dataclasses.replace(plan, experiment=at_default).run_id(photos) == plan.run_id(photos)
-    assert dataclasses.replace(plan, experiment=changed).run_id(photos) != plan.run_id(photos)
+    assert dataclasses.replace(plan, experiment=at_default).run_id == plan.run_id
+    assert dataclasses.replace(plan, experiment=changed).run_id != plan.run_id

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from pipeline.sampling.grid import LARGEST, SMALLEST, WIDEST, grid, legible, wrapped
+from pipeline.plan.pictures import LARGEST_SHOWN as LARGEST
+from pipeline.plan.pictures import SMALLEST_SHOWN as SMALLEST
+from pipeline.sampling.grid import WIDEST, grid, legible, wrapped
 
 
 @pytest.mark.parametrize("side, shown", [(64, 192), (32, 192), (100, 200), (192, 192), (300, 300), (1024, LARGEST)])

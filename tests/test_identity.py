@@ -10,10 +10,12 @@ import pytest
 
 from cache import canonical, digest, recipe_id
 from pipeline.data.indexing import IndexedPhoto, by_content
+from pipeline.methods import CONTROLNET, LORA
+from pipeline.plan.method import Method
 from pipeline.plan.needs import encoded
-from pipeline.plan.plan import CONTROLNET, LORA, Plan, resolve
+from pipeline.plan.plan import Plan, resolve
 from pipeline.settings.reading import load_experiment
-from pipeline.training import resume
+from pipeline.training import checkpoint as resume
 
 SIZES = ((640, 480), (480, 640), (512, 512), (900, 300))
 FLIPS = {"resolution": [32, 64], "buckets": True, "flip": True, "crops": 2}
@@ -36,7 +38,7 @@ def pair(number: int) -> IndexedPhoto:
     return photo(number, conditioning=f"{number + 100}.png", condition=photo(number + 100))
 
 
-def plan_of(folder: Path, trains: str, **tables) -> Plan:
+def plan_of(folder: Path, method: Method, **tables) -> Plan:
     tables.setdefault("data", {})
     tables["data"] = {"resolution": 64, "max_sequence_length": 24, "images": "photos"} | tables["data"]
     tables["device"], tables["precision"] = {"target": "CPU"}, {"preset": "fp32"}
@@ -44,16 +46,16 @@ def plan_of(folder: Path, trains: str, **tables) -> Plan:
     for table, values in tables.items():
         lines += [f"[{table}]"] + [f"{key} = {json.dumps(value)}" for key, value in values.items()]
     (folder / "experiment.toml").write_text("\n".join(lines))
-    return resolve(load_experiment(folder / "experiment.toml"), trains)
+    return resolve(load_experiment(folder / "experiment.toml"), method)
 
 
-def identities(plan: Plan, photos: list[IndexedPhoto]) -> dict[str, str]:
+def identities(plan: Plan) -> dict[str, str]:
     """The run, its checkpoints, each recipe by its stage, and the items of all recipes."""
-    needs = encoded(plan, photos)
+    needs = encoded(plan)
     recipes = {need.stage: [] for need in needs}
     for need in needs:
         recipes[need.stage].append(recipe_id(need.recipe))
-    found = {"run": plan.run_id(photos), "checkpoint": digest(canonical(resume.identity_of(plan.decisive(photos))))}
+    found = {"run": plan.run_id, "checkpoint": digest(canonical(resume.identity_of(plan.decisive)))}
     found |= {stage: digest(canonical(ids)) for stage, ids in recipes.items()}
     return found | {"items": digest(canonical([need.items for need in needs]))}
 
@@ -123,6 +125,6 @@ RECORDED = {
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_identities_are_those_of_every_earlier_release(name, tmp_path):
-    trains, make, tables = EXPERIMENTS[name]
+    method, make, tables = EXPERIMENTS[name]
     photos = by_content([make(number % 11) for number in range(12)])
-    assert identities(plan_of(tmp_path, trains, **tables), photos) == RECORDED[name]
+    assert identities(plan_of(tmp_path, method, **tables).of(photos)) == RECORDED[name]

@@ -13,10 +13,13 @@ from lab import Lab
 from safetensors.numpy import load_file
 
 from pipeline.flux import models
-from pipeline.methods import lora
+from pipeline.flux.prediction import prediction
+from pipeline.methods import LORA
+from pipeline.methods import lora_layers as lora
 from pipeline.plan import plan as recipes
+from pipeline.plan.run_folder import RunFolder
 from pipeline.settings.fields import WEIGHTING_SCHEMES, Lora, Train
-from pipeline.training import loop, resume, train
+from pipeline.training import loop, train
 from pipeline.training.batches import Batches
 from pipeline.training.loss import flow_loss, tensors_of
 from pipeline.training.schedules import Schedule
@@ -51,7 +54,7 @@ def results_of(lab: Lab) -> dict:
     lab.run("TrainLoRA")
     folder = lab.run_folder
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    (newest, *_) = resume.list_checkpoints(folder)
+    (newest, *_) = RunFolder(folder).list_checkpoints()
     return {"lora": load_file(folder / lora.WEIGHTS_NAME), "state": load_file(newest), "lines": lines}
 
 
@@ -73,18 +76,18 @@ def losses(result: dict) -> list[float]:
 
 def fresh(lab: Lab, settings: Train, checkpointing: bool = False) -> tuple[loop.Training, list[tuple]]:
     """A training that has not begun, and the tensors of five items: each a batch by itself, then all in one."""
-    plan, photos = lab.plan, lab.plan.photos()
-    cells = train.load_frozen(plan)
+    plan = lab.plan
+    cells = plan.load_frozen()
     adapted = lora.Adapted(cells, Lora(), plan.precision.trained, seed=3)
     if checkpointing:
         models.recompute_blocks(cells["transformer"])
     for parameter in adapted.trained:  # else A's gradients were all zero
         if "lora_B" in parameter.name:
             lora.set_values(parameter, np.random.default_rng(5).normal(size=parameter.shape) / 100)
-    to_tensors, batches = tensors_of(plan, cells["transformer"]), Batches(plan, photos)
+    to_tensors, batches = tensors_of(plan, cells["transformer"]), Batches(plan)
     joined = to_tensors(batches.evaluation(0, 5))
     single = [tuple(split(tensor, i) for tensor in joined) for i in range(5)]
-    return loop.Training(flow_loss(**cells), adapted.trained, settings), [*single, joined]
+    return loop.Training(flow_loss(prediction(**cells)), adapted.trained, settings), [*single, joined]
 
 
 def split(tensor, item: int):
@@ -97,12 +100,12 @@ def split(tensor, item: int):
 
 @pytest.mark.parametrize("table", [Train, Lora])
 def test_every_setting_that_decides_weights_is_another_run_and_no_other_is(lab, table):
-    experiment, photos = lab.experiment, lab.plan.photos()
+    experiment = lab.experiment
     name = table.__name__.lower()
 
     def run_id(**values):
         settings = dataclasses.replace(getattr(experiment, name), **values)
-        return recipes.resolve(dataclasses.replace(experiment, **{name: settings})).run_id(photos)
+        return recipes.resolve(dataclasses.replace(experiment, **{name: settings}), LORA).run_id
 
     same = []
     for field in dataclasses.fields(table):
@@ -160,17 +163,17 @@ def test_the_loss_is_the_weighted_mean_of_squared_errors(lab, tmp_path, scheme):
     other = lab.copy(tmp_path / "lab").set("train", weighting_scheme=scheme)
     plan = other.plan
     transformer = models.load_model(plan.checkpoint, "transformer", "fp32")
-    batch = Batches(plan, plan.photos()).training(1)
+    batch = Batches(plan).training(1)
     arguments = tensors_of(plan, transformer)(batch)
     x, target, txt, pooled, timestep, img_ids, txt_ids, _, guidance = arguments
-    prediction = transformer(x, txt, pooled, timestep, img_ids, txt_ids, guidance)[0].asnumpy().astype(np.float64)
+    velocity = transformer(x, txt, pooled, timestep, img_ids, txt_ids, guidance)[0].asnumpy().astype(np.float64)
     sigma = batch.timestep.astype(np.float64)
     weight = {
         "sigma_sqrt": sigma**-2.0,
         "cosmap": 2 / (np.pi * (1 - 2 * sigma + 2 * sigma**2)),
     }.get(scheme, np.ones_like(sigma))
-    expected = (((prediction - batch.target) ** 2) * weight[:, None, None]).mean()
-    assert flow_loss(transformer)(*arguments).asnumpy() == pytest.approx(expected, rel=1e-5)
+    expected = (((velocity - batch.target) ** 2) * weight[:, None, None]).mean()
+    assert flow_loss(prediction(transformer))(*arguments).asnumpy() == pytest.approx(expected, rel=1e-5)
 
 
 def test_guidance_reaches_the_model(lab, tmp_path, plain):
@@ -227,7 +230,7 @@ def test_epochs_of_three_photos_are_so_many_steps(lab, tmp_path, epochs, batch_s
     other = lab.copy(tmp_path / "lab")
     other.set("train", epochs=epochs, batch_size=batch_size, accumulate=accumulate, steps=7, mode="pynative")
     plan = other.plan
-    assert train.settle(plan, Batches(plan, plan.photos())).steps == steps
+    assert train.with_steps_and_mode(plan, Batches(plan)).steps == steps
 
 
 @pytest.mark.parametrize(
@@ -236,14 +239,14 @@ def test_epochs_of_three_photos_are_so_many_steps(lab, tmp_path, epochs, batch_s
 def test_auto_compiles_where_the_steps_repay_it_for_every_size_and_says_so(lab, tmp_path, capsys, steps, crops, mode):
     other = lab.copy(tmp_path / "lab").set("train", steps=steps).set("data", resolution=[32, 48][:crops])
     plan = other.plan
-    assert train.settle(plan, Batches(plan, plan.photos())).mode == mode
+    assert train.with_steps_and_mode(plan, Batches(plan)).mode == mode
     assert f"mode: {mode}, as" in capsys.readouterr().out
 
 
 def test_auto_does_not_compile_with_checkpointing_which_saves_no_memory_then(lab, tmp_path, capsys):
     other = lab.copy(tmp_path / "lab").set("train", steps=1000, gradient_checkpointing=True)
     plan = other.plan
-    assert train.settle(plan, Batches(plan, plan.photos())).mode == "pynative"
+    assert train.with_steps_and_mode(plan, Batches(plan)).mode == "pynative"
     assert "gradient checkpointing saves memory there alone" in capsys.readouterr().out
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from lab import Lab
 
-from pipeline.synthetic import tiny
+from pipeline.flux import tiny
 
 pytestmark = [pytest.mark.usefixtures("cpu"), pytest.mark.slow]
 

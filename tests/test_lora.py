@@ -9,7 +9,9 @@ from lab import Lab
 from recipe import SEED, a_batch, batches_of, plan_of, predicted, tensors
 
 from pipeline.flux import models
-from pipeline.methods import lora
+from pipeline.flux.prediction import prediction
+from pipeline.methods import lora_layers as lora
+from pipeline.plan.run_folder import RunFolder
 from pipeline.settings.fields import Lora
 from pipeline.training import loop
 from pipeline.training.loss import flow_loss, tensors_of
@@ -116,7 +118,7 @@ def test_every_lora_parameter_has_a_gradient_and_it_is_the_slope_of_the_loss(lab
         if "lora_B" in parameter.name:
             lora.set_values(parameter, np.random.default_rng(number).standard_normal(parameter.shape) / 10)
     arguments = tuple(tensors(plan, transformer, a_batch(lab)).values())
-    loss = flow_loss(transformer)
+    loss = flow_loss(prediction(transformer))
     settings = dataclasses.replace(plan.experiment.train, mode="pynative")
     (value,), gradients = loop.Training(loss, trained, settings).gradients([arguments])
     assert value.asnumpy() == pytest.approx(loss(*arguments).asnumpy(), rel=1e-5)
@@ -142,8 +144,8 @@ def test_training_moves_every_lora_parameter_and_nothing_else(lab, tmp_path):
         return batches.training(number)
 
     before = {parameter.name: parameter.asnumpy().copy() for parameter in transformer.get_parameters()}
-    training = loop.Training(flow_loss(transformer), list(parameters.values()), settings)
-    loop.run(training, make, tensors_of(plan, transformer), settings, tmp_path, {})
+    training = loop.Training(flow_loss(prediction(transformer)), list(parameters.values()), settings)
+    loop.run(training, make, tensors_of(plan, transformer), settings, RunFolder(tmp_path), {})
     moved = {p.name for p in transformer.get_parameters() if not np.array_equal(p.asnumpy(), before[p.name])}
     assert moved == set(parameters) == {name for name in before if "lora_" in name}
     assert numbers == [0, 1, 2]

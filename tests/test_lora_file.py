@@ -10,10 +10,11 @@ from safetensors.numpy import load_file, save_file
 
 from pipeline.errors import UserError
 from pipeline.flux import models
-from pipeline.methods import lora
-from pipeline.plan import plan as recipes
+from pipeline.methods import lora_layers as lora
+from pipeline.methods.tokens import pooled_reader
+from pipeline.plan.run_folder import RunFolder
 from pipeline.settings.fields import Lora
-from pipeline.training import loop, resume, train
+from pipeline.training import loop
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -37,7 +38,7 @@ def path(lab):
 def as_trained(lab) -> lora.Adapted:
     """The models as training left them: the run's last checkpoint has lora_B without alpha / rank."""
     adapted = adapted_with(lab, lab.experiment.lora)
-    (newest, *_) = resume.list_checkpoints(lab.run_folder)
+    (newest, *_) = RunFolder(lab.run_folder).list_checkpoints()
     state = load_file(newest)
     for parameter in adapted.trained:
         lora.set_values(parameter, state[f"trained.{parameter.name}"])
@@ -45,7 +46,7 @@ def as_trained(lab) -> lora.Adapted:
 
 
 def adapted_with(lab: Lab, settings: Lora) -> lora.Adapted:
-    return lora.Adapted(train.load_frozen(lab.plan), settings, lab.plan.precision.trained, seed=9)
+    return lora.Adapted(lab.plan.load_frozen(), settings, lab.plan.precision.trained, seed=9)
 
 
 def input_of(layer) -> np.ndarray:
@@ -105,8 +106,8 @@ def test_every_reader_adds_what_training_added(path, as_trained, scale_in):
 def test_mindone_loads_clips_part_too(lab, path, as_trained):
     from mindone.diffusers.loaders.lora_pipeline import FluxLoraLoaderMixin
 
-    plan, photos = lab.plan, lab.plan.photos()
-    tokens = np.stack([train.clip_tokens(plan, photos)(recipes.caption_item(photos[0].caption))])
+    plan = lab.plan
+    tokens = pooled_reader(plan)([plan.caption_items[0]])
     with safe_open(path, "np") as file:
         metadata = json.loads(file.metadata()["lora_adapter_metadata"])
     theirs = models.load_model(plan.checkpoint, "text_encoder", "fp32")

@@ -8,7 +8,8 @@ from lab import Lab
 from recipe import BATCH_SIZE, a_batch, batches_of, plan_of, predicted, recomputed, tensors
 
 from pipeline.flux import models
-from pipeline.training import measure, metrics
+from pipeline.flux.prediction import prediction
+from pipeline.training import measure
 from pipeline.training.loss import flow_loss, item_loss
 
 pytestmark = pytest.mark.usefixtures("cpu")
@@ -56,7 +57,7 @@ def test_a_checkpoint_without_guidance_gets_none(lab, schnell_model):
     transformer = models.load_model(schnell_model, "transformer", "fp32")
     found = tensors(plan_of(lab), transformer, a_batch(lab))
     assert found["guidance"] is None
-    assert np.isfinite(flow_loss(transformer)(*found.values()).asnumpy())
+    assert np.isfinite(flow_loss(prediction(transformer))(*found.values()).asnumpy())
 
 
 # --- the loss -----------------------------------------------------------------------------------------------------
@@ -68,7 +69,7 @@ def test_the_loss_is_the_mean_squared_error_of_the_models_prediction(lab, base):
         batch = batches_of(plan).training(step)
         squares = (predicted(base, vars(batch), guidance=3.5) - batch.target) ** 2
         arguments = tuple(tensors(plan, base, batch).values())
-        loss, items = flow_loss(base)(*arguments), item_loss(base)(*arguments).asnumpy()
+        loss, items = flow_loss(prediction(base))(*arguments), item_loss(prediction(base))(*arguments).asnumpy()
         assert loss.asnumpy() == pytest.approx(squares.mean(), rel=1e-5) and loss.asnumpy().dtype == np.float32
         np.testing.assert_allclose(items, squares.mean(axis=(1, 2)), rtol=1e-5)
         assert items.mean() == pytest.approx(squares.mean(), rel=1e-5)
@@ -80,10 +81,10 @@ def test_the_error_of_a_half_precision_prediction_is_taken_in_float32(lab):
     plan = plan_of(lab, precision={"transformer": {"params": "fp16", "compute": "fp16"}})
     arguments = tensors(plan, transformer, a_batch(lab))
     inputs = [arguments[name] for name in ("x", "txt", "pooled", "timestep", "img_ids", "txt_ids", "guidance")]
-    prediction = transformer(*inputs)[0].asnumpy()
-    assert prediction.dtype == np.float16
-    expected = ((prediction.astype(np.float64) - arguments["target"].asnumpy()) ** 2).mean()
-    loss = flow_loss(transformer)(*arguments.values()).asnumpy()
+    velocity = transformer(*inputs)[0].asnumpy()
+    assert velocity.dtype == np.float16
+    expected = ((velocity.astype(np.float64) - arguments["target"].asnumpy()) ** 2).mean()
+    loss = flow_loss(prediction(transformer))(*arguments.values()).asnumpy()
     assert loss.dtype == np.float32 and loss == pytest.approx(expected, rel=1e-5)
 
 
@@ -93,7 +94,7 @@ def test_training_and_measuring_report_the_losses_of_their_own_batches(lab, base
     other = lab.copy(tmp_path / "lab").set("train", learning_rate=1e-12, steps=4, guidance_scale=2.0)
     other.run("TrainLoRA", "MeasureLoss")
     plan = other.plan
-    reported = [json.loads(line)["loss"] for line in (other.run_folder / metrics.METRICS_NAME).read_text().splitlines()]
+    reported = [json.loads(line)["loss"] for line in (other.run_folder / "metrics.jsonl").read_text().splitlines()]
     batches = [recomputed(other, plan, step) for step in range(4)]
     expected = [((predicted(base, batch, guidance=2.0) - batch["target"]) ** 2).mean() for batch in batches]
     np.testing.assert_allclose(reported, expected, rtol=1e-5)

@@ -15,8 +15,8 @@ from benchmarks.photos import write_photos
 from cache import FileFacts, needs_text
 from pipeline.data import survey_file
 from pipeline.data.indexing import index_photos
+from pipeline.methods import LORA
 from pipeline.plan.needs import encoded
-from pipeline.plan.plan import LORA
 from pipeline.plan.survey import Survey
 
 pytestmark = pytest.mark.slow
@@ -55,21 +55,21 @@ def least(experiment) -> float:
 
 
 def test_to_survey_photos_takes_a_small_multiple_of_looking_at_each(experiment, least):
-    assert len(Survey(experiment).photos) == NUMBER
-    assert seconds_of(lambda: Survey(experiment).photos) < 10 * least
+    assert len(Survey(experiment).photos(LORA)) == NUMBER
+    assert seconds_of(lambda: Survey(experiment).photos(LORA)) < 10 * least
 
 
 def answers(folder: Path, path: Path, of: dict) -> tuple:
     """What a stage's process works out of the photos that it is given."""
-    plan, photos = plan_of(folder, LORA), survey_file.read(path, of)
-    needs = encoded(plan, photos)
-    return plan, photos, needs, plan.run_id(photos), needs_text(needs), plan.samples(photos).sizes
+    plan = plan_of(folder, LORA).of(survey_file.read(path, of))
+    needs = encoded(plan)
+    return plan, needs, plan.run_id, needs_text(needs), plan.samples.sizes
 
 
 def test_all_that_a_stage_works_out_takes_less_and_needs_little_memory(experiment, least, tmp_path):
     of = survey_file.subject(experiment, False)
     with open(tmp_path / "survey", "wb") as file:
-        survey_file.write(file, of, Survey(experiment).photos)
+        survey_file.write(file, of, Survey(experiment).photos(LORA))
     arguments = experiment.folder, tmp_path / "survey", of
     assert seconds_of(lambda: answers(*arguments)) < 4 * least
     assert watched(answers, *arguments)["peak_MiB"] < NUMBER * 1500 / 2**20

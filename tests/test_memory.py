@@ -73,7 +73,7 @@ def test_the_peak_of_a_training_is_near_the_estimate(lab, tmp_path, train):
     """`python -m benchmarks.peak` has more of these, each within 15 %; here other programs may disturb."""
     other = lab.copy(tmp_path / "lab").set("train", **train)
     other.run_process("TrainLoRA")
-    estimate = preflight.of_plan(other.plan, other.plan.photos())["training"]["peak_bytes"]
+    estimate = preflight.of_plan(other.plan)["training"]["peak_bytes"]
     assert estimate == pytest.approx(other.record("TrainLoRA")["peak_memory_bytes"]["process"], rel=0.2)
 
 

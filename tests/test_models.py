@@ -10,7 +10,7 @@ from model_files import STEMS, each_component, edit, edit_config, shard, single_
 from safetensors.numpy import load_file, save_file
 
 from pipeline.errors import UserError
-from pipeline.flux import checkpoints, models
+from pipeline.flux import checkpoints, models, noise_levels, t5
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -311,7 +311,7 @@ def exact_bucket(distance, num_buckets=32, max_distance=128):
 @pytest.mark.parametrize("num_buckets, max_distance", [(32, 128), (32, 64), (64, 256), (16, 100)])
 def test_position_buckets_are_exact(num_buckets, max_distance):
     size = 601
-    buckets = models.position_buckets(size, size, num_buckets, max_distance)
+    buckets = t5.position_buckets(size, size, num_buckets, max_distance)
     assert buckets.dtype == np.int32 and buckets.shape == (size, size)
     for distance in range(-600, 601):
         expected = exact_bucket(distance, num_buckets, max_distance)
@@ -327,7 +327,7 @@ def test_position_buckets_are_exact(num_buckets, max_distance):
 )
 def test_position_buckets_are_those_of_transformers(distance, bucket):
     """Worked out from ``T5Attention._relative_position_bucket`` of transformers with 32 buckets up to 128."""
-    buckets = models.position_buckets(601, 601)
+    buckets = t5.position_buckets(601, 601)
     assert (buckets[600, 600 + distance] if distance <= 0 else buckets[0, distance]) == bucket
 
 
@@ -366,7 +366,7 @@ def test_the_forward_of_the_loaded_t5_uses_them(tiny_model, distance, bucket):
 
 
 def test_the_schedulers_sigmas_run_from_1_down_with_their_timesteps(tiny_model):
-    sigmas, timesteps = models.scheduler_sigmas(tiny_model)
+    sigmas, timesteps = noise_levels.scheduler_sigmas(tiny_model)
     assert sigmas.shape == timesteps.shape == (1000,)
     assert sigmas.dtype == timesteps.dtype == np.float32
     assert sigmas[0] == 1 and (np.diff(sigmas) < 0).all() and sigmas[-1] > 0
@@ -378,4 +378,4 @@ def test_a_static_shift_of_the_scheduler_is_in_its_sigmas(checkpoint):
     path = checkpoint / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"use_dynamic_shifting": False, "shift": 3.0}))
     linear = np.linspace(1000, 1, 1000) / 1000
-    np.testing.assert_allclose(models.scheduler_sigmas(checkpoint)[0], 3 * linear / (1 + 2 * linear), rtol=1e-5)
+    np.testing.assert_allclose(noise_levels.scheduler_sigmas(checkpoint)[0], 3 * linear / (1 + 2 * linear), rtol=1e-5)

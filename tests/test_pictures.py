@@ -19,10 +19,10 @@ from cache.needs import needs_of_runs
 from pipeline import stages
 from pipeline.errors import UserError
 from pipeline.estimate import preflight
+from pipeline.experiments import needs_of
 from pipeline.flux import flow, models
+from pipeline.methods import CONTROLNET
 from pipeline.plan import pictures
-from pipeline.plan.needs import needs_of
-from pipeline.plan.plan import CONTROLNET
 from pipeline.process.stopping import Stopped
 from pipeline.sampling import decode
 from pipeline.settings.reading import load_experiment
@@ -50,12 +50,11 @@ def test_asked_twice_drawn_once(lab, monkeypatch):
 
 def test_records_name_what_was_drawn_with_and_what_was_decoded(lora_sampled):
     plan = lora_sampled.plan
-    photos = plan.photos()
-    ids = [each.entries.id for each in pictures.all_series(plan, photos)]
+    ids = [each.entries.id for each in pictures.all_series(plan)]
     latents, decoded = (lora_sampled.record(name) for name in ("SampleLatents", "Sample"))
-    assert latents["outputs"] == {"entries": ids} and latents["inputs"]["transformer"] == plan.transformer_digest
-    assert decoded["inputs"] == {"entries": ids, "vae": plan.vae_digest}
-    assert decoded["outputs"] == {"run": plan.run_id(photos)}
+    assert latents["outputs"] == {"entries": ids} and latents["inputs"]["transformer"] == plan.network_digest
+    assert decoded["inputs"] == {"entries": ids, "vae": plan.image_encoder_digest}
+    assert decoded["outputs"] == {"run": plan.run_id}
     assert lora_sampled.record("TrainLoRA")["inputs"]["entries"].keys() == {"EncodeCLIP", "EncodeT5", "EncodeImages"}
 
 
@@ -64,12 +63,12 @@ def test_each_stage_loads_one_model(lora_sampled):
 
 
 def test_the_plan_counts_pictures_and_has_room_for_what_is_written(lora_trained, lora_sampled):
-    before, after = (preflight.of_plan(each.plan, each.plan.photos()) for each in (lora_trained, lora_sampled))
+    before, after = (preflight.of_plan(each.plan) for each in (lora_trained, lora_sampled))
     for found, missing in ((before, 4), (after, 0)):
         rows = {name: found["stages"][name] for name in ("SampleLatents", "Sample")}
         assert {(row["items"], row["missing"]) for row in rows.values()} == {(4, missing)}
     plan, folder = lora_sampled.plan, lora_sampled.run_folder
-    several = pictures.all_series(plan, plan.photos())
+    several = pictures.all_series(plan)
     rows_bytes = sum(path.stat().st_size for each in several for path in each.entries.path.rglob("c.0*"))
     assert rows_bytes == pytest.approx(before["stages"]["SampleLatents"]["store_bytes"], rel=0.1)
     written = [*(folder / "samples").iterdir(), folder / "samples.png"]
@@ -109,7 +108,7 @@ def test_what_decides_a_picture_draws_it_again(lab, change, drawn):
     lab.set("sample", **change)
     assert lab.done("TrainLoRA")
     plan = lab.plan
-    assert {each.name: len(each.missing()) for each in pictures.all_series(plan, plan.photos())} == drawn
+    assert {each.name: len(each.missing()) for each in pictures.all_series(plan)} == drawn
 
 
 def test_another_training_shares_the_bases_pictures(lab):
@@ -154,7 +153,7 @@ def test_killed_it_goes_on_with_what_is_missing(lora_trained, tmp_path):
 
 def test_the_collector_keeps_what_a_run_and_an_experiment_show(lab):
     plan = lab.plan
-    series = pictures.all_series(plan, plan.photos())
+    series = pictures.all_series(plan)
     kept = read_needs(lab.run_folder / "needs.json")
     assert all(kept[each.entries.id] == set(each.pictures) for each in series)
     store, needs = needs_of(lab.path)
@@ -188,7 +187,7 @@ def test_the_list_says_what_was_drawn_and_names_no_path_of_this_machine(lab):
     found, plan = listing_of(lab), lab.plan
     assert [(row["prompt"], row["seed"]) for row in found["pictures"]] == list(zip(PROMPTS, (0, 1)))
     assert (found["num_inference_steps"], found["guidance_scale"], found["resolution"]) == (3, 3.5, 32)
-    assert found["run_id"] == plan.run_id(plan.photos()) and found["precision"]["vae"]["params"] == "fp32"
+    assert found["run_id"] == plan.run_id and found["precision"]["vae"]["params"] == "fp32"
     assert not any(Path(name).is_absolute() for name in pictures.names_in(found))
     assert str(lab.folder) not in (lab.run_folder / "samples.json").read_text()
 
@@ -256,4 +255,4 @@ def test_latents_that_were_collected_are_asked_for_by_name(lab):
     collect(Store(*lab.experiment.stores).path, {}, 0)
     (lab.run_folder / listing_of(lab)["pictures"][0]["base"]).unlink()
     with pytest.raises(Exception, match="is not there; run the stage"):
-        decode.decode(lab.plan, lab.plan.photos(), lab.run_folder)
+        decode.decode(lab.plan)

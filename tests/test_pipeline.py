@@ -36,7 +36,7 @@ def test_cached_latents_are_what_the_vae_computes_bit_for_bit(encoded):
 
     plan = encoded.plan
     vae = AutoencoderKL.from_pretrained(str(encoded.model), subfolder="vae")
-    for photo in plan.photos():
+    for photo in plan.photos:
         pixels = images.to_array(images.fit(images.read_image(photo.path), 32, 32))
         expected = vae.encode(ms.Tensor(pixels[None]))[0].asnumpy()[0]
         np.testing.assert_array_equal(encoded.latents.read(photo.digest), expected)
@@ -54,7 +54,7 @@ def test_cached_prompts_are_what_the_text_encoders_compute_bit_for_bit(encoded):
             models.load_tokenizer(encoded.model, tokenizer),
             models.load_model(encoded.model, encoder, "fp32"),
         )
-        for photo in plan.photos():
+        for photo in plan.photos:
             ids = tokens(photo.caption, padding="max_length", max_length=length, truncation=True).input_ids
             expected = model(ms.Tensor([ids], ms.int32))[output].asnumpy()[0]
             np.testing.assert_array_equal(getattr(plan, kind).read(caption_item(photo.caption)), expected)
@@ -63,7 +63,7 @@ def test_cached_prompts_are_what_the_text_encoders_compute_bit_for_bit(encoded):
 def test_half_precision_entries_are_kept_in_half(lab):
     lab.set("precision", preset="fp16")
     assert lab.encode() == {"EncodeCLIP": 3, "EncodeT5": 3, "EncodeImages": 3}
-    photo = lab.plan.photos()[0]
+    photo = lab.plan.photos[0]
     assert lab.latents.read(photo.digest).dtype == np.float16
     assert lab.plan.txt.read(caption_item(photo.caption)).dtype == np.float16
 
@@ -160,13 +160,13 @@ def test_a_run_says_what_it_needs_and_the_collector_keeps_it(trained, tmp_path):
 
 
 def test_nothing_is_collected_under_a_running_stage(encoded, tmp_path, monkeypatch):
-    lab, do_train, found = encoded.copy(tmp_path / "lab"), train.train, []
+    lab, begin, found = encoded.copy(tmp_path / "lab"), train.begin, []
 
-    def collect_and_train(plan, *arguments):
+    def collect_and_begin(plan):
         found.append(collect(plan.store.path, {}, 0))
-        return do_train(plan, *arguments)
+        begin(plan)
 
-    monkeypatch.setattr(train, "train", collect_and_train)
+    monkeypatch.setattr(train, "begin", collect_and_begin)
     lab.run("TrainLoRA")
     assert not any(found[0])
     assert any(collect(lab.folder / "store", {}, 0))
@@ -178,7 +178,7 @@ def test_a_damaged_entry_is_encoded_again_alone(lab):
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 255
     shard.write_bytes(content)
-    for photo in lab.plan.photos():
+    for photo in lab.plan.photos:
         try:
             lab.latents.read(photo.digest)
         except Exception as error:
@@ -245,7 +245,7 @@ def test_bad_photos_are_reported_before_anything_is_encoded(encoded, tmp_path):
 
 
 def test_a_photo_that_changes_after_the_check_is_not_stored_under_its_old_address(lab):
-    photo = lab.plan.photos()[0]
+    photo = lab.plan.photos[0]
     images.read_image(lab.pictures / "00001.png").save(photo.path)
     with pytest.raises(UserError, match="changed since"):
         indexing.read_photo(photo)

@@ -13,7 +13,7 @@ from lab import Lab
 from pipeline.devices import device
 from pipeline.errors import UserError
 from pipeline.estimate import listing, memory, model, preflight, report
-from pipeline.plan.plan import CONTROLNET, LORA
+from pipeline.methods import CONTROLNET, LORA
 from pipeline.settings.fields import Experiment
 from pipeline.settings.reading import load_experiment
 from pipeline.synthetic import shapes
@@ -98,7 +98,7 @@ def test_loading_is_on_the_host_and_its_cost_stands_in_one_place(tmp_path, monke
 BIG = '[data]\nresolution = 1024\n[train]\nbatch_size = 4\n[precision]\npreset = "fp32"\n[sample]\nbatch_size = 2\n'
 
 
-@pytest.mark.parametrize("trains", [LORA, CONTROLNET])
+@pytest.mark.parametrize("trains", [LORA, CONTROLNET], ids=str)
 @pytest.mark.parametrize("memory_gb", [0.4, 4.0, 14.0, 32.0, 60.0, 64.0])
 def test_what_is_advised_makes_a_stage_take_what_is_said(tmp_path, trains, memory_gb):
     text = BIG + PROMPTS.removeprefix("[sample]\n")
@@ -244,7 +244,7 @@ def test_weights_that_nobody_has_read_are_left_to_get_model(small, monkeypatch):
     assert "run_folder" not in found["training"] and found["model"]["is_here"]
 
 
-@pytest.mark.parametrize("trains", [LORA, CONTROLNET])
+@pytest.mark.parametrize("trains", [LORA, CONTROLNET], ids=str)
 def test_a_listing_gives_the_figures_of_the_plan_itself(tiny_model, tmp_path, trains):
     """Where no two photos are equal and nothing is cached."""
     lab = Lab(tmp_path / "lab", tiny_model).set("data", resolution=[32, 48], flip=True, crops=2)
@@ -254,7 +254,7 @@ def test_a_listing_gives_the_figures_of_the_plan_itself(tiny_model, tmp_path, tr
         lab.set("controlnet", condition="grey", num_double_layers=1)
     experiment = lab.experiment
     plan = preflight.resolve(experiment, trains)
-    counted = preflight.of_plan(plan, plan.photos())
+    counted = preflight.of_plan(plan)
     shutil.rmtree(lab.folder / "store", ignore_errors=True)
     own = model.model_of(experiment)
     listed = preflight.of_configs(own, experiment, trains, listing.listing(experiment))
@@ -270,7 +270,7 @@ def test_a_listing_gives_the_figures_of_the_plan_itself(tiny_model, tmp_path, tr
 # --- the table ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trains", [LORA, CONTROLNET])
+@pytest.mark.parametrize("trains", [LORA, CONTROLNET], ids=str)
 @pytest.mark.parametrize("target", ["Ascend", "CPU"])
 @pytest.mark.parametrize("text", ["", BIG + PROMPTS.removeprefix("[sample]\n"), f'[model]\npath = "{DEV}"\n' + PROMPTS])
 def test_the_table_has_80_columns_and_marks_what_is_estimated(tmp_path, trains, target, text):

@@ -12,6 +12,7 @@ from lab import ENCODERS, Lab
 from pipeline import stages
 from pipeline.errors import UserError
 from pipeline.estimate import estimates, preflight, report
+from pipeline.methods import CONTROLNET
 from pipeline.plan import plan as recipes
 from pipeline.settings.fields import Train
 
@@ -55,8 +56,8 @@ def test_full_size_flux_on_ascend_from_configs_alone(tmp_path):
 
 def test_what_is_planned_is_what_is_encoded_and_trained(lab, tmp_path):
     other = lab.copy(tmp_path / "lab").set("train", checkpoint_every=1, ema_decay=0.9)
-    plan, photos = other.plan, other.plan.photos()
-    before = preflight.of_plan(plan, photos)
+    plan = other.plan
+    before = preflight.of_plan(plan)
     assert {name: (row["items"], row["missing"]) for name, row in before["stages"].items()} == {
         name: (3, 3) for name in ENCODERS
     }
@@ -72,7 +73,7 @@ def test_what_is_planned_is_what_is_encoded_and_trained(lab, tmp_path):
     assert before["training"]["trained_parameters"] == result["trained_parameters"]
     kept = bytes_in(other.run_folder / "checkpoints")  # two of them, of the three that there are for a moment
     assert kept * 3 / 2 == pytest.approx(before["training"]["checkpoints_bytes"], rel=0.15)
-    after = preflight.of_plan(other.plan, photos)
+    after = preflight.of_plan(other.plan)
     assert after["training"]["is_done"] and {row["missing"] for row in after["stages"].values()} == {0}
     assert [disk["needed_bytes"] for disk in after["disks"]] == [0]
 
@@ -119,10 +120,10 @@ def test_targets_that_no_layer_has_are_said_before_anything_is_encoded(lab, tmp_
 
 def test_sizes_of_batches_and_both_kinds_of_training_are_counted(lab, tmp_path):
     other = lab.copy(tmp_path / "lab").set("data", resolution=[32, 48])
-    assert preflight.of_plan(other.plan, other.plan.photos())["training"]["num_shapes"] == 2
+    assert preflight.of_plan(other.plan)["training"]["num_shapes"] == 2
     other.set("controlnet", condition="grey", num_double_layers=1)
-    plan = recipes.resolve(other.experiment, recipes.CONTROLNET)
-    found = preflight.of_plan(plan, plan.photos())
+    plan = recipes.resolve(other.experiment, CONTROLNET)
+    found = preflight.of_plan(plan)
     assert found["stages"]["EncodeControls"]["items"] == 6
     assert "training a ControlNet; steps in PyNative:" in report.as_table(found)
 

@@ -11,7 +11,7 @@ from lab import Lab
 from pairs import add_conditions, plan_of
 from PIL import Image
 
-from pipeline.synthetic import tiny
+from pipeline.flux import tiny
 from pipeline.training import loop
 
 pytestmark = [pytest.mark.usefixtures("cpu"), pytest.mark.slow]
@@ -72,7 +72,7 @@ def test_a_controlnet_of_four_blocks_is_killed_and_resumed_bit_for_bit(deep, tmp
 
     def run_folder(lab):
         plan = plan_of(lab)
-        return plan.run_folder(plan.photos())
+        return plan.run.path
 
     unbroken, resumed = broken_and_unbroken(lab, other, "TrainControlNet", run_folder, monkeypatch)
     assert resumed == unbroken

@@ -11,7 +11,7 @@ import pytest
 from lab import Lab
 from PIL import Image
 
-from pipeline.synthetic import sized
+from pipeline.flux import sized
 
 pytestmark = [pytest.mark.usefixtures("cpu"), pytest.mark.slow]
 

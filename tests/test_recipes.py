@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.data.indexing import IndexedPhoto
 from pipeline.errors import UserError
+from pipeline.methods import LORA
 from pipeline.plan import plan as recipes
 from pipeline.settings.reading import load_experiment
 
@@ -42,12 +43,12 @@ class Project:
         for table, values in tables.items():
             lines += [f"[{table}]", *(f"{key} = {toml(value)}" for key, value in values.items())]
         (self.folder / "experiment.toml").write_text("\n".join(lines))
-        return recipes.resolve(load_experiment(self.folder / "experiment.toml"))
+        return recipes.resolve(load_experiment(self.folder / "experiment.toml"), LORA)
 
     def ids(self, photos=None):
         plan = self.plan()
         found = {name: entries.id for name, entries in entries_of(plan).items()}
-        return found | {"run": plan.run_id(PHOTOS if photos is None else photos)}
+        return found | {"run": plan.of(PHOTOS if photos is None else photos).run_id}
 
 
 def photo(number, caption="a cat", name="a.png"):
@@ -118,7 +119,7 @@ def test_a_setting_that_decides_no_weight_changes_nothing(project, table, values
 
 def test_the_name_of_the_experiment_is_in_the_folder_of_the_run_but_not_in_its_id(project):
     assert changes(project, lambda: project.set(name="cat")) == set()
-    assert project.plan().run_folder(PHOTOS) == project.folder / "runs" / f"cat-{project.ids()['run'][:12]}"
+    assert project.plan().of(PHOTOS).run.path == project.folder / "runs" / f"cat-{project.ids()['run'][:12]}"
 
 
 @pytest.mark.parametrize(
@@ -184,11 +185,11 @@ def test_moving_the_checkpoint_or_the_whole_project_changes_nothing(project, tmp
 
 def test_the_run_depends_on_the_bytes_and_captions_of_its_photos_and_not_on_their_names(project):
     plan = project.plan()
-    before = plan.run_id(PHOTOS)
-    assert plan.run_id([photo(1, name="renamed.png"), photo(2, "a dog", "sub/b.png")]) == before
+    before = plan.of(PHOTOS).run_id
+    assert plan.of([photo(1, name="renamed.png"), photo(2, "a dog", "sub/b.png")]).run_id == before
     others = [[photo(1)], [photo(1), photo(3, "a dog")], [photo(1, "a cow"), photo(2, "a dog")]]
     others += [[photo(1, "a dog"), photo(2)], PHOTOS[::-1], PHOTOS + [photo(4)]]
-    assert len({before, *map(plan.run_id, others)}) == 7
+    assert len({before, *(plan.of(each).run_id for each in others)}) == 7
 
 
 def test_shapes_of_the_entries_are_those_of_the_models(project):
@@ -228,10 +229,11 @@ def test_addresses_are_worked_out_without_mindspore(project):
     code = """if True:
         import sys
         from pipeline.settings import reading as experiment
-        from pipeline.plan import plan as recipes
-        plan = recipes.resolve(experiment.load_experiment(sys.argv[1]))
+        from pipeline.methods import LORA
+        from pipeline.plan.plan import resolve
+        plan = resolve(experiment.load_experiment(sys.argv[1]), LORA).of([])
         from pipeline.data.variants import Variant
-        print(plan.pooled.id, plan.txt.id, plan.latents(Variant(64, 64)).id, plan.run_id([]))
+        print(plan.pooled.id, plan.txt.id, plan.latents(Variant(64, 64)).id, plan.run_id)
         print([name for name in ("mindspore", "mindone", "transformers", "diffusers", "torch") if name in sys.modules])
     """
     command = [sys.executable, "-c", code, str(project.folder / "experiment.toml")]

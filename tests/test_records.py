@@ -18,7 +18,7 @@ def lab(cpu, tiny_model, tmp_path_factory) -> Lab:
 
 
 def test_encoders_name_what_they_encoded_with_what_and_where_it_is(lab):
-    plan, photos = lab.plan, lab.plan.photos()
+    plan, photos = lab.plan, lab.plan.photos
     items = {caption_item(photo.caption) for photo in photos}
     records = {name: lab.record(name) for name in ENCODERS}
     for name in ("EncodeCLIP", "EncodeT5"):
@@ -34,8 +34,8 @@ def test_encoders_name_what_they_encoded_with_what_and_where_it_is(lab):
 def test_a_training_names_its_entries_its_model_and_its_run(lab, stage):
     record = lab.record(stage)
     assert record["inputs"]["entries"] == {name: lab.record(name)["outputs"]["entries"] for name in ENCODERS}
-    assert record["inputs"]["transformer"] == lab.plan.transformer_digest["weights"]
-    assert record["outputs"] == {"run": lab.plan.run_id(lab.plan.photos())}
+    assert record["inputs"]["transformer"] == lab.plan.network_digest["weights"]
+    assert record["outputs"] == {"run": lab.plan.run_id}
 
 
 @pytest.mark.parametrize("stage", [*ENCODERS, "TrainLoRA"])

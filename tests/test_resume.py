@@ -10,8 +10,10 @@ from kills import Killed, kill_at, kill_at_random, outcome
 from lab import Lab
 
 from pipeline.errors import UserError
+from pipeline.plan.run_folder import RunFolder
 from pipeline.process.stopping import Stopped
-from pipeline.training import loop, resume
+from pipeline.training import checkpoint as resume
+from pipeline.training import loop
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -92,7 +94,7 @@ def test_a_run_that_was_asked_to_stop_saves_the_step_it_was_in(finished, plain, 
     for asked in stops:
         with pytest.raises(Stopped):
             other.run("TrainLoRA")
-        assert resume.newest(other.run_folder, STEPS).step == asked
+        assert resume.newest(RunFolder(other.run_folder), STEPS).step == asked
     assert outcome(other.run("TrainLoRA").run_folder) == outcome(finished.run_folder)
 
 
@@ -101,7 +103,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(fi
     kill_at(monkeypatch, [7])
     with pytest.raises(Killed):
         other.run("TrainLoRA")
-    newest, before = resume.list_checkpoints(other.run_folder)
+    newest, before = RunFolder(other.run_folder).list_checkpoints()
     data = bytearray(newest.read_bytes())
     data[-5] ^= 4
     newest.write_bytes(data)
@@ -114,26 +116,26 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(fi
 
 @pytest.mark.parametrize("offset", [3, 30, 300, -5])
 def test_a_flipped_bit_anywhere_in_a_checkpoint_is_noticed(finished, tmp_path, offset):
-    (path, *_) = resume.list_checkpoints(finished.run_folder)
+    (path, *_) = RunFolder(finished.run_folder).list_checkpoints()
     (tmp_path / "checkpoints").mkdir()
     copy = tmp_path / "checkpoints" / path.name
     data = bytearray(path.read_bytes())
     copy.write_bytes(data)
-    assert resume.newest(tmp_path, STEPS).step == STEPS
+    assert resume.newest(RunFolder(tmp_path), STEPS).step == STEPS
     data[offset] ^= 1
     copy.write_bytes(data)
-    assert resume.newest(tmp_path, STEPS) is None
+    assert resume.newest(RunFolder(tmp_path), STEPS) is None
 
 
 def test_only_the_newest_checkpoints_are_kept(plain):
     plain.set("train", checkpoint_every=1, keep_checkpoints=3).run("TrainLoRA")
-    names = [path.name for path in resume.list_checkpoints(plain.run_folder)]
+    names = [path.name for path in RunFolder(plain.run_folder).list_checkpoints()]
     assert names == ["step-000008.safetensors", "step-000007.safetensors", "step-000006.safetensors"]
 
 
 def test_a_checkpoint_of_another_configuration_is_refused_with_what_differs(finished, tmp_path):
     lab = finished.copy(tmp_path / "lab")
-    (path, *_) = resume.list_checkpoints(lab.run_folder)
+    (path, *_) = RunFolder(lab.run_folder).list_checkpoints()
     lab.set("train", learning_rate=5e-4, adam_beta2=0.99)
     (lab.run_folder / "checkpoints").mkdir(parents=True)
     (lab.run_folder / "checkpoints" / path.name).write_bytes(path.read_bytes())

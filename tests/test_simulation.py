@@ -10,7 +10,10 @@ from safetensors import safe_open
 
 from pipeline.devices import device, dtypes, precision, simulation
 from pipeline.flux import models
-from pipeline.methods import controlnet, lora
+from pipeline.flux.prediction import prediction
+from pipeline.methods import CONTROLNET
+from pipeline.methods import controlnet_model as controlnet
+from pipeline.methods import lora_layers as lora
 from pipeline.plan import plan as recipes
 from pipeline.settings.fields import PrecisionSettings
 from pipeline.training import loss
@@ -42,7 +45,7 @@ def test_rounding_is_that_of_bfloat16_in_both_modes():
 
 @pytest.mark.parametrize("component", ["text_encoder", "text_encoder_2", "vae", "transformer"])
 def test_parameters_are_those_of_the_file_rounded(trained, component):
-    simulated = models.load_component(trained.plan, component)
+    simulated = trained.plan.load(component)
     exact = models.load_model(trained.model, component, "fp32")
     for ours, theirs in zip(simulated.get_parameters(), exact.get_parameters()):
         assert ours.name == theirs.name
@@ -55,16 +58,16 @@ def test_the_transformer_gives_rounded_velocities_near_the_exact_ones(trained, m
 
     plan = trained.plan
     simulated, exact = (
-        models.load_component(plan, "transformer"),
+        plan.load("transformer"),
         models.load_model(plan.checkpoint, "transformer", "fp32"),
     )
     x, _, txt, pooled, timestep, img_ids, txt_ids, _, guidance = loss.tensors_of(plan, exact)(
-        Batches(plan, plan.photos()).evaluation(0, 2)
+        Batches(plan).evaluation(0, 2)
     )
     arguments = x, txt, pooled, timestep, img_ids, txt_ids, guidance
     assert all(map(simulation.is_rounded, arguments))
-    expected = loss.prediction(exact)(*arguments).asnumpy()
-    predict = loss.prediction(simulated)
+    expected = prediction(exact)(*arguments).asnumpy()
+    predict = prediction(simulated)
     found = (ms.jit(predict) if mode == "jit" else predict)(*arguments)
     assert simulation.is_rounded(found)
     error = np.linalg.norm(found.asnumpy() - expected) / np.linalg.norm(expected)
@@ -73,7 +76,7 @@ def test_the_transformer_gives_rounded_velocities_near_the_exact_ones(trained, m
 
 def test_what_is_stored_is_bfloat16_under_an_address_of_its_own(trained):
     plan = trained.plan
-    for entries in (plan.pooled, plan.txt, plan.image_needs(plan.photos())[0].entries):
+    for entries in (plan.pooled, plan.txt, plan.image_needs[0].entries):
         assert entries.dtype == "bfloat16" and entries.recipe["simulated"] is True
     real = precision.resolve(PrecisionSettings("bf16"), "Ascend", device.COMPUTES["Ascend"])
     assert real.vae.decisive == {"params": "bf16", "compute": "bf16"} != plan.precision.vae.decisive
@@ -101,13 +104,13 @@ def test_compiled_training_simulates_the_same(trained, tmp_path):
 
 def test_a_controlnet_gives_rounded_samples(trained, tmp_path):
     lab = trained.copy(tmp_path / "lab").set("controlnet", num_double_layers=1, num_single_layers=1)
-    plan = recipes.resolve(lab.experiment, recipes.CONTROLNET)
-    transformer = models.load_component(plan, "transformer")
+    plan = recipes.resolve(lab.experiment, CONTROLNET)
+    transformer = plan.load("transformer")
     made = controlnet.make(transformer, plan.experiment, plan.precision.trained)
     for parameter in made.get_parameters():
         parameter.set_data(parameter + 0.01)
     x, _, txt, pooled, timestep, img_ids, txt_ids, _, guidance = loss.tensors_of(plan, transformer)(
-        Batches(trained.plan, trained.plan.photos()).evaluation(0, 2)
+        Batches(trained.plan).evaluation(0, 2)
     )
     double, single = made(x, x, None, 1.0, txt, pooled, timestep, img_ids, txt_ids, guidance)
     assert all(simulation.is_rounded(sample) for sample in (*double, *single))

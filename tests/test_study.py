@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from pipeline.__main__ import main
 from pipeline.devices.precision import Policy
-from pipeline.flux import models
+from pipeline.flux.prediction import prediction
 from pipeline.process import children
 from pipeline.study import figures, parts, plot, study
 from pipeline.study.subject import AGAINST, COMPONENTS, OWN, Job, evenly, label, plans_of
@@ -103,9 +103,9 @@ def test_the_reference_s_loss_is_that_of_training_from_the_store(lab, found, tmp
     other = lab.copy(tmp_path / "lab").set("precision", preset="fp32")
     other.encode()
     plan = other.plan
-    batches = Batches(plan, plan.photos())
-    transformer = models.load_component(plan, "transformer")
-    losses, to_tensors = item_loss(transformer), tensors_of(plan, transformer)
+    batches = Batches(plan)
+    transformer = plan.load("transformer")
+    losses, to_tensors = item_loss(prediction(transformer)), tensors_of(plan, transformer)
     each = [float(losses(*to_tensors(batches.evaluation(number, 1))).asnumpy()[0]) for number in range(ITEMS)]
     loss = found.report["loss"]
     assert loss["against"] == pytest.approx(np.mean(each), rel=1e-6)
@@ -257,14 +257,14 @@ def test_a_sample_is_even_and_always_the_same():
 def test_a_photo_is_looked_at_in_its_first_variant(lab, tmp_path):
     other = lab.copy(tmp_path / "lab").set("data", resolution=[64, 32], crops=3, flip=True, repeats=2)
     plan = plans_of(other.experiment, "fp32", tmp_path / "store")[OWN]
-    photos = plan.photos()
-    (need,) = plan.image_needs(photos)
-    assert need.variant == min(other.plan.variants(photos[0])) and len(plan.samples(photos)) == ITEMS
+    photos = plan.photos
+    (need,) = plan.image_needs
+    assert need.variant == min(other.plan.variants(photos[0])) and len(plan.samples) == ITEMS
     assert not (tmp_path / "store").exists()
 
 
 def test_a_job_survives_its_file(lab, tmp_path):
-    photos = lab.plan.photos()
+    photos = lab.plan.photos
     job = Job(str(lab.path), "fp32", photos, 2, tmp_path, "vae", OWN, (AGAINST, OWN))
     read = Job.read(job.write())
     assert read.photos == photos and tuple(read.inputs) == job.inputs and read.folder == tmp_path

@@ -23,6 +23,7 @@ from pipeline.data import indexing, photos, survey_file
 from pipeline.data.indexing import IndexedPhoto, by_content, index_pairs, index_photos
 from pipeline.data.survey_file import SurveyFile
 from pipeline.errors import UserError
+from pipeline.methods import CONTROLNET, LORA
 from pipeline.plan import survey
 from pipeline.plan.survey import Survey
 from pipeline.process import children
@@ -203,7 +204,7 @@ def listed(monkeypatch) -> list[str]:
 def handed_on(lab: Lab) -> str:
     """The file of a survey of the lab's photos as they are now."""
     path = lab.folder / "survey"
-    return str(written_to(path, Survey(lab.experiment).photos, survey_file.subject(lab.experiment, False)))
+    return str(written_to(path, Survey(lab.experiment).photos(LORA), survey_file.subject(lab.experiment, False)))
 
 
 def test_a_stage_that_is_given_a_survey_does_not_look_at_the_folder(lab, listed):
@@ -216,11 +217,11 @@ def test_a_stage_that_is_given_a_survey_does_not_look_at_the_folder(lab, listed)
 
 
 def test_a_photo_that_changes_after_the_survey_is_an_error_and_never_an_entry(lab):
-    path, changed = handed_on(lab), Survey(lab.experiment).photos[1]
+    path, changed = handed_on(lab), Survey(lab.experiment).photos(LORA)[1]
     Image.new("RGB", (48, 48), "red").save(changed.path)
     with pytest.raises(UserError, match=f"{changed.name}: changed since the photos were indexed; start again"):
         stages.run("EncodeImages", lab.experiment, path)
-    (need,) = lab.plan.image_needs([changed])
+    (need,) = lab.plan.of([changed]).image_needs
     assert need.entries.missing([changed.digest]) == [changed.digest]
     assert not stages.is_done("EncodeImages", Survey(lab.experiment))
 
@@ -234,19 +235,19 @@ def test_a_stage_refuses_the_survey_of_another_prompt(lab):
 def test_a_survey_is_the_index_in_the_order_of_training(lab):
     experiment = lab.experiment
     facts = FileFacts(lab.folder / "store" / "facts.sqlite")
-    assert Survey(experiment).photos == by_content(index_photos(experiment.images, "", facts))
+    assert Survey(experiment).photos(LORA) == by_content(index_photos(experiment.images, "", facts))
 
 
 def test_a_folder_is_listed_once_for_photos_and_for_pairs(paired, tmp_path, listed):
     lab = paired.copy(tmp_path / "lab")
     listed.clear()
-    assert Survey(lab.experiment).for_controlnet.photos is None and listed == ["survey"]
+    assert Survey(lab.experiment).photos(CONTROLNET) is None and listed == ["survey"]
     lab.run("CheckControls")
     listed.clear()
     found = Survey(lab.experiment)
     facts = FileFacts(lab.folder / "store" / "facts.sqlite")
-    assert found.for_controlnet.photos == by_content(index_pairs(lab.experiment.images, "", facts))
-    assert [pair._replace(condition=None) for pair in found.for_controlnet.photos] == list(found.photos)
+    assert found.photos(CONTROLNET) == by_content(index_pairs(lab.experiment.images, "", facts))
+    assert [pair._replace(condition=None) for pair in found.photos(CONTROLNET)] == list(found.photos(LORA))
     assert listed == ["survey", "stage"]
 
 
@@ -288,7 +289,7 @@ def test_luigi_lists_them_again_once_new_photos_are_known(lab, listed, started):
     assert build(lab)
     assert started[0] == ("CheckData", False) and all(is_given for _, is_given in started[1:])
     assert listed == ["survey", "stage", "survey"]
-    assert len(tasks.survey(str(lab.path)).photos) == len(rows) + 1
+    assert len(tasks.survey(str(lab.path)).photos(LORA)) == len(rows) + 1
 
 
 def test_an_experiment_file_that_changes_is_surveyed_anew(lab):
@@ -300,10 +301,10 @@ def test_an_experiment_file_that_changes_is_surveyed_anew(lab):
 
 def test_what_is_known_stays_and_what_is_not_is_looked_at_again(lab, listed):
     first = Survey(lab.experiment)
-    assert first.photos is not None and first.anew().photos is first.photos and listed == ["survey"]
+    assert first.photos(LORA) is not None and first.anew().photos(LORA) is first.photos(LORA) and listed == ["survey"]
     photo(lab.pictures, "new.png")
     metadata(lab.pictures, *lab.captions(), {"file_name": "new.png", "text": "new"})
     second = Survey(lab.experiment)
-    assert second.photos is None
+    assert second.photos(LORA) is None
     lab.run("CheckData")
-    assert second.photos is None and len(second.anew().photos) == len(first.photos) + 1
+    assert second.photos(LORA) is None and len(second.anew().photos(LORA)) == len(first.photos(LORA)) + 1

@@ -8,6 +8,7 @@ from model_files import edit, single_file
 from pairs import plan_of
 
 from cache import StoreError
+from pipeline.devices import tensors
 from pipeline.flux import models
 
 pytestmark = pytest.mark.usefixtures("cpu")
@@ -83,7 +84,7 @@ def test_weights_that_are_written_to_while_images_are_encoded_end_the_stage(enco
     lab = encoded.copy(tmp_path / "lab", own_model=True).set("data", resolution=64)
     path, seen = single_file(lab.model, "vae"), []
 
-    def write_after_the_first(source, *rest, encode=models.as_input, **options):
+    def write_after_the_first(source, *rest, encode=tensors.as_input, **options):
         seen.append(source)
         if len(seen) == 2:
             with open(path, "r+b") as file:
@@ -91,17 +92,17 @@ def test_weights_that_are_written_to_while_images_are_encoded_end_the_stage(enco
                 file.write(np.float32(0.5).tobytes())
         return encode(source, *rest, **options)
 
-    monkeypatch.setattr(models, "as_input", write_after_the_first)
+    monkeypatch.setattr(tensors, "as_input", write_after_the_first)
     with pytest.raises(StoreError, match="was replaced or written to"):
         lab.run("EncodeImages")
-    assert len(seen) == 2 and len(lab.latents.missing([photo.digest for photo in lab.plan.photos()])) >= 2
+    assert len(seen) == 2 and len(lab.latents.missing([photo.digest for photo in lab.plan.photos])) >= 2
 
 
 def test_a_controlnet_that_is_swapped_after_its_digest_was_taken_trains_nothing(encoded_pairs, tmp_path, monkeypatch):
     lab = encoded_pairs.copy(tmp_path / "lab")
     origin = lab.folder / "origin"
     lab.run("TrainControlNet")
-    (plan_of(lab).run_folder(plan_of(lab).photos()) / "controlnet").rename(origin)
+    (plan_of(lab).run.path / "controlnet").rename(origin)
     lab.set("controlnet", init_from=str(origin))
     weights = origin / "diffusion_pytorch_model.safetensors"
 
@@ -111,4 +112,4 @@ def test_a_controlnet_that_is_swapped_after_its_digest_was_taken_trains_nothing(
     swapping(monkeypatch, "load_model", "controlnet", rewrite)
     with pytest.raises(StoreError, match="origin/.*: was replaced or written to"):
         lab.run("TrainControlNet")
-    assert not (plan_of(lab).run_folder(plan_of(lab).photos()) / "result.json").exists()
+    assert not (plan_of(lab).run.path / "result.json").exists()

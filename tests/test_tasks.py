@@ -12,8 +12,10 @@ from commands import TASK_FAILED, command, environment, ran, run_luigi, stages_u
 from lab import Lab
 
 import tasks
+from pipeline import stages
+from pipeline.process import children
 from pipeline.process.children import GRACE_SECONDS
-from tasks.process import StageFailed, run_stage
+from tasks.process import StageFailed
 
 
 @pytest.fixture
@@ -107,7 +109,7 @@ def test_no_encoding_outlives_a_killed_luigi(encoded, tmp_path):
     process.kill()
     process.wait(10)
     wait_until(lambda: not is_alive(stage), 20)
-    photos = lab.plan.photos()
+    photos = lab.plan.photos
     assert len(lab.latents.missing(photo.digest for photo in photos)) < len(photos)
 
 
@@ -136,7 +138,7 @@ def test_a_stage_killed_while_it_encodes_keeps_what_was_committed(encoded, tmp_p
     process.terminate()
     output = process.communicate(timeout=GRACE_SECONDS + 60)[1].decode()
     assert process.returncode == 143 and "what was finished is kept" in output
-    photos = lab.plan.photos()
+    photos = lab.plan.photos
     missing = lab.latents.missing(photo.digest for photo in photos)
     assert 0 < len(missing) < len({photo.digest for photo in photos})
     assert lab.encode()["EncodeImages"] == len(missing)
@@ -200,8 +202,22 @@ def test_a_folder_of_the_same_name_in_the_working_directory_is_not_run(lab, tmp_
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "__init__.py").write_text("raise SystemExit('the wrong package')")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(StageFailed):  # the right package fails in the right way, for there is no such folder
-        run_stage("CheckData", str(lab.set("data", images="nowhere").path))
+    arguments = ["run", "CheckData", "--experiment", str(lab.path)]
+    lab.set("data", images="nowhere")
+    assert children.run(arguments) == 1  # the right package fails in the right way, for there is no such folder
     assert "nowhere: no such folder" in capfd.readouterr().err
-    run_stage("CheckData", str(lab.set("data", images="pictures").path))
+    lab.set("data", images="pictures")
+    assert children.run(arguments) == 0
     assert "3 captioned photos, all sound" in capfd.readouterr().out
+
+
+def test_luigis_help_and_the_pipelines_tell_the_same_of_every_stage():
+    of_luigi, of_pipeline = (
+        subprocess.run(
+            [sys.executable, "-m", *words, "--help"], env=environment(), capture_output=True, text=True
+        ).stdout
+        for words in (("luigi", "--module", "tasks"), ("pipeline", "run"))
+    )
+    told = stages.described(with_groups=False)
+    assert told in of_luigi and told in of_pipeline and "EncodePrompts" in of_luigi
+    assert all(f"  {name} " in told for name in stages.STAGES) and max(map(len, told.splitlines())) <= 80

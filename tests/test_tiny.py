@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 
 from pipeline.data import images
 from pipeline.errors import UserError
-from pipeline.flux import checkpoints, models
-from pipeline.synthetic import shapes, tiny
+from pipeline.flux import checkpoints, models, tiny
+from pipeline.synthetic import shapes
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -157,7 +157,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
 def test_a_killed_write_leaves_no_checkpoint_and_tokenizers_are_the_same_in_any_process(tmp_path, tiny_model):
     code = f"""if True:
         import os, signal
-        from pipeline.synthetic import tiny
+        from pipeline.flux import tiny
         tiny._write_models = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         tiny.write_tiny_model({str(tmp_path / "tiny")!r})
     """

@@ -8,8 +8,10 @@ from lab import Lab
 
 from pipeline.errors import UserError
 from pipeline.flux import models
-from pipeline.methods import lora
-from pipeline.training import guard, loop, measure, metrics
+from pipeline.flux.prediction import prediction
+from pipeline.methods import lora_layers as lora
+from pipeline.plan.run_folder import RunFolder
+from pipeline.training import guard, loop
 from pipeline.training.batches import Batches
 from pipeline.training.loss import item_loss, tensors_of
 
@@ -33,7 +35,7 @@ def test_training_again_gives_the_same_bytes(trained, lab):
 
 
 def losses_of(lab: Lab) -> list[float]:
-    return [json.loads(line)["loss"] for line in (lab.run_folder / metrics.METRICS_NAME).read_text().splitlines()]
+    return [json.loads(line)["loss"] for line in (lab.run_folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_compiled_training_has_the_losses_of_pynative(trained, lab):
@@ -42,7 +44,7 @@ def test_compiled_training_has_the_losses_of_pynative(trained, lab):
 
 
 def test_metrics_have_one_line_per_step(trained):
-    lines = [json.loads(line) for line in (trained.run_folder / metrics.METRICS_NAME).read_text().splitlines()]
+    lines = [json.loads(line) for line in (trained.run_folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(line["lr"] == 1e-3 and np.isfinite(line["loss"]) and line["step_seconds"] > 0 for line in lines)
 
@@ -65,29 +67,29 @@ def test_the_saved_lora_has_diffusers_keys_and_names_its_origin(trained):
         "LORA",
     )
     assert adapter["transformer.target_modules"] == ["to_k", "to_out.0", "to_q", "to_v"]
-    assert metadata["run_id"] == trained.plan.run_id(trained.plan.photos())
+    assert metadata["run_id"] == trained.plan.run_id
     assert metadata["step"] == "3" and json.loads(metadata["precision"])["preset"] == "fp32"
 
 
 def test_mindone_loads_the_saved_lora_and_predicts_what_training_ended_with(trained):
     from mindone.diffusers import FluxTransformer2DModel
 
-    plan, photos = trained.plan, trained.plan.photos()
-    batch = Batches(plan, photos).evaluation(0, 2)
+    plan = trained.plan
+    batch = Batches(plan).evaluation(0, 2)
     ours = models.load_model(plan.checkpoint, "transformer", "fp32")
     adapted = lora.Adapted({"transformer": ours}, plan.experiment.lora, plan.precision.trained, seed=7)
     arguments = tensors_of(plan, ours)(batch)
-    base = item_loss(ours)(*arguments).asnumpy()
+    base = item_loss(prediction(ours))(*arguments).asnumpy()
     adapted.load(trained.run_folder / lora.WEIGHTS_NAME)
     theirs = FluxTransformer2DModel.from_pretrained(str(plan.checkpoint), subfolder="transformer")
     theirs.load_lora_adapter(str(trained.run_folder), weight_name=lora.WEIGHTS_NAME, prefix="transformer")
-    found = item_loss(theirs.set_train(False))(*arguments).asnumpy()
-    np.testing.assert_allclose(found, item_loss(ours)(*arguments).asnumpy(), rtol=1e-5)
+    found = item_loss(prediction(theirs.set_train(False)))(*arguments).asnumpy()
+    np.testing.assert_allclose(found, item_loss(prediction(ours))(*arguments).asnumpy(), rtol=1e-5)
     assert np.abs(found - base).max() > 1e-4
 
 
 def test_flux_schnell_format_trains_without_guidance(cpu, encoded, tiny_model, tmp_path):
-    from pipeline.synthetic import tiny
+    from pipeline.flux import tiny
 
     lab = encoded.copy(tmp_path / "lab")
     tiny.write_tiny_model(tmp_path / "schnell", guidance_embeds=False)
@@ -109,7 +111,7 @@ def test_half_precision_training_keeps_the_trained_parameters_in_fp32(lab):
 
 def test_the_loss_falls_by_more_than_three_standard_errors(lab):
     lab.set("train", steps=40, learning_rate=3e-3, mode="jit").run("TrainLoRA", "MeasureLoss")
-    result = json.loads((lab.run_folder / measure.LOSS_NAME).read_text())
+    result = json.loads((lab.run_folder / "loss.json").read_text())
     assert result["pairs"] == 64
     assert result["gain"] > 3 * result["standard_error"] > 0
     assert result["gain"] == pytest.approx(result["before"] - result["after"])
@@ -167,7 +169,7 @@ def test_all_linear_trains_every_linear_layer_of_the_blocks_but_modulation(encod
 
 def test_two_processes_do_not_train_one_run(lab):
     lab.run_folder.mkdir(parents=True, exist_ok=True)
-    with loop.locked(lab.run_folder), pytest.raises(UserError, match="another process"):
+    with loop.locked(RunFolder(lab.run_folder)), pytest.raises(UserError, match="another process"):
         lab.run("TrainLoRA")
 
 

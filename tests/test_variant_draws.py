@@ -45,11 +45,10 @@ def origins(lab: Lab, plan: Plan, batch: Batch) -> list[tuple[str, Variant]]:
     x = latents + sigma * target: only for the right latents is x - latents sigma times the target.
     """
     vae = json.loads((lab.model / "vae" / "config.json").read_text())
-    photos = plan.photos()
     candidates = {
         (photo.caption, need.variant): vae["scaling_factor"]
         * packed(need.entries.read(photo.digest)[:16] - vae["shift_factor"])
-        for need in plan.image_needs(photos)
+        for need in plan.image_needs
         for photo in need.photos
     }
     found = []
@@ -159,7 +158,7 @@ def test_logit_mean_logit_std_and_mode_scale_reach_the_draws(full):
 def test_batches_never_mix_sizes_and_every_photo_comes_once_an_epoch_at_each(full):
     plan = plan_of(full, data=BUCKETS, train={"batch_size": 2})
     batches, expected = batches_of(plan), Counter()
-    for photo in plan.photos():
+    for photo in plan.photos:
         for resolution in BUCKETS["resolution"]:
             expected[photo.caption, choose(photo.width, photo.height, bucket_sizes(resolution))] += 4
     found, sizes = Counter(), set()
@@ -179,7 +178,7 @@ def test_a_photo_counts_repeats_times_an_epoch(full):
     batches = batches_of(plan)
     assert batches.order.steps_in_epochs(2) == 2 * 3 * NUM // 5
     captions = [caption for number in range(3) for caption, _ in origins(full, plan, batches.training(number))]
-    assert Counter(captions) == {photo.caption: 3 for photo in plan.photos()}
+    assert Counter(captions) == {photo.caption: 3 for photo in plan.photos}
 
 
 def test_renaming_every_file_changes_no_batch_and_no_run(full, tmp_path):
@@ -187,8 +186,8 @@ def test_renaming_every_file_changes_no_batch_and_no_run(full, tmp_path):
     lab.rename_photos()
     settings = {"data": BUCKETS | {"flip": True}, "train": {"caption_dropout": 0.5, "posterior": "sample"}}
     plan, renamed = plan_of(full, **settings), plan_of(lab, **settings)
-    assert [photo.name for photo in plan.photos()] != [photo.name for photo in renamed.photos()]
-    assert renamed.run_id(renamed.photos()) == plan.run_id(plan.photos())
+    assert [photo.name for photo in plan.photos] != [photo.name for photo in renamed.photos]
+    assert renamed.run_id == plan.run_id
     for before, after in zip(some(plan), some(renamed)):
         assert_same(after, before)
 

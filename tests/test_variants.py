@@ -79,9 +79,9 @@ def test_buckets_encode_what_is_no_square_at_the_nearest_size(lab):
     assert lab.set("data", buckets=True).encode() == {"EncodeImages": NUM - square}
     assert 0 < square < NUM
     plan = lab.plan
-    expected = {photo.digest: choose(photo.width, photo.height, bucket_sizes(64)) for photo in plan.photos()}
+    expected = {photo.digest: choose(photo.width, photo.height, bucket_sizes(64)) for photo in plan.photos}
     found = {}
-    for need in plan.image_needs(plan.photos()):
+    for need in plan.image_needs:
         size = need.variant.width, need.variant.height
         found |= {
             item: size for item in need.items if need.entries.read(item).shape == (32, size[1] // 8, size[0] // 8)
@@ -203,7 +203,7 @@ def test_every_variants_latents_are_those_of_the_picture_transformed_with_pillow
 
 def test_the_crops_of_a_photo_differ_from_each_other_and_the_centre(full):
     plan = plan_of(full)
-    item = next(photo.digest for photo in plan.photos() if (photo.width, photo.height) == (40, 130))
+    item = next(photo.digest for photo in plan.photos if (photo.width, photo.height) == (40, 130))
     found = [plan.latents(Variant(SIDE, SIDE, crop)).read(item) for crop in ("centre", 0, 1)]
     assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(found) for b in found[:i])
 
@@ -237,7 +237,7 @@ def test_the_address_without_any_knob_is_that_of_the_release_before_there_were_k
     """The id was printed by that release."""
     monkeypatch.setattr(checkpoints, "component_digest", lambda *arguments: RECIPE["encoder"])
     plan = plan_of(plain, data={"resolution": 64})
-    (variant,) = plan.variants(plan.photos()[0])
+    (variant,) = plan.variants(plan.photos[0])
     assert plan.latents(variant).recipe == RECIPE
     assert plan.latents(variant).id == recipe_id(RECIPE) == "82facd66dafaaea5d88beb58bc0fbf3a"
 
@@ -256,8 +256,8 @@ def test_only_what_a_knob_says_is_in_an_address(plain):
 def ids(lab: Lab, photos=None, **tables) -> tuple[list[str], str]:
     """The ids of the latents' recipes, and the run's."""
     plan = plan_of(lab, **tables)
-    photos = plan.photos() if photos is None else photos
-    return [need.entries.id for need in plan.image_needs(photos)], plan.run_id(photos)
+    plan = plan if photos is None else plan.of(photos)
+    return [need.entries.id for need in plan.image_needs], plan.run_id
 
 
 @pytest.mark.parametrize("settings, num_recipes", [
@@ -271,7 +271,7 @@ def test_every_knob_of_the_data_is_another_run(plain, settings, num_recipes):
 
 
 def test_a_knob_that_changes_nothing_is_no_other_run(plain):
-    squares = [photo for photo in plain.plan.photos() if photo.width == photo.height]
+    squares = [photo for photo in plain.plan.photos if photo.width == photo.height]
     assert ids(plain, squares, data={"buckets": True}) == ids(plain, squares)
     assert ids(plain, data={"resolution": (SIDE,)}) == ids(plain)
     assert ids(plain, data={"resolution": (16, SIDE)}) == ids(plain, data={"resolution": (SIDE, 16)})
@@ -281,10 +281,10 @@ def test_a_knob_that_changes_nothing_is_no_other_run(plain):
 
 def test_what_decides_a_run_is_named(plain):
     plan = plan_of(plain, data={"flip": True}, train={"learning_rate": 0.25})
-    decisive = plan.decisive(plan.photos())
+    decisive = plan.decisive
     assert decisive["train"]["learning_rate"] == 0.25 and decisive["data"]["flip"] is True
     assert decisive["entries"]["latents"] == [plan.latents(Variant(SIDE, SIDE, "centre", f)).id for f in (False, True)]
-    first = plan.photos()[0]
+    first = plan.photos[0]
     assert json.loads(decisive["data"]["samples"])[0] == [first.digest, caption_item(first.caption), 32, 32]
     assert not {"log_every", "checkpoint_every", "keep_checkpoints"} & decisive["train"].keys()
     assert str(plain.folder) not in json.dumps(decisive) and "pictures" not in json.dumps(decisive)
@@ -304,8 +304,8 @@ def test_samples_and_variants_of_a_photo():
 
 def test_samples_are_all_photos_at_all_their_sizes_in_turn_as_often_as_photos_are_repeated(plain):
     plan = plan_of(plain, data={"resolution": (SIDE, 16), "repeats": 2})
-    photos = plan.photos()
-    samples = plan.samples(photos)
+    photos = plan.photos
+    samples = plan.samples
     expected = [(photo, (side, side)) for photo in photos for side in (16, SIDE)] * 2
     assert list(samples) == expected and len(samples) == 4 * len(photos)
     assert samples.sizes == [size for _, size in expected] and samples[-1] == expected[-1]
@@ -313,10 +313,11 @@ def test_samples_are_all_photos_at_all_their_sizes_in_turn_as_often_as_photos_ar
 
 def test_two_files_with_the_same_bytes_are_encoded_once_and_count_twice(plain):
     plan = plan_of(plain, data={"flip": True})
-    photo = plan.photos()[0]
+    photo = plan.photos[0]
     twins = [photo, photo._replace(name="copy.png", caption="another")]
-    assert [need.items for need in plan.image_needs(twins)] == [(photo.digest,)] * 2
-    assert [sample.photo.caption for sample in plan.samples(twins)] == [photo.caption, "another"]
+    plan = plan.of(twins)
+    assert [need.items for need in plan.image_needs] == [(photo.digest,)] * 2
+    assert [sample.photo.caption for sample in plan.samples] == [photo.caption, "another"]
 
 
 # --- the store's tools --------------------------------------------------------------------------------------------
@@ -330,7 +331,7 @@ def run(capsys, *arguments) -> tuple[int, str]:
 
 def test_each_recipe_is_a_need_of_its_own(full):
     plan = plan_of(full, data={"flip": True, "crops": 2}, train={"caption_dropout": 0.1})
-    clip, t5, *latents = needed(plan, plan.photos())
+    clip, t5, *latents = needed(plan)
     assert clip.items == t5.items and caption_item("") in clip.items and len(clip.items) == NUM + 1
     assert {(need.stage, need.component) for need in latents} == {("EncodeImages", "vae")}
     assert [(need.recipe["crop"], need.recipe["flip"]) for need in latents] == [
@@ -354,7 +355,7 @@ def test_export_holds_every_variant_under_a_name_of_its_own(full, tmp_path, caps
     plan = lab.plan
     with safe_open(tmp_path / "x", "np") as file:
         assert len(list(file.keys())) == 4 * NUM
-        for photo in plan.photos():
+        for photo in plan.photos:
             for crop in (0, 1):
                 for flip, word in ((False, ""), (True, " flipped")):
                     expected = plan.latents(Variant(SIDE, SIDE, crop, flip)).read(photo.digest)

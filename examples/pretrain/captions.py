@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.synthetic import shapes, tiny
+from pipeline.flux import tiny
+from pipeline.synthetic import shapes
 
 UNKNOWN, EMPTY, PLAIN = 0.06, 0.03, 0.8
 """Shares of captions with a made-up word for the shape, of empty ones, and of those without capital and full stop."""

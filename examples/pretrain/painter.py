@@ -16,8 +16,8 @@ from muon import Muon
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from pipeline.flux import flow, models
-from pipeline.synthetic import shapes, tiny
+from pipeline.flux import flow, models, tiny
+from pipeline.synthetic import shapes
 
 CYCLES = ((4000, 1.5e-3), (2000, 1e-3), (3000, 1e-3), (2500, 1e-3))
 """Steps, and the learning rate from which it falls to zero in them."""

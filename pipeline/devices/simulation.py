@@ -6,33 +6,27 @@ after each operation: errors are smaller here than they would be there.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
-LAST_LAYERS = {
-    "FluxTransformer2DModel": ("proj_out",),
-    "FluxControlNetModel": ("controlnet_blocks", "controlnet_single_blocks"),
-    "CLIPTextModel": ("text_model.final_layer_norm",),
-    "T5EncoderModel": ("encoder.final_layer_norm",),
-    "AutoencoderKL": ("encoder.conv_out", "decoder.conv_out"),
-}
-"""The layers, or lists of layers, that give a model's output, by its class."""
 
-
-def simulate(model) -> None:
-    """Round a loaded model's parameters, and from now on its output."""
+def simulate(model, last_layers: Iterable[str]) -> None:
+    """Round a loaded model's parameters, and from now on its output.  last_layers: as of `round_outputs`."""
     rounded = rounding()
     for parameter in model.get_parameters():
         parameter.set_data(rounded(parameter))
-    round_outputs(model)
+    round_outputs(model, last_layers)
 
 
-def round_outputs(model) -> None:
-    """Let a model's last layers round what they give, in PyNative as in compiled steps."""
+def round_outputs(model, last_layers: Iterable[str]) -> None:
+    """Let a model's last layers round what they give, in PyNative as in compiled steps.
+
+    last_layers: the names of the layers, or lists of layers, that give its output.
+    """
     from mindspore import nn
 
-    for name in LAST_LAYERS[type(model).__name__]:
+    for name in last_layers:
         found = functools.reduce(getattr, name.split("."), model)
         for layer in found if isinstance(found, nn.CellList) else [found]:
             round_output(layer)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pipeline.devices import device
 from pipeline.errors import UserError
 from pipeline.estimate.subject import Subject
-from pipeline.plan.plan import CONTROLNET
 
 
 @dataclass(frozen=True)
@@ -88,16 +87,17 @@ def _resolutions(subject: Subject) -> list[int | tuple]:
     return [tuple(sorted({min(each, limit) for each in own})) for limit in _eighths_less(max(own))]
 
 
-def _depths(subject: Subject) -> Iterable[int]:
-    own = subject.experiment.controlnet
-    is_chosen = subject.trains == CONTROLNET and not own.init_from
-    return range(own.num_double_layers - 1, 0, -1) if is_chosen else ()
+def of_method(subject: Subject) -> list[Knob]:
+    """The knobs that the method itself has."""
+    values: dict[tuple[str, str], list] = {}
+    for saving in subject.method.savings(subject.experiment):
+        values.setdefault((saving.table, saving.name), []).append(saving.value)
+    return [Knob(*name, lambda _, several=several: several) for name, several in values.items()]
 
 
 PRESET = Knob("precision", "preset", _half_preset)
 CHECKPOINTING = Knob("train", "gradient_checkpointing", lambda subject: [True])
 BATCH = Knob("train", "batch_size", lambda subject: _halved(subject.experiment.train.batch_size))
-DEPTH = Knob("controlnet", "num_double_layers", _depths)
 LENGTH = Knob("data", "max_sequence_length", _lengths)
 RESOLUTION = Knob("data", "resolution", _resolutions)
 SAMPLE_BATCH = Knob("sample", "batch_size", lambda subject: _halved(subject.experiment.sample.batch_size))

@@ -5,15 +5,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from pipeline.data import variants
-from pipeline.devices import dtypes
 from pipeline.devices.precision import BYTES
-from pipeline.errors import UserError
 from pipeline.estimate import advice, memory
-from pipeline.estimate.subject import CLIP, CONTROLS, DECODES, DRAWS, IMAGES, T5, Subject
-from pipeline.flux import counts
-from pipeline.methods import controlnet, lora
-from pipeline.plan.plan import CONTROLNET, LORA
-from pipeline.settings.fields import LORA_TARGETS, Train
+from pipeline.estimate.subject import Subject
+from pipeline.plan.needs import CONTROLS, IMAGES
+from pipeline.settings.fields import Train
 
 ESTIMATED = ("peak_bytes", "host_loading_bytes")
 ACTIVATIONS = tuple(f"activations_{each}bytes" for each in ("", "without_checkpointing_", "with_checkpointing_"))
@@ -40,12 +36,12 @@ class Load(NamedTuple):
 
 
 def stage(subject: Subject, name: str) -> dict:
-    """What one of the stages in `LOADS` takes.
+    """What one of the stages that `loads` names takes.
 
     peak_bytes: of the process on CPU, of the device elsewhere; host_loading_bytes: of the host in any case, besides the
     pages of the files, which the host can take back.  fits, advice: as `advice.verdict` has them.
     """
-    load_of, knobs = LOADS[name]
+    load_of, knobs = loads(subject)[name]
     peak_bytes = _peak_bytes(subject, load_of)
     found = _loaded(subject, load_of(subject)) | {"peak_bytes": peak_bytes, "estimated": list(ESTIMATED)}
     return found | advice.verdict(subject, peak_bytes, knobs, lambda other: _peak_bytes(other, load_of))
@@ -67,28 +63,26 @@ def _peak_bytes(subject: Subject, load_of: Callable[[Subject], Load]) -> int:
 
 
 def _load(subject: Subject, component: str, working_bytes: int) -> Load:
-    number, dtype = subject.parameters(component), getattr(subject.policies, component).params_on_device
+    number, dtype = subject.parameters(component), subject.policy(component).params_on_device
     weights_bytes = number * BYTES[dtype]
-    if dtypes.KEEPS_FP32.get(component) == dtype:  # T5's alone
-        weights_bytes += counts.text_encoder_2_outputs(subject.config(component)) * (BYTES["fp32"] - BYTES[dtype])
+    if subject.family.keeps_fp32(component) == dtype:
+        num_kept = subject.family.num_kept_fp32(component, subject.config(component))
+        weights_bytes += num_kept * (BYTES["fp32"] - BYTES[dtype])
     return Load((component,), number, weights_bytes, working_bytes)
 
 
 def _element_bytes(subject: Subject, component: str) -> int:
     """Of what an encoder or decoder computes; on CPU, kernels for float16 work in float32."""
-    return 4 if subject.target == "CPU" else BYTES[getattr(subject.policies, component).compute]
+    return 4 if subject.target == "CPU" else BYTES[subject.policy(component).compute]
 
 
-def _clip(subject: Subject) -> Load:
-    own, size = subject.config("text_encoder"), _element_bytes(subject, "text_encoder")
-    sizes = own["max_position_embeddings"], own["intermediate_size"], own["num_attention_heads"]
-    return _load(subject, "text_encoder", memory.of_caption(*sizes, size))
+def _captions(kind: str) -> Callable[[Subject], Load]:
+    def load_of(subject: Subject) -> Load:
+        family, component = subject.family, subject.family.caption_encoders[kind].component
+        work = family.caption_work(kind, subject.config(component), subject.experiment.data)
+        return _load(subject, component, memory.of_caption(*work, _element_bytes(subject, component)))
 
-
-def _t5(subject: Subject) -> Load:
-    own, size = subject.config("text_encoder_2"), _element_bytes(subject, "text_encoder_2")
-    sizes = subject.experiment.data.max_sequence_length, own["d_ff"], own["num_heads"]
-    return _load(subject, "text_encoder_2", memory.of_caption(*sizes, size))
+    return load_of
 
 
 def _images(subject: Subject) -> Load:
@@ -108,16 +102,17 @@ def _decoding(subject: Subject) -> Load:
 
 def _vae(subject: Subject, tensors: float, size: variants.Size) -> Load:
     """All of the VAE is loaded, though the encoder or the decoder alone computes."""
-    working = memory.of_picture(tensors, subject.config("vae"), *size, _element_bytes(subject, "vae"))
-    return _load(subject, "vae", working)
+    component = subject.family.image_encoder
+    working = memory.of_picture(tensors, subject.config(component), *size, _element_bytes(subject, component))
+    return _load(subject, component, working)
 
 
 def _drawing(subject: Subject) -> Load:
     frozen, trained, settings = _frozen(subject), _trained(subject), subject.experiment.sample
     side = subject.experiment.sample_resolution
     shape = _shape(subject, frozenset([(side, side)]), min(settings.batch_size, len(settings.prompts)))
-    kept = sum(controlnet.depths(subject.experiment)) if subject.trains == CONTROLNET else 0
-    size = BYTES[subject.policies.transformer.compute_on_device]
+    kept = subject.method.num_blocks(subject.experiment)
+    size = BYTES[subject.policy(subject.family.network).compute_on_device]
     return frozen._replace(
         parameters=frozen.parameters + trained,
         weights_bytes=frozen.weights_bytes + 4 * trained,
@@ -125,20 +120,20 @@ def _drawing(subject: Subject) -> Load:
     )
 
 
-LOADS = {
-    CLIP: (_clip, [advice.PRESET]),
-    T5: (_t5, [advice.PRESET, advice.LENGTH]),
-    IMAGES: (_images, [advice.PRESET, advice.RESOLUTION]),
-    CONTROLS: (_controls, [advice.PRESET, advice.RESOLUTION, advice.SAMPLE_RESOLUTION]),
-    **dict.fromkeys(DRAWS.values(), (_drawing, [advice.SAMPLE_BATCH, advice.PRESET, advice.SAMPLE_RESOLUTION])),
-    **dict.fromkeys(DECODES.values(), (_decoding, [advice.PRESET, advice.SAMPLE_RESOLUTION])),
-}
-"""By stage: what it loads, and which settings save memory there, in the order in which they are to be changed."""
+def loads(subject: Subject) -> dict[str, tuple[Callable[[Subject], Load], list[advice.Knob]]]:
+    """By stage: what it loads, and which settings save memory there, in the order in which they are to be changed."""
+    stages, found = subject.method.stages, {}
+    for kind, encoder in subject.family.caption_encoders.items():
+        found[encoder.stage] = _captions(kind), [advice.PRESET, *([advice.LENGTH] if kind == "txt" else [])]
+    return found | {
+        IMAGES: (_images, [advice.PRESET, advice.RESOLUTION]),
+        CONTROLS: (_controls, [advice.PRESET, advice.RESOLUTION, advice.SAMPLE_RESOLUTION]),
+        stages.draw: (_drawing, [advice.SAMPLE_BATCH, advice.PRESET, advice.SAMPLE_RESOLUTION]),
+        stages.decode: (_decoding, [advice.PRESET, advice.SAMPLE_RESOLUTION]),
+    }
 
 
 # --- training -----------------------------------------------------------------------------------------------------
-
-TRAINING_KNOBS = [advice.CHECKPOINTING, advice.BATCH, advice.PRESET, advice.DEPTH, advice.RESOLUTION]
 
 
 def training(subject: Subject, epoch: Epoch) -> dict:
@@ -154,14 +149,15 @@ def training(subject: Subject, epoch: Epoch) -> dict:
         return _training(other, epoch._replace(sizes=sizes))["peak_bytes"]
 
     found |= {"estimated": [*ESTIMATED, *ACTIVATIONS]}
-    return found | advice.verdict(subject, found["peak_bytes"], TRAINING_KNOBS, peak_of)
+    knobs = [advice.CHECKPOINTING, advice.BATCH, advice.PRESET, *advice.of_method(subject), advice.RESOLUTION]
+    return found | advice.verdict(subject, found["peak_bytes"], knobs, peak_of)
 
 
 def _training(subject: Subject, epoch: Epoch) -> dict:
     experiment, settings = subject.experiment, subject.experiment.train
     frozen, trained = _frozen(subject), _trained(subject)
     copies = 4 if settings.ema_decay else 3
-    saved = BYTES[experiment.controlnet.save_dtype] if subject.trains == CONTROLNET else 4
+    saved = BYTES[subject.method.saved_dtype(experiment)]
     held = {
         "weights_bytes": frozen.weights_bytes + 4 * trained,
         "gradients_bytes": 4 * trained * (1 + (settings.accumulate > 1)),
@@ -171,7 +167,7 @@ def _training(subject: Subject, epoch: Epoch) -> dict:
     if settings.epochs:
         steps = max(1, settings.epochs * epoch.num_samples // (settings.batch_size * settings.accumulate))
     shape = _shape(subject, epoch.sizes, settings.batch_size)
-    element_bytes = BYTES[subject.policies.transformer.compute_on_device]
+    element_bytes = BYTES[subject.policy(subject.family.network).compute_on_device]
     known = dataclasses.replace(settings, steps=steps)
     load = frozen._replace(parameters=frozen.parameters + trained, weights_bytes=held["weights_bytes"])
     return {
@@ -187,22 +183,22 @@ def _training(subject: Subject, epoch: Epoch) -> dict:
 
 def _frozen(subject: Subject) -> Load:
     """The models that a training, or drawing with its result, loads and does not change."""
-    found = _load(subject, "transformer", 0)
-    if subject.trains != LORA or not subject.experiment.lora.train_text_encoder:
-        return found
-    clip = _load(subject, "text_encoder", 0)
-    return Load(*(own + other for own, other in zip(found, clip)))
+    loaded = [_load(subject, each, 0) for each in subject.method.frozen(subject.experiment, subject.family)]
+    return Load(
+        tuple(component for load in loaded for component in load.components),
+        sum(load.parameters for load in loaded),
+        sum(load.weights_bytes for load in loaded),
+        0,
+    )
 
 
 def _shape(subject: Subject, sizes: frozenset[variants.Size], batch_size: int) -> memory.Shape:
     """Of the largest batch, of pictures of these sizes in pixels."""
-    own, experiment = subject.config("transformer"), subject.experiment
-    blocks = own["num_layers"] + own["num_single_layers"]
-    blocks += sum(controlnet.depths(experiment)) if subject.trains == CONTROLNET else 0
-    pixels = 2 ** len(subject.config("vae")["block_out_channels"])  # of a token, which is 2 x 2
-    tokens = max(width * height for width, height in sizes) // pixels**2 + experiment.data.max_sequence_length
-    heads = own["num_attention_heads"]
-    return memory.Shape(batch_size, tokens, heads * own["attention_head_dim"], heads, blocks)
+    family, experiment = subject.family, subject.experiment
+    size, vae = family.network_size(subject.config(family.network)), subject.config(family.image_encoder)
+    tokens = max(family.num_tokens(vae, *each) for each in sizes) + experiment.data.max_sequence_length
+    blocks = size.blocks + subject.method.num_blocks(experiment)
+    return memory.Shape(batch_size, tokens, size.width, size.heads, blocks)
 
 
 def checkpoints_bytes(trained_bytes: int, settings: Train) -> int:
@@ -217,16 +213,4 @@ def checkpoints_bytes(trained_bytes: int, settings: Train) -> int:
 
 
 def _trained(subject: Subject) -> int:
-    own, experiment = subject.config("transformer"), subject.experiment
-    if subject.trains == CONTROLNET:
-        controlnet.check(experiment, own)
-        return counts.controlnet(own, *controlnet.depths(experiment))
-    wanted, layers = LORA_TARGETS.get(experiment.lora.targets, experiment.lora.targets), counts.transformer_layers(own)
-    for target in wanted:
-        if not any(counts.is_meant(name, target) for name in layers):
-            raise UserError(f"lora.targets: no linear layer of the transformer is named {target}")
-    trained = counts.lora(layers, experiment.lora.rank, wanted)
-    if experiment.lora.train_text_encoder:
-        layers = counts.text_encoder_layers(subject.config("text_encoder"))
-        trained += counts.lora(layers, experiment.lora.rank, lora.TEXT_ENCODER_TARGETS)
-    return trained
+    return subject.method.num_trained(subject.experiment, subject.family, subject.config)

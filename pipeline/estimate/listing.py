@@ -5,7 +5,6 @@ from pathlib import Path
 
 from cache import caption_item
 from pipeline.data import indexing
-from pipeline.data.indexing import IndexedPhoto
 from pipeline.data.photos import Photo, Problem, list_photos
 from pipeline.plan.plan import Plan
 from pipeline.settings.fields import Experiment
@@ -39,12 +38,13 @@ def listing(experiment: Experiment) -> Listing | None:
     return Listing(folder, *list_photos(folder, experiment.data.prompt)) if folder.is_dir() else None
 
 
-def indexed(plan: Plan, listed: Listing) -> list[IndexedPhoto] | None:
-    """As `Plan.photos`, which decodes what is new; None where that would be more than QUICK_PHOTOS."""
+def with_photos(plan: Plan, listed: Listing) -> Plan | None:
+    """The plan with its photos, of which what is new is decoded; None where that would be more than QUICK_PHOTOS."""
     files = [*listed.photos, *(listed.conditions if plan.has_pairs else ())]
     unseen = indexing.num_unseen(files, plan.store.facts)
     if unseen > QUICK_PHOTOS:
         return None
     if unseen or listed.problems or plan.has_pairs:
-        return plan.photos()
-    return indexing.by_content(indexing.remembered(listed.photos, plan.store.facts))
+        plan.photos  # noqa: B018  (says what is wrong with them)
+        return plan
+    return plan.of(indexing.by_content(indexing.remembered(listed.photos, plan.store.facts) or ()))

@@ -6,12 +6,11 @@ From configs, the store's indices and the list of photos alone; imports no MindS
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.data import variants
-from pipeline.data.indexing import IndexedPhoto
 from pipeline.devices import device
 from pipeline.errors import UserError
 from pipeline.estimate import estimates, listing, written
@@ -21,25 +20,25 @@ from pipeline.estimate.model import Model, model_of
 from pipeline.estimate.report import in_units
 from pipeline.estimate.subject import Subject
 from pipeline.flux import checkpoints
-from pipeline.plan import pictures
-from pipeline.plan.plan import Plan, device_and_precision, has_pairs, resolve
+from pipeline.plan.families import family_of
+from pipeline.plan.method import Method
+from pipeline.plan.plan import Plan, device_and_precision, resolve
 from pipeline.settings.fields import Experiment
-from pipeline.training import resume
 
 QUICK_BYTES = 1 << 30
 """Weights that the plan itself reads for their digests; where they are more, it leaves them to GetModel."""
 
 
-def of_experiment(experiment: Experiment, trains: str, model_config: str = "") -> dict:
+def of_experiment(experiment: Experiment, method: Method, model_config: str = "") -> dict:
     """As much as can be said in seconds; "notes" say what is not known yet, and which stage finds it out.
 
     model_config: as of `model_of`.  Raises UserError where there is nothing to plan with.
     """
     device_and_precision(experiment)  # what is wrong there is said before anything is looked for
     model, listed = model_of(experiment, model_config), listing.listing(experiment)
-    plan = resolve(experiment, trains) if model.is_here else None
-    photos = listing.indexed(plan, listed) if plan and listed and _is_read(plan) else None
-    return of_configs(model, experiment, trains, listed) if photos is None else of_plan(plan, photos)
+    plan = resolve(experiment, method) if model.is_here else None
+    known = listing.with_photos(plan, listed) if plan and listed and _is_read(plan) else None
+    return of_plan(known) if known else of_configs(model, experiment, method, listed)
 
 
 def _is_read(plan: Plan) -> bool:
@@ -48,39 +47,37 @@ def _is_read(plan: Plan) -> bool:
     return checkpoints.unread_bytes(plan.checkpoint, plan.store.facts, variant) < QUICK_BYTES
 
 
-def of_plan(plan: Plan, photos: Sequence[IndexedPhoto]) -> dict:
+def of_plan(plan: Plan) -> dict:
     """What each stage of an experiment has, lacks and takes, all of it counted that can be."""
-    subject = Subject(plan.checkpoint, plan.experiment, plan.device, plan.trains, has_weights=True)
-    samples = plan.samples(photos)
-    epoch = Epoch(len(samples), frozenset(samples.sizes))
+    subject = Subject(plan.checkpoint, plan.experiment, plan.device, plan.method, plan.family, has_weights=True)
+    epoch = Epoch(len(plan.samples), frozenset(plan.samples.sizes))
     training = estimates.training(subject, epoch)  # first: it says where no ControlNet can be made
-    folder = plan.run_folder(photos)
-    training |= {"is_done": pictures.is_trained(folder, plan.trains), "run_folder": str(folder)}
-    there_bytes = sum(path.stat().st_size for path in resume.list_checkpoints(folder))
-    return _found(subject, model_of(plan.experiment), training, written.of_plan(plan, photos), there_bytes)
+    training |= {"is_done": plan.is_trained, "run_folder": str(plan.run.path)}
+    there_bytes = sum(path.stat().st_size for path in plan.run.list_checkpoints())
+    return _found(subject, model_of(plan.experiment), training, written.of_plan(plan), there_bytes)
 
 
-def of_configs(model: Model, experiment: Experiment, trains: str, listed: Listing | None) -> dict:
+def of_configs(model: Model, experiment: Experiment, method: Method, listed: Listing | None) -> dict:
     """As `of_plan`, where weights or photos are not here, or have not been looked into."""
     target, _ = device_and_precision(experiment)
-    subject = Subject(model.configs, experiment, target, trains, model.is_here)
+    subject = Subject(model.configs, experiment, target, method, family_of(model.configs), model.is_here)
     squares = variants.squares(experiment.data)
     num_photos = len(listed.photos) if listed else 1
     epoch = Epoch(num_photos * experiment.data.repeats * len(squares), frozenset(squares))
     training = estimates.training(subject, epoch)
     training["estimated"] += ["num_shapes"] if experiment.data.buckets else []
     found = _found(subject, model, training, written.of_listing(subject, listed))
-    return found | {"notes": found["notes"] + _notes(experiment, trains, listed, found["stages"])}
+    return found | {"notes": found["notes"] + _notes(experiment, method, listed, found["stages"])}
 
 
-def _notes(experiment: Experiment, trains: str, listed: Listing | None, stages: dict[str, dict]) -> list[str]:
+def _notes(experiment: Experiment, method: Method, listed: Listing | None, stages: dict[str, dict]) -> list[str]:
     """What is not known before GetModel and CheckData have looked into weights and photos."""
     if listed is None:
         then = "check [data] images" if experiment.data.images else "CheckData draws what is in it"
         return [f"{experiment.images}: no such folder yet, so that captions and images are not counted; {then}"]
     notes = [f"{listed.folder}: {len(listed.photos):,} photos, listed, not decoded"]
     notes += [f"{len(listed.problems):,} more cannot be used; CheckData says why"] if listed.problems else []
-    if has_pairs(experiment, trains) and (alone := sum(photo.conditioning is None for photo in listed.photos)):
+    if method.has_pairs(experiment) and (alone := sum(photo.conditioning is None for photo in listed.photos)):
         notes.append(f"{alone:,} of them have no condition; CheckControls says which")
     if experiment.data.buckets:
         notes.append("which buckets the photos need is not known; the plan is for squares")
@@ -106,7 +103,8 @@ def _found(subject: Subject, model: Model, training: dict, written_rows: dict[st
         "model": own | {"weights_bytes": size, "download_bytes": download_bytes},
         "notes": [model.why] if model.why else [],
         "stages": stages,
-        "training": {"trains": subject.trains} | training,
+        "training": {"trains": subject.method.name, "stage": subject.method.stages.train, "label": subject.method.label}
+        | training,
         "disks": _disks([*_written(subject.experiment, stages, training, there_bytes), *_downloaded(download_bytes)]),
     }
 
@@ -154,9 +152,9 @@ def _disks(several: Iterable[Written]) -> list[dict]:
     return [disk | {"fits": disk["needed_bytes"] <= disk["free_bytes"]} for disk in disks.values()]
 
 
-def check_room(plan: Plan, photos: Sequence[IndexedPhoto]) -> None:
+def check_room(plan: Plan) -> None:
     """Raise UserError where a disk has no room for what the experiment will write to it."""
-    for disk in of_plan(plan, photos)["disks"]:
+    for disk in of_plan(plan)["disks"]:
         if not disk["fits"]:
             raise UserError(
                 f"{' and '.join(disk['folders'])}: {in_units(disk['needed_bytes'])} will be written there, "

@@ -5,8 +5,7 @@ import re
 import textwrap
 from collections.abc import Iterable
 
-from pipeline.estimate.subject import PUBLISHED, TRAINS
-from pipeline.plan.plan import CONTROLNET
+from pipeline.estimate.subject import PUBLISHED
 
 WIDTH, NAME_WIDTH = 80, 23
 UNBROKEN = "\N{NO-BREAK SPACE}"
@@ -54,7 +53,7 @@ def _memory(found: dict) -> list[str]:
     """A row for each stage, in their order, and what to do where one does not fit."""
     stages, training = found["stages"], found["training"]
     encoders = {name: row for name, row in stages.items() if name.startswith("Encode")}
-    rows = encoders | {TRAINS[training["trains"]]: training} | stages
+    rows = encoders | {training["stage"]: training} | stages
     lines = [
         f"{'memory, of one device':<{NAME_WIDTH}}{'parameters':>15}{'weights':>11}{'peak':>11}{'host, loading':>15}"
     ]
@@ -117,7 +116,7 @@ def _training(own: dict) -> list[str]:
     other = "without" if own["activations_bytes"] == own["activations_with_checkpointing_bytes"] else "with"
     besides = {"activations": f"; {other} checkpointing {_cell(own, f'activations_{other}_checkpointing_bytes')}"}
     parts = ("weights", "gradients", "optimizer", "activations", "checkpoints", "result")
-    lines = [f"training a {'ControlNet' if own['trains'] == CONTROLNET else 'LoRA'}{done}; steps {mode}:"]
+    lines = [f"training a {own['label']}{done}; steps {mode}:"]
     lines += [f"  {'trained':<14}{own['trained_parameters']:>16,} of {own['parameters']:,} parameters"]
     lines += [f"  {'batches':<14}{_number(own, 'num_shapes', 16)} {'size' if own['num_shapes'] == 1 else 'sizes'}"]
     return lines + [f"  {part:<14}{_cell(own, f'{part}_bytes', 16)}{besides.get(part, '')}" for part in parts]

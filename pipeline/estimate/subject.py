@@ -5,16 +5,11 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline.devices import device, precision
-from pipeline.flux import checkpoints, counts
+from pipeline.flux import checkpoints
+from pipeline.flux.family import Flux
 from pipeline.plan import pictures
-from pipeline.plan.plan import CONTROLNET, LORA
+from pipeline.plan.method import Method
 from pipeline.settings.fields import Experiment
-
-CLIP, T5, IMAGES, CONTROLS = "EncodeCLIP", "EncodeT5", "EncodeImages", "EncodeControls"
-TRAINS = {LORA: "TrainLoRA", CONTROLNET: "TrainControlNet"}
-DRAWS = {LORA: "SampleLatents", CONTROLNET: "SampleControlNetLatents"}
-DECODES = {LORA: "Sample", CONTROLNET: "SampleControlNet"}
-"""The stages that load a model; the last three by what the experiment trains."""
 
 PUBLISHED = "bf16"
 """The dtype of FLUX.1's weights as they are published."""
@@ -24,13 +19,14 @@ PUBLISHED = "bf16"
 class Subject:
     """configs: a folder in a checkpoint's layout; ``has_weights`` says whether the weights are in it too.
 
-    target: the device, "Ascend" or "CPU".  trains: as of `recipes.Plan`.
+    target: the device, "Ascend" or "CPU".
     """
 
     configs: Path
     experiment: Experiment
     target: str
-    trains: str
+    method: Method
+    family: Flux
     has_weights: bool = False
 
     @cached_property
@@ -46,10 +42,10 @@ class Subject:
     @property
     def has_pictures(self) -> bool:
         """Whether the experiment asks for pictures of what it trains."""
-        return pictures.is_asked(self.experiment, self.trains)
+        return pictures.is_asked(self.experiment, self.method)
 
     def parameters(self, component: str) -> int:
-        return counts.component(component, self.config(component))
+        return self.family.num_parameters(component, self.config(component))
 
     def file_bytes(self, component: str) -> int:
         """Of the files that hold a component's weights: as they are here, or as they are published."""
@@ -57,6 +53,9 @@ class Subject:
             return self.parameters(component) * precision.BYTES[PUBLISHED]
         files = checkpoints.weight_files(self.configs, component, self.experiment.model.variant)
         return sum(path.stat().st_size for path in files)
+
+    def policy(self, component: str) -> precision.Policy:
+        return getattr(self.policies, component)
 
     def config(self, component: str) -> dict:
         """Raises UserError where the config is missing, of another model, or lacks a size."""

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 from cache import caption_item
 from pipeline.data import variants
-from pipeline.data.indexing import IndexedPhoto
 from pipeline.devices.precision import BYTES
 from pipeline.estimate.listing import Listing
-from pipeline.estimate.subject import CLIP, CONTROLS, DECODES, DRAWS, IMAGES, T5, Subject
+from pipeline.estimate.subject import Subject
 from pipeline.plan import pictures
-from pipeline.plan.needs import encoded
-from pipeline.plan.plan import CONTROLNET, Plan, has_pairs
-from pipeline.sampling.grid import LARGEST, SMALLEST
+from pipeline.plan.method import Method
+from pipeline.plan.needs import CONTROLS, IMAGES, encoded
+from pipeline.plan.pictures import LARGEST_SHOWN, SMALLEST_SHOWN
+from pipeline.plan.plan import Plan
 from pipeline.settings.fields import Experiment
 
 OVERHEAD = 1.02
@@ -26,15 +26,15 @@ OVERHEAD = 1.02
 # --- a plan's, item by item ---------------------------------------------------------------------------------------
 
 
-def of_plan(plan: Plan, photos: Sequence[IndexedPhoto]) -> dict[str, dict]:
+def of_plan(plan: Plan) -> dict[str, dict]:
     """What each stage has to make, by name: see `_row`."""
     parts: dict[str, list[dict]] = {}
-    for need in encoded(plan, photos):
-        entries = plan.store.entries(need.recipe)
+    for need in encoded(plan):
+        entries = plan.entries(need.recipe)
         part = _row(len(need.items), len(entries.missing(need.items)), _entry_bytes(entries.shape, entries.dtype))
         parts.setdefault(need.stage, []).append(part)
     rows = {stage: _sum(several) for stage, several in parts.items()}
-    return rows | (_drawn(plan, photos) if pictures.is_asked(plan.experiment, plan.trains) else {})
+    return rows | (_drawn(plan) if pictures.is_asked(plan.experiment, plan.method) else {})
 
 
 def _sum(rows: list[dict]) -> dict:
@@ -44,17 +44,19 @@ def _sum(rows: list[dict]) -> dict:
     return found | {"item_bytes": all_bytes // max(1, found["items"]), "estimated": []}
 
 
-def _drawn(plan: Plan, photos: Sequence[IndexedPhoto]) -> dict[str, dict]:
+def _drawn(plan: Plan) -> dict[str, dict]:
     """Pictures with what the experiment trains are all missing until that is there."""
     several = [pictures.base(plan)] if plan.experiment.sample.base else []
-    several += [pictures.trained(plan, photos)] if pictures.is_trained(plan.run_folder(photos), plan.trains) else []
+    several += [pictures.trained(plan)] if plan.is_trained else []
     items = _num_pictures(plan.experiment)
-    files = [plan.run_folder(photos) / name for each in several for name in pictures.file_names(plan, each)]
+    files = [plan.run.path / name for each in several for name in pictures.file_names(plan, each)]
     in_store = sum(len(each.pictures) - len(each.missing()) for each in several)
     entries = pictures.base(plan).entries
     return {
-        DRAWS[plan.trains]: _row(items, items - in_store, _entry_bytes(entries.shape, entries.dtype)),
-        DECODES[plan.trains]: _png_row(plan.experiment, plan.trains, items - sum(path.is_file() for path in files)),
+        plan.method.stages.draw: _row(items, items - in_store, _entry_bytes(entries.shape, entries.dtype)),
+        plan.method.stages.decode: _png_row(
+            plan.experiment, plan.method, items - sum(path.is_file() for path in files)
+        ),
     }
 
 
@@ -76,7 +78,7 @@ def of_listing(subject: Subject, listed: Listing | None) -> dict[str, dict]:
         rows[stage]["estimated"] += ["item_bytes"] if subject.experiment.data.buckets else []
     if subject.has_pictures:
         missing = None if subject.experiment.runs.exists() else _num_pictures(subject.experiment)
-        rows[DECODES[subject.trains]] = _png_row(subject.experiment, subject.trains, missing)
+        rows[subject.method.stages.decode] = _png_row(subject.experiment, subject.method, missing)
     return rows
 
 
@@ -88,28 +90,26 @@ def _items(subject: Subject, listed: Listing | None) -> dict[str, int | None]:
         captions = len(listed.captions.union(map(caption_item, prompts)))
         each = len(variants.squares(experiment.data)) * len(variants.of_size(experiment.data, (0, 0)))
         images = len(listed.photos) * each
-        controls = len(listed.conditions) * each if has_pairs(experiment, subject.trains) else images
+        controls = len(listed.conditions) * each if subject.method.has_pairs(experiment) else images
         controls += len(experiment.sample.conditions) if subject.has_pictures else 0
-    found = {CLIP: captions, T5: captions, IMAGES: images}
-    found |= {CONTROLS: controls} if subject.trains == CONTROLNET else {}
-    return found | ({DRAWS[subject.trains]: _num_pictures(experiment)} if subject.has_pictures else {})
+    found = {encoder.stage: captions for encoder in subject.family.caption_encoders.values()} | {IMAGES: images}
+    found |= {CONTROLS: controls} if subject.method.reads_conditions else {}
+    return found | ({subject.method.stages.draw: _num_pictures(experiment)} if subject.has_pictures else {})
 
 
 def _entry_bytes_of(subject: Subject, stage: str) -> int:
     """Of one entry; of images at several resolutions, of the mean one."""
-    experiment, policies = subject.experiment, subject.policies
-    if stage == CLIP:
-        return _entry_bytes([subject.config("text_encoder")["hidden_size"]], policies.text_encoder.storage)
-    if stage == T5:
-        shape = experiment.data.max_sequence_length, subject.config("text_encoder_2")["d_model"]
-        return _entry_bytes(shape, policies.text_encoder_2.storage)
-    vae = subject.config("vae")
-    channels, scale = vae["latent_channels"], 2 ** (len(vae["block_out_channels"]) - 1)
-    if stage in DRAWS.values():
-        side = experiment.sample_resolution // scale
-        return _entry_bytes((channels, side, side), "float32")
-    sizes = variants.squares(experiment.data)
-    each = [_entry_bytes((2 * channels, h // scale, w // scale), policies.vae.storage) for w, h in sizes]
+    experiment, family = subject.experiment, subject.family
+    for kind, encoder in family.caption_encoders.items():
+        if stage == encoder.stage:
+            shape = family.caption_settings(kind, subject.configs, experiment.data)["shape"]
+            return _entry_bytes(shape, subject.policy(encoder.component).storage)
+    vae, storage = subject.config(family.image_encoder), subject.policy(family.image_encoder).storage
+    if stage == subject.method.stages.draw:
+        side = experiment.sample_resolution
+        doubled, *size = family.posterior_shape(vae, side, side)
+        return _entry_bytes((doubled // 2, *size), "float32")
+    each = [_entry_bytes(family.posterior_shape(vae, *size), storage) for size in variants.squares(experiment.data)]
     return sum(each) // len(each)
 
 
@@ -124,14 +124,14 @@ def _row(items: int | None, missing: int | None, item_bytes: int) -> dict:
     return {"items": items, "missing": missing, "item_bytes": item_bytes, "store_bytes": stored, "estimated": estimated}
 
 
-def _png_row(experiment: Experiment, trains: str, missing: int | None) -> dict:
+def _png_row(experiment: Experiment, method: Method, missing: int | None) -> dict:
     """Of pictures, which go to the run's folder: three bytes a pixel, of which PNG saves a part.
 
-    The conditions of a ControlNet's are written beside them, and one image shows all of them.
+    The conditions, where the method reads some, are written beside them, and one image shows all of them.
     """
-    items, num_conditions = _num_pictures(experiment), len(experiment.sample.conditions) * (trains == CONTROLNET)
+    items, num_conditions = _num_pictures(experiment), len(experiment.sample.conditions) * method.reads_conditions
     side = experiment.sample_resolution
-    pixels, shown_pixels = side**2, max(SMALLEST, min(side, LARGEST)) ** 2
+    pixels, shown_pixels = side**2, max(SMALLEST_SHOWN, min(side, LARGEST_SHOWN)) ** 2
     number = items if missing is None else missing
     beside = num_conditions * pixels + (items + num_conditions) * shown_pixels
     return {

@@ -93,6 +93,12 @@ def download(repository: str, revision: str = "", variant: str = "") -> Path:
     return _whole(folder, variant)
 
 
+def pipeline_class(folder: Path) -> str:
+    """The class of the checkpoint's pipeline in diffusers; "" where there is no index, as in a folder of configs."""
+    path = folder / "model_index.json"
+    return str(_json(path).get("_class_name", "")) if path.is_file() else ""
+
+
 def hub_folder() -> Path:
     """Where the Hub's client keeps what it has downloaded."""
     from huggingface_hub import constants

@@ -3,19 +3,26 @@
 Every loader raises UserError for what a user can put right, and returns nothing that lacks a weight or ignored one.
 """
 
-import math
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
-from pipeline.devices import simulation
+from pipeline.devices import simulation, tensors
 from pipeline.devices.precision import Policy
 from pipeline.errors import UserError
-from pipeline.flux import weights
-from pipeline.flux.checkpoints import EXPECTED, TOKENIZERS, checked_config, config, one_line, part_of, weight_files
-from pipeline.plan.plan import Plan
+from pipeline.flux import t5, weights
+from pipeline.flux.checkpoints import EXPECTED, TOKENIZERS, checked_config, one_line, part_of, weight_files
+
+KEEPS_FP32 = {"text_encoder_2": "fp16"}
+"""Of T5 in float16, mindone keeps the feed-forward's last projections, which overflow there, in float32."""
+
+LAST_LAYERS = {
+    "FluxTransformer2DModel": ("proj_out",),
+    "FluxControlNetModel": ("controlnet_blocks", "controlnet_single_blocks"),
+    "CLIPTextModel": ("text_model.final_layer_norm",),
+    "T5EncoderModel": ("encoder.final_layer_norm",),
+    "AutoencoderKL": ("encoder.conv_out", "decoder.conv_out"),
+}
+"""The layers, or lists of layers, that give a model's output, by its class."""
 
 
 def load_tokenizer(folder: Path, component: str):
@@ -39,7 +46,7 @@ def load_model(folder: Path, component: str, dtype: str, variant: str = ""):
     _use_dtype(model, dtype)
     weights.fill(model, part_of(folder, component), files)
     if component == "text_encoder_2":
-        _use_exact_buckets(model)
+        t5.use_exact_buckets(model)
     for parameter in model.get_parameters():
         parameter.requires_grad = False
     return model.set_train(False)
@@ -71,24 +78,23 @@ def _use_dtype(model, dtype: str) -> None:
     kept = (getattr(model, "_keep_in_fp32_modules", None) or ()) if dtype == "fp16" else ()
     for parameter in model.get_parameters():
         is_kept = not set(kept).isdisjoint(parameter.name.split("."))
-        parameter.set_dtype(mindspore_dtype("fp32" if is_kept else dtype))
+        parameter.set_dtype(tensors.mindspore_dtype("fp32" if is_kept else dtype))
 
 
-def load_component(plan: Plan, component: str):
-    """A component of the plan's checkpoint, as its precision policy says, or a tokenizer.
-
-    Raises StoreError where its files are no longer those that the plan's addresses are about.
-    """
-    plan.digest_of(component)  # before the files are opened
+def load_component(folder: Path, component: str, policy: Policy | None, variant: str = ""):
+    """A component of a checkpoint as its precision policy says, or a tokenizer, which has none."""
     if component in TOKENIZERS:
-        loaded = load_tokenizer(plan.checkpoint, component)
-    else:
-        policy = getattr(plan.precision, component)
-        loaded = load_model(plan.checkpoint, component, policy.params_on_device, plan.experiment.model.variant)
-        if policy.simulated:
-            simulation.simulate(loaded)
-    plan.confirm(component)
+        return load_tokenizer(folder, component)
+    assert policy is not None, component
+    loaded = load_model(folder, component, policy.params_on_device, variant)
+    if policy.simulated:
+        simulation.simulate(loaded, last_layers(loaded))
     return loaded
+
+
+def last_layers(model) -> tuple[str, ...]:
+    """The names of the layers, or lists of layers, that give a model's output."""
+    return LAST_LAYERS[type(model).__name__]
 
 
 def _model_class(component: str):
@@ -128,81 +134,3 @@ def _make_constant(cell):
             return ops.stop_gradient(first), ops.stop_gradient(second)
 
     return Constant()
-
-
-def as_input(tensor, policy: Policy):
-    """A float32 tensor as a model under the policy takes it."""
-    if policy.simulated:
-        return simulation.rounding()(tensor)
-    dtype = mindspore_dtype(policy.compute)
-    return tensor if tensor.dtype == dtype else tensor.astype(dtype)  # to its own dtype it takes 0.2 ms on CPU
-
-
-def mindspore_dtype(name: str):
-    import mindspore as ms
-
-    return {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}[name]
-
-
-def position_buckets(num_queries: int, num_keys: int, num_buckets: int = 32, max_distance: int = 128) -> np.ndarray:
-    """T5's bidirectional relative position buckets (arXiv:1910.10683), (num_queries, num_keys), int32.
-
-    They depend on nothing but shapes.  In float32 on a device ``log(16)`` may come out a hair low and is then cut off
-    to the bucket below; here the host computes them in float64.
-    """
-    distance = np.arange(num_keys)[None, :] - np.arange(num_queries)[:, None]
-    half = num_buckets // 2
-    exact = half // 2
-    length = np.abs(distance)
-    growth = np.log(np.maximum(length, 1) / exact) / math.log(max_distance / exact)
-    far = np.minimum(exact + np.floor(growth * (half - exact) + 1e-9).astype(np.int64), half - 1)
-    return (np.where(length < exact, length, far) + half * (distance > 0)).astype(np.int32)
-
-
-def _use_exact_buckets(t5) -> None:
-    for _, cell in t5.cells_and_names():
-        if getattr(cell, "has_relative_attention_bias", False):
-            cell.compute_bias = _host_bias.__get__(cell)
-
-
-def _host_bias(self, query_length, key_length, cache_position=None):
-    import mindspore as ms
-
-    limits = self.relative_attention_num_buckets, self.relative_attention_max_distance
-    buckets = position_buckets(query_length, key_length, *limits)
-    values = self.relative_attention_bias(ms.Tensor(buckets))
-    return values.permute(2, 0, 1).expand_dims(0)
-
-
-def inference_sigmas(folder: Path, num_steps: int, num_tokens: int) -> np.ndarray:
-    """The noise levels of sampling, (num_steps + 1,) float32, from high to 0, as diffusers' FluxPipeline has them.
-
-    Evenly spaced from 1 to 1 / num_steps, then shifted: by the number of an image's tokens where the checkpoint's
-    scheduler shifts dynamically, by its constant elsewhere.  Raises UserError for a scheduler that draws noise at
-    every step.
-    """
-    from mindone.diffusers import FlowMatchEulerDiscreteScheduler
-
-    settings = config(folder, "scheduler")
-    if settings.get("stochastic_sampling"):
-        raise UserError(f"{folder / 'scheduler'}: stochastic_sampling is not supported; set it to false")
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(settings)
-    even = np.linspace(1.0, 1 / num_steps, num_steps)
-    scheduler.set_timesteps(sigmas=even, mu=resolution_shift(num_tokens, scheduler.config))
-    return scheduler.sigmas.asnumpy()
-
-
-def resolution_shift(num_tokens: int, settings: Mapping) -> float:
-    """mu of arXiv:2403.03206's shift by resolution: on the line through both ends of the scheduler's config."""
-    first, last = settings.get("base_image_seq_len", 256), settings.get("max_image_seq_len", 4096)
-    low, high = settings.get("base_shift", 0.5), settings.get("max_shift", 1.15)
-    slope = (high - low) / (last - first)
-    return num_tokens * slope + (low - slope * first)
-
-
-def scheduler_sigmas(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The scheduler's own noise levels and timesteps, (num_train_timesteps,) float32 each, from high to low."""
-    from mindone.diffusers import FlowMatchEulerDiscreteScheduler
-
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(config(folder, "scheduler"))
-    return scheduler.sigmas.asnumpy(), scheduler.timesteps.asnumpy()

@@ -1,1 +1,21 @@
-"""What is trained: a LoRA on the transformer and on CLIP, or a ControlNet beside the transformer."""
+"""What can be trained: each method is a class that `pipeline.plan.method` describes, and a line here.
+
+An installed package may bring more: entry points of the group ``pipeline.methods``, each a `Method` object.
+"""
+
+from importlib.metadata import entry_points
+
+from pipeline.methods.controlnet import ControlNet
+from pipeline.methods.lora import LoRA
+from pipeline.plan.method import Method
+from pipeline.settings.fields import Experiment
+
+LORA, CONTROLNET = LoRA(), ControlNet()
+METHODS: dict[str, Method] = {method.name: method for method in (LORA, CONTROLNET)}
+METHODS |= {point.name: point.load() for point in entry_points(group="pipeline.methods")}
+
+
+def method_of(experiment: Experiment) -> Method:
+    """What an experiment file is about, where nobody says it: a method whose table it has, else a LoRA."""
+    others = [method for name, method in METHODS.items() if name in experiment.tables and method != LORA]
+    return others[0] if others else LORA

@@ -1,225 +1,67 @@
-"""LoRA (arXiv:2106.09685) on the FLUX.1 transformer and on CLIP: injecting, initialising, saving, loading."""
+"""LoRA (arXiv:2106.09685) as a method: low-rank layers in the transformer, and in CLIP where it trains too."""
 
-import json
-import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable
 
-import numpy as np
-
-from cache import write_tensors
-from pipeline import draws
-from pipeline.devices import simulation
-from pipeline.devices.precision import Policy
 from pipeline.errors import UserError
-from pipeline.flux import counts, models
-from pipeline.methods.dropout import Dropouts
-from pipeline.settings.fields import LORA_TARGETS, Lora
-
-WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
-ADAPTER = "default"
-TRANSFORMER, TEXT_ENCODER = "transformer", "text_encoder"
-TEXT_ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
-MODEL_DRAWS = 1 << 32
-"""How far apart the draws of two models' parameters begin."""
-
-ADAPTER_METADATA = "lora_adapter_metadata"
-"""Where in a saved file's metadata diffusers looks for the adapters' settings."""
-ADAPTER_SETTINGS = ("r", "lora_alpha", "lora_dropout", "bias", "target_modules", "init_lora_weights", "use_dora")
-ADAPTER_SETTINGS += ("use_rslora", "rank_pattern", "alpha_pattern", "peft_type")
-"""What the saved file says of an adapter: readers pass all of it to their LoraConfig, and every PEFT knows these."""
+from pipeline.flux import counts
+from pipeline.flux.family import Flux
+from pipeline.methods import lora_layers
+from pipeline.plan import identity
+from pipeline.plan.method import Method, StageNames, Trainee
+from pipeline.plan.plan import Plan
+from pipeline.settings.fields import LORA_TARGETS, Experiment
 
 
-class Adapted:
-    """Frozen models with LoRA layers: the transformer and, where it trains too, CLIP.
+class LoRA(Method):
+    name, label = "lora", "LoRA"
+    stages = StageNames("CheckRoom", "TrainLoRA", "MeasureLoss", "SampleLatents", "Sample")
+    result_files = (lora_layers.WEIGHTS_NAME,)
 
-    cells: by the prefix of their diffusers keys, "transformer" and "text_encoder".  trained: the parameters to train.
-    groups: of each the position of its model in ``cells``.
+    def identity(self, plan: Plan) -> dict:
+        return {"lora": identity.settings_in(plan.experiment, "lora")}
 
-    As in the reference implementation's "gaussian" scheme, A is normal with deviation 1/rank and B is zero, so that the
-    models start out unchanged; A comes from ``seed`` alone.  Raises UserError where a target matches no module.
-    """
+    def frozen(self, experiment: Experiment, family: Flux) -> tuple[str, ...]:
+        trained = (family.trainable_encoder.component,) if self.trains_encoder(experiment) else ()
+        return (family.network, *trained)
 
-    def __init__(self, cells: dict, settings: Lora, policy: Policy, seed: int):
-        self.cells, self.settings, self.seed = cells, settings, seed
-        self.trained, self.groups, self._keys = [], [], {}
-        for group, (prefix, cell) in enumerate(cells.items()):
-            wanted = _targets(cell, settings) if prefix == TRANSFORMER else list(TEXT_ENCODER_TARGETS)
-            for number, parameter in enumerate(_inject(cell, settings, policy, wanted)):
-                if "lora_A" in parameter.name:
-                    _initialise(parameter, settings.rank, seed, group * MODEL_DRAWS + number)
-                self._keys[parameter.name] = f"{prefix}.{parameter.name.replace(f'.{ADAPTER}.', '.')}"
-                self.trained.append(parameter)
-                self.groups.append(group)
+    def trains_encoder(self, experiment: Experiment) -> bool:
+        return experiment.lora.train_text_encoder
 
-    def add_dropout(self) -> Dropouts:
-        """Put dropout before the LoRA layers, where the settings ask for it."""
-        layers = [layer for cell in self.cells.values() for layer in _layers(cell)] if self.settings.dropout else []
-        return Dropouts(layers, ADAPTER, self.settings.dropout, self.seed)
+    def make(self, plan: Plan, frozen: dict) -> Trainee:
+        adapted = self._adapted(plan, frozen)
+        dropouts = adapted.add_dropout()
+        trainee = self._trainee(plan, frozen, adapted)
+        trainee.save, trainee.before_batch = adapted.save, dropouts.reseed
+        return trainee
 
-    def first_layer(self):
-        """lora_B of the first adapted linear layer."""
-        return _layers(next(iter(self.cells.values())))[0].lora_B[ADAPTER]
+    def load(self, plan: Plan, frozen: dict) -> Trainee:
+        adapted, path = self._adapted(plan, frozen), plan.run.path / lora_layers.WEIGHTS_NAME
+        plan.store.facts.file_digest(path)
+        adapted.load(path)
+        plan.store.facts.confirm([path])
+        return self._trainee(plan, frozen, adapted)
 
-    def save(self, folder: Path, result: Mapping, metadata: dict[str, str]) -> Path:
-        """Write the LoRA as diffusers and others load it, atomically.  result: its parameters by name.
+    def _adapted(self, plan: Plan, frozen: dict) -> lora_layers.Adapted:
+        return lora_layers.Adapted(frozen, plan.experiment.lora, plan.precision.trained, plan.experiment.seed)
 
-        The file declares lora_alpha = r, and alpha / rank is multiplied into lora_B: ComfyUI does not read what a file
-        declares and takes lora_B @ lora_A as it is.  The rank and alpha asked for are in the file's metadata as "lora".
-        """
-        adapters = {}
-        for prefix, cell in self.cells.items():
-            config = cell.peft_config[ADAPTER].to_dict()
-            config["lora_alpha"] = config["r"]
-            adapters |= {f"{prefix}.{key}": config[key] for key in ADAPTER_SETTINGS}
-        notes = {
-            "format": "pt",
-            "lora": json.dumps({"rank": self.settings.rank, "alpha": self.settings.alpha}),
-            ADAPTER_METADATA: json.dumps(adapters, indent=2, sort_keys=True, default=sorted),
-        }
-        path, arrays = folder / WEIGHTS_NAME, dict(sorted(self.values(result).items()))
-        shapes = {key: (array.dtype.name, array.shape) for key, array in arrays.items()}
-        write_tensors(path, shapes, arrays.values(), notes | metadata)
-        return path
+    def _trainee(self, plan: Plan, frozen: dict, adapted: lora_layers.Adapted) -> Trainee:
+        network, layer = plan.family.network, (self.name, adapted.first_layer())
+        predict = plan.family.prediction(**frozen)
+        return Trainee(frozen, {network: frozen[network]}, predict, adapted.trained, layer, adapted.groups)
 
-    def values(self, result: Mapping) -> dict[str, np.ndarray]:
-        """Trained parameters, given by name, under diffusers' keys, as ``transformer.x_embedder.lora_A.weight``.
+    def drawn_with(self, plan: Plan) -> dict:
+        path = plan.run.path / lora_layers.WEIGHTS_NAME
+        found = {"weights": plan.store.facts.file_digest(path), "scale": lora_layers.scale_of(path)}
+        return {"lora": found | plan.precision.trained.decisive}
 
-        lora_B is multiplied by the scale of its layer, so that lora_B @ lora_A is what is added to the layer's weight.
-        """
-        scales = {prefix: _layers(cell)[0].scaling[ADAPTER] for prefix, cell in self.cells.items()}
-        found = {self._keys[name]: parameter.asnumpy() for name, parameter in result.items()}
-        for key in found:
-            if "lora_B" in key:
-                found[key] = found[key] * np.float32(scales[key.partition(".")[0]])
-        return found
-
-    def load(self, path: Path) -> None:
-        """Set the LoRA's parameters and its scale to those of a saved file, whatever alpha the settings ask for.
-
-        Raises UserError where names or shapes differ, or where the file is damaged.
-        """
-        with _opened(path) as file:
-            saved = {key: file.get_tensor(key) for key in file.keys()}
-        expected = {self._keys[parameter.name]: parameter for parameter in self.trained}
-        wrong = sorted(expected.keys() ^ saved.keys())
-        wrong += [key for key in expected.keys() & saved.keys() if tuple(expected[key].shape) != saved[key].shape]
-        if wrong:
-            raise UserError(f"{path}: does not fit this checkpoint and these targets: {', '.join(wrong[:5])}")
-        for key, parameter in expected.items():
-            set_values(parameter, saved[key])
-        for prefix, cell in self.cells.items():
-            scale = scale_of(path, prefix)
-            for layer in _layers(cell):
-                layer.scaling[ADAPTER] = scale
-
-
-def scale_of(path: Path, prefix: str = TRANSFORMER) -> float:
-    """What a saved file's lora_B @ lora_A is multiplied by in a model: lora_alpha / r, as the file declares them.
-
-    It is 1 in what `Adapted.save` writes; files of older versions declare the alpha that was asked for.  A file that
-    declares nothing has 1 too, as in diffusers and ComfyUI.  Imports no MindSpore.  Raises UserError where the file
-    cannot be read or its declaration is damaged.
-    """
-    with _opened(path) as file:
-        text = (file.metadata() or {}).get(ADAPTER_METADATA)
-    if not text:
-        return 1.0
-    with suppress(ValueError, TypeError, KeyError, ArithmeticError):
-        declared = json.loads(text)
-        scale = declared[f"{prefix}.lora_alpha"] / declared[f"{prefix}.r"]
-        if math.isfinite(scale):
-            return scale
-    raise UserError(
-        f"{path}: its metadata is damaged: {ADAPTER_METADATA} has no usable {prefix}.lora_alpha and {prefix}.r; "
-        "remove the file and run TrainLoRA again"
-    )
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator:
-    """A safetensors file to read from.  Raises UserError where it cannot be read."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "numpy") as file:
-            yield file
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read: {error}; remove the file and run TrainLoRA again") from None
-
-
-def inject(transformer, settings: Lora, policy: Policy, seed: int) -> list:
-    """Add LoRA layers to a frozen transformer alone; returns the parameters to train."""
-    return Adapted({TRANSFORMER: transformer}, settings, policy, seed).trained
-
-
-def _inject(cell, settings: Lora, policy: Policy, targets: list[str]) -> list:
-    """Add LoRA layers, without dropout, to a frozen model; returns the parameters to train."""
-    from mindone.peft import LoraConfig
-
-    cell.add_adapter(
-        LoraConfig(r=settings.rank, lora_alpha=settings.alpha, init_lora_weights="gaussian", target_modules=targets)
-    )
-    _use_precision(cell, policy)
-    return cell.trainable_params()
-
-
-def _layers(cell) -> list:
-    """The adapted linear layers of a model."""
-    from mindone.peft.tuners.tuners_utils import BaseTunerLayer
-
-    return [each for _, each in cell.cells_and_names() if isinstance(each, BaseTunerLayer)]
-
-
-def _initialise(parameter, rank: int, seed: int, index: int) -> None:
-    values = draws.normal(seed, draws.Purpose.LORA_INIT, index, parameter.shape)
-    set_values(parameter, values / np.float32(rank))
-
-
-def _targets(transformer, settings: Lora) -> list[str]:
-    """The names of the layers to train, as PEFT takes them: endings, and in place of a pattern all that it matches."""
-    wanted = LORA_TARGETS.get(settings.targets, settings.targets)
-    if isinstance(wanted, str):
-        raise UserError(
-            f"lora.targets: no preset {wanted!r}; known: {', '.join(LORA_TARGETS)}; or give a list of module names"
-        )
-    found = {target: _matching(transformer, target) for target in wanted}
-    return [name for target, names in found.items() for name in (names if "*" in target else [target])]
-
-
-def _matching(transformer, target: str) -> list[str]:
-    """The names of the modules that ``target`` stands for.  Raises UserError unless all of them are linear layers."""
-    from mindspore import mint
-
-    cells = {name: cell for name, cell in transformer.cells_and_names() if counts.is_meant(name, target)}
-    if not cells:
-        raise UserError(f"lora.targets: no module of the transformer is named {target}")
-    wrong = {type(cell).__name__ for cell in cells.values() if not isinstance(cell, mint.nn.Linear)}
-    if wrong:
-        found = " and ".join(sorted(wrong))
-        raise UserError(f"lora.targets: {target} is a {found}, expected linear layers such as to_q or to_out.0")
-    return list(cells)
-
-
-def _use_precision(transformer, policy: Policy) -> None:
-    """Trained parameters in their dtype, the LoRA layers' arithmetic in theirs; the frozen rest stays as loaded."""
-    from mindone.diffusers.training_utils import cast_training_params
-
-    cast_training_params(transformer, models.mindspore_dtype(policy.params))
-    layers = _layers(transformer)
-    if policy.simulated:
-        for layer in layers:
-            simulation.round_output(layer.lora_B[ADAPTER])
-    elif policy.compute != policy.params:
-        for cell in layers:
-            for name in cell.adapter_layer_names:
-                layer = getattr(cell, name)
-                if ADAPTER in layer:
-                    layer[ADAPTER].to_float(models.mindspore_dtype(policy.compute))
-
-
-def set_values(parameter, values: np.ndarray) -> None:
-    import mindspore as ms
-
-    parameter.set_data(ms.Tensor(np.asarray(values, np.float32)).astype(parameter.dtype))
+    def num_trained(self, experiment: Experiment, family: Flux, config_of: Callable[[str], dict]) -> int:
+        settings, layers = experiment.lora, family.network_layers(config_of(family.network))
+        targets = LORA_TARGETS.get(settings.targets, settings.targets)
+        for target in targets:
+            if not any(counts.is_meant(name, target) for name in layers):
+                raise UserError(f"lora.targets: no linear layer of the {family.network} is named {target}")
+        trained = counts.lora(layers, settings.rank, targets)
+        if self.trains_encoder(experiment):
+            layers = family.encoder_layers(config_of(family.trainable_encoder.component))
+            trained += counts.lora(layers, settings.rank, lora_layers.TEXT_ENCODER_TARGETS)
+        return trained

@@ -1,66 +1,64 @@
-"""What an experiment needs from the store, item by item.  Imports no MindSpore."""
+"""What a plan needs from the store, item by item.  Imports no MindSpore."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
-from cache import Need, Source, Store
+from cache import Need, Source, needs_text, write_atomically
+from pipeline.data import conditions
 from pipeline.data.buckets import CENTRE
-from pipeline.data.indexing import IndexedPhoto
 from pipeline.data.variants import Variant
 from pipeline.plan import pictures
-from pipeline.plan.plan import CONTROLNET, ImageNeed, Plan, resolve, trained_by
-from pipeline.settings.reading import load_experiment
+from pipeline.plan.plan import ImageNeed, Plan
+
+IMAGES, CONTROLS = "EncodeImages", "EncodeControls"
+"""The stages that encode photos and conditions; those that encode captions are the family's."""
 
 
-def needed(plan: Plan, photos: Sequence[IndexedPhoto]) -> list[Need]:
+def needed(plan: Plan) -> list[Need]:
     """The items of each recipe, in the order of the stages that make them."""
-    return [*encoded(plan, photos), *sampled(plan, photos)]
+    return [*encoded(plan), *sampled(plan)]
 
 
-def encoded(plan: Plan, photos: Sequence[IndexedPhoto]) -> list[Need]:
+def encoded(plan: Plan) -> list[Need]:
     """Those of them that encoders make; asks for the digests of the encoders alone."""
-    captions = plan.captions(photos)
+    captions, image_encoder = plan.captions, plan.family.image_encoder
     sources = partial(map, Source, captions.items, captions.names, captions.texts)
-    return [
-        Need("EncodeCLIP", "text_encoder", plan.pooled.recipe, captions.items, sources),
-        Need("EncodeT5", "text_encoder_2", plan.txt.recipe, captions.items, sources),
-        *(_need("EncodeImages", plan, each) for each in plan.image_needs(photos)),
-        *(_control_needs(plan, photos) if plan.trains == CONTROLNET else ()),
+    of_captions = [
+        Need(encoder.stage, encoder.component, entries.recipe, captions.items, sources)
+        for encoder, entries in zip(plan.family.caption_encoders.values(), (plan.pooled, plan.txt))
+    ]
+    of_images = [(IMAGES, each, "") for each in plan.image_needs] + [
+        (CONTROLS, each, " control") for each in controls(plan)
+    ]
+    return of_captions + [
+        Need(stage, image_encoder, need.entries.recipe, need.items, partial(_sources, plan, need, words))
+        for stage, need, words in of_images
     ]
 
 
-def _control_needs(plan: Plan, photos: Sequence[IndexedPhoto]) -> list[Need]:
-    return [_need("EncodeControls", plan, each, " control") for each in pictures.control_needs(plan, photos)]
+def controls(plan: Plan) -> list[ImageNeed]:
+    """`Plan.control_needs`, and what pictures are conditioned on besides."""
+    needs, own = {need.variant: need for need in plan.control_needs}, pictures.variant(plan)
+    if plan.sample_conditions:
+        found = {conditions.item(photo, own): photo for photo in plan.sample_conditions}
+        found |= dict(zip(needs[own].items, needs[own].photos)) if own in needs else {}
+        entries = plan.latents(own, plan.method.condition(plan.experiment))
+        needs[own] = ImageNeed(own, entries, tuple(found), tuple(found.values()))
+    return list(needs.values())
 
 
-def _need(stage: str, plan: Plan, need: ImageNeed, words: str = "") -> Need:
-    return Need(stage, "vae", need.entries.recipe, need.items, partial(_sources, plan, need, words))
-
-
-def sampled(plan: Plan, photos: Sequence[IndexedPhoto]) -> list[Need]:
-    """The latents of pictures that the experiment asks for; those with what it trains, once that is there."""
-    if not pictures.is_asked(plan.experiment, plan.trains):
+def sampled(plan: Plan) -> list[Need]:
+    """The latents of pictures that the experiment asks for; those with the result of the training, once it is there."""
+    if not pictures.is_asked(plan.experiment, plan.method):
         return []
     several = [pictures.base(plan)] if plan.experiment.sample.base else []
-    several += [pictures.trained(plan, photos)] if pictures.is_trained(plan.run_folder(photos), plan.trains) else []
-    stage = "SampleControlNetLatents" if plan.trains == CONTROLNET else "SampleLatents"
-    return [Need.of(stage, "transformer", each.entries.recipe, _sources_of_pictures(each)) for each in several]
+    several += [pictures.trained(plan)] if plan.is_trained else []
+    stage, network = plan.method.stages.draw, plan.family.network
+    return [Need.of(stage, network, each.entries.recipe, _sources_of_pictures(each)) for each in several]
 
 
 def _sources_of_pictures(series: pictures.Series) -> tuple[Source, ...]:
     return tuple(Source(item, series.words(item), series.words(item)) for item in series.pictures)
-
-
-def needs_of(path: Path | str) -> tuple[Store, list[Need]]:
-    """The store of an experiment file and what the experiment needs from it; photos that are new are decoded.
-
-    Conditions are needed where the file has a table [controlnet].
-    Raises UserError where the file, the photos or the checkpoint are faulty.
-    """
-    experiment = load_experiment(path)
-    plan = resolve(experiment, trained_by(experiment))
-    return plan.store, needed(plan, plan.photos())
 
 
 def _sources(plan: Plan, need: ImageNeed, words: str) -> Iterator[Source]:
@@ -73,3 +71,10 @@ def _sources(plan: Plan, need: ImageNeed, words: str) -> Iterator[Source]:
 def _words(variant: Variant) -> str:
     crop = "" if variant.crop == CENTRE else f" crop {variant.crop}"
     return f"{variant.width}x{variant.height}{crop}{' flipped' if variant.flip else ''}"
+
+
+def note_needs(plan: Plan) -> None:
+    """Say in the run's folder what it needs of the store: the pictures of the experiment that was drawn last too."""
+    path, text = plan.run.needs, needs_text(needed(plan))
+    if not path.is_file() or path.read_text() != text:
+        write_atomically(path, text)

@@ -11,41 +11,39 @@ from PIL import Image
 from cache import write_atomically
 from cache.files import make_folder
 from pipeline.data import conditions, indexing
-from pipeline.devices import dtypes
-from pipeline.encode import to_storage
-from pipeline.flux import checkpoints, flow, models
+from pipeline.devices import dtypes, tensors
+from pipeline.devices.tensors import to_storage
 from pipeline.plan import pictures
 from pipeline.plan.pictures import BASE, CONDITION, TRAINED, Series
-from pipeline.plan.plan import CONTROLNET, LORA, Plan
+from pipeline.plan.plan import Plan
 from pipeline.process.progress import Progress
 from pipeline.process.stopping import StopRequest
 from pipeline.sampling.grid import grid
 
-HEADINGS = {CONDITION: "condition", BASE: "base", LORA: "with the LoRA", CONTROLNET: "with the ControlNet"}
 
-
-def is_done(plan: Plan, photos: Sequence[indexing.IndexedPhoto]) -> bool:
+def is_done(plan: Plan) -> bool:
     """Whether the run's folder shows what the experiment asks for, all of it and nothing else."""
-    folder, wanted = plan.run_folder(photos), pictures.listing(plan, photos)
+    wanted = pictures.listing(plan)
     try:
-        found = json.loads((folder / pictures.LIST_NAME).read_text())
+        found = json.loads(plan.run.samples_list.read_text())
     except (OSError, ValueError):
         return False
-    return found == wanted and all((folder / name).is_file() for name in pictures.names_in(wanted))
+    return found == wanted and all((plan.run.path / name).is_file() for name in pictures.names_in(wanted))
 
 
-def decode(plan: Plan, photos: Sequence[indexing.IndexedPhoto], folder: Path) -> dict:
-    """Write the pictures that ``folder`` lacks, the grid of all and, last, samples.json.
+def decode(plan: Plan) -> dict:
+    """Write the pictures that the run's folder lacks, the grid of all and, last, samples.json.
 
-    folder: of the run.  Returns what the stage's record says.
+    Returns what the stage's record says.
     """
-    listing = pictures.listing(plan, photos)
-    make_folder(folder / pictures.FOLDER)
-    outcome = _decode_missing(plan, pictures.all_series(plan, photos), folder)
-    _write_conditions(plan, pictures.trained(plan, photos), folder)
-    write_png(folder / pictures.GRID_NAME, _grid(plan, listing, folder))
-    write_atomically(folder / pictures.LIST_NAME, json.dumps(listing, indent=2, ensure_ascii=False) + "\n")
-    print(f"samples: {folder / pictures.GRID_NAME}", flush=True)
+    pictures.check(plan.experiment, plan.method)
+    listing, run = pictures.listing(plan), plan.run
+    make_folder(run.samples)
+    outcome = _decode_missing(plan, pictures.all_series(plan), run.path)
+    _write_conditions(plan, pictures.trained(plan), run.path)
+    write_png(run.samples_grid, _grid(plan, listing, run.path))
+    write_atomically(run.samples_list, json.dumps(listing, indent=2, ensure_ascii=False) + "\n")
+    print(f"samples: {run.samples_grid}", flush=True)
     return outcome
 
 
@@ -62,7 +60,7 @@ def _decode_missing(plan: Plan, several: Sequence[Series], folder: Path) -> dict
     with StopRequest() as stop, Progress("VAE", len(todo), "picture") as progress:
         for series, item, path in todo:
             picture = to_picture(decoder(series.entries.read(item)))
-            plan.confirm("vae")
+            plan.confirm(plan.family.image_encoder)
             write_png(path, picture)
             progress.advance()
             stop.check()
@@ -76,15 +74,16 @@ def load_decoder(plan: Plan) -> tuple[Callable[[np.ndarray], np.ndarray], dict]:
     """
     import mindspore as ms
 
-    policy, config = plan.precision.vae, checkpoints.config(plan.checkpoint, "vae")
-    vae, found = models.load_component(plan, "vae"), {}
+    component = plan.family.image_encoder
+    policy, config = plan.policy(component), plan.config(component)
+    vae, found = plan.load(component), {}
 
     def decoded(latents):
-        latents = flow.unnormalized(latents[None], config["shift_factor"], config["scaling_factor"])
-        output = vae.decode(models.as_input(ms.Tensor(latents), policy))[0]
+        latents = plan.family.unscaled(latents[None], config)
+        output = vae.decode(tensors.as_input(ms.Tensor(latents), policy))[0]
         if not found:
-            found["vae"] = dtypes.found_in(vae, output, policy)
-            dtypes.check("vae", policy, found["vae"])
+            found[component] = dtypes.found_in(vae, output, policy)
+            dtypes.check(component, policy, found[component])
         return to_storage(output, "float32")[0]
 
     return decoded, found
@@ -107,13 +106,13 @@ def _write_conditions(plan: Plan, series: Series, folder: Path) -> None:
     for picture in filter(lambda each: each.condition, series.pictures.values()):
         path = folder / pictures.condition_name(plan, picture)
         if not path.is_file():
-            photo, kind = picture.condition, plan.experiment.controlnet.condition
+            photo, kind = picture.condition, plan.method.condition(plan.experiment)
             write_png(path, conditions.picture(photo, indexing.read_photo(photo), pictures.variant(plan), kind))
 
 
 def _grid(plan: Plan, listing: dict, folder: Path) -> Image.Image:
     names = [name for name in (CONDITION, BASE, TRAINED) if name in listing["pictures"][0]]
-    headings = [HEADINGS[plan.trains if name == TRAINED else name] for name in names]
+    headings = [f"with the {plan.method.label}" if name == TRAINED else name for name in names]
     columns = []
     for row in listing["pictures"]:
         text = f"seed {row['seed']}: {row['prompt']}"

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-SMALLEST, LARGEST = 192, 512
-"""Sides of a picture in the grid, in pixels: smaller ones are enlarged by a whole factor, larger ones scaled down."""
+from pipeline.plan.pictures import LARGEST_SHOWN, SMALLEST_SHOWN
 
 WIDEST = 1200
 """What would be wider than this, in pixels, goes on below."""
@@ -52,13 +51,13 @@ def _band(headings: Sequence[str], columns: Sequence[Column], aside: int, font) 
 
 
 def legible(picture: Image.Image) -> Image.Image:
-    """A small picture enlarged until its shorter side is SMALLEST, every pixel a square; a large one made smaller."""
+    """A small picture enlarged to a shorter side of SMALLEST_SHOWN, every pixel a square; a large one made smaller."""
     short, long = min(picture.size), max(picture.size)
-    if short < SMALLEST:
-        factor = max(1, min(-(-SMALLEST // short), LARGEST // long))
+    if short < SMALLEST_SHOWN:
+        factor = max(1, min(-(-SMALLEST_SHOWN // short), LARGEST_SHOWN // long))
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    if long > LARGEST:
-        size = tuple(max(1, round(side * LARGEST / long)) for side in picture.size)
+    if long > LARGEST_SHOWN:
+        size = tuple(max(1, round(side * LARGEST_SHOWN / long)) for side in picture.size)
         return picture.resize(size, Image.Resampling.LANCZOS)
     return picture
 

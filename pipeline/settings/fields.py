@@ -23,6 +23,9 @@ LORA_TARGETS = {
 diffusers' script trains and the single blocks' two."""
 
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+LR_END = 1e-7
+"""Where ``polynomial`` ends, a rate and not a factor; diffusers' ``get_scheduler`` has no argument for it."""
+
 WEIGHTING_SCHEMES = ("none", "sigma_sqrt", "logit_normal", "mode", "cosmap")
 PRESETS = ("bf16", "fp16", "bf16-text-fp32", "fp16-text-fp32", "fp32")
 PRECISION_COMPONENTS = ("vae", "text_encoder", "text_encoder_2", "transformer", "trained")

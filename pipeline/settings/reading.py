@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.settings.fields import DTYPES, Experiment
-from pipeline.training.schedules import LR_END
+from pipeline.settings.fields import DTYPES, LR_END, Experiment
 
 DEFAULT = Path(__file__).with_name("default.toml")
 

@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from pipeline.data.indexing import IndexedPhoto
 from pipeline.devices import device
 from pipeline.devices.precision import BYTES, Policy
 from pipeline.estimate.report import in_units
-from pipeline.flux import counts
 from pipeline.flux.checkpoints import checked_config
 from pipeline.plan.plan import Plan
 from pipeline.study import compare
@@ -25,11 +23,11 @@ predict from the reference's tensors.  PSNR: of the images that the reference's 
 change of the loss: own - reference, each with its own tensors and transformer, same noise; above 0, own is worse."""
 
 
-def heading(plans: Mapping[str, Plan], photos: Sequence[IndexedPhoto], pairs: int) -> dict:
+def heading(plans: Mapping[str, Plan], pairs: int) -> dict:
     """What is compared with what, and what it takes: all that is known before anything is computed."""
     plan = plans[OWN]
     weights = {side: _weights_bytes(each) for side, each in plans.items()}
-    sample = {"captions": len(plan.captions(photos).items), "photos": len({photo.digest for photo in photos})}
+    sample = {"captions": len(plan.captions.items), "photos": len({photo.digest for photo in plan.photos})}
     return {
         "experiment": plan.experiment.name,
         "device": plan.device,
@@ -52,7 +50,7 @@ def heading(plans: Mapping[str, Plan], photos: Sequence[IndexedPhoto], pairs: in
 
 def _weights_bytes(plan: Plan) -> dict[str, int]:
     """Of every component, in the dtype that its policy names; where that is simulated, it takes more here."""
-    numbers = {name: counts.component(name, checked_config(plan.checkpoint, name)) for name in COMPONENTS}
+    numbers = {name: plan.family.num_parameters(name, checked_config(plan.checkpoint, name)) for name in COMPONENTS}
     return {name: number * BYTES[getattr(plan.precision, name).params] for name, number in numbers.items()}
 
 

@@ -10,13 +10,14 @@ import numpy as np
 
 from cache import write_tensors
 from pipeline import encode
-from pipeline.devices import device, dtypes
-from pipeline.flux import models
+from pipeline.devices import device, dtypes, tensors
+from pipeline.devices.tensors import to_storage
+from pipeline.plan.method import untrained
 from pipeline.plan.plan import Plan
 from pipeline.process.progress import Progress
 from pipeline.study.subject import AGAINST, DECODED, LOSSES, OWN, Job, Tensors, label
 from pipeline.training.batches import Batch, Batches
-from pipeline.training.loss import prediction, tensors_of
+from pipeline.training.loss import tensors_of
 
 
 def compute(job: Job) -> None:
@@ -29,9 +30,9 @@ def compute(job: Job) -> None:
 
 def _captions(job: Job, plans: Mapping[str, Plan]) -> None:
     plan = plans[job.side]
-    encoder = encode.load_caption_encoder(plan, job.component)
-    entries = getattr(plan, encode.CAPTION_ENCODERS[job.component][1])
-    items, texts, _ = plan.captions(job.photos)
+    kind = next(kind for kind, each in plan.family.caption_encoders.items() if each.component == job.component)
+    encoder, entries = encode.load_caption_encoder(plan, kind), plan.entries_of(kind)
+    items, texts, _ = plan.captions
     arrays = (_as_stored(encoder.compute(caption), entries.dtype) for caption in texts)
     _write(job.output(), dict.fromkeys(items, entries.shape), _counted(job, plan, arrays, len(items), "caption"))
 
@@ -39,7 +40,7 @@ def _captions(job: Job, plans: Mapping[str, Plan]) -> None:
 def _images(job: Job, plans: Mapping[str, Plan]) -> None:
     """The posteriors; and on the reference's side the pictures that its VAE decodes of both sides' means."""
     plan = plans[job.side]
-    encoder, needs = encode.load_picture_encoder(plan), plan.image_needs(job.photos)
+    encoder, needs = encode.load_picture_encoder(plan), plan.image_needs
     sources = [(need, photo) for need in needs for photo in need.photos]
     arrays = (_as_stored(encoder.compute((photo, need.variant)), need.entries.dtype) for need, photo in sources)
     shapes = {photo.digest: need.entries.shape for need, photo in sources}
@@ -56,8 +57,8 @@ def _decoded(vae, plan: Plan, posteriors: Mapping[str, np.ndarray], items: Itera
     import mindspore as ms
 
     for item in items:
-        mean = models.as_input(ms.Tensor(np.split(posteriors[item], 2)[0][None]), plan.precision.vae)
-        picture = encode.to_storage(vae.decode(mean)[0], "float32")[0]
+        mean = tensors.as_input(ms.Tensor(np.split(posteriors[item], 2)[0][None]), plan.precision.vae)
+        picture = to_storage(vae.decode(mean)[0], "float32")[0]
         yield np.clip((picture + 1) * 127.5, 0, 255)
 
 
@@ -66,7 +67,7 @@ def _velocities(job: Job, plans: Mapping[str, Plan]) -> None:
     plan, found = plans[job.side], {}
     predict = _predictor(plan)
     for side in job.inputs:
-        batches = Batches(plans[side], job.photos)
+        batches = Batches(plans[side])
         pairs = map(predict, (batches.evaluation(number, 1) for number in range(job.pairs)))
         results = list(_counted(job, plan, pairs, job.pairs, "pair"))
         found[f"{LOSSES} {side}"] = np.array([loss for _, loss in results])
@@ -77,18 +78,18 @@ def _velocities(job: Job, plans: Mapping[str, Plan]) -> None:
 
 def _predictor(plan: Plan) -> Callable[[Batch], tuple[np.ndarray, float]]:
     """What the transformer predicts of a batch of one, (tokens, channels), and its loss."""
-    transformer = models.load_component(plan, "transformer")
-    policy, velocity_of, to_tensors = plan.precision.transformer, prediction(transformer), tensors_of(plan, transformer)
-    is_checked = False
+    network = plan.family.network
+    model = untrained(plan, {network: plan.load(network)})
+    policy, to_tensors, is_checked = plan.policy(network), tensors_of(plan, *model.networks.values()), False
 
     def predict(batch):
         nonlocal is_checked
         x, _, txt, pooled, timestep, img_ids, txt_ids, _, guidance = to_tensors(batch)
-        output = velocity_of(x, txt, pooled, timestep, img_ids, txt_ids, guidance)
+        output = model.predict(x, txt, pooled, timestep, img_ids, txt_ids, guidance)
         if not is_checked:
-            dtypes.check("transformer", policy, dtypes.found_in(transformer, output, policy))
+            dtypes.check(network, policy, dtypes.found_in(model.networks[network], output, policy))
             is_checked = True
-        velocity = encode.to_storage(output, "float32")
+        velocity = to_storage(output, "float32")
         return velocity[0], float(np.square(velocity - batch.target, dtype=np.float64).mean())
 
     return predict
@@ -96,7 +97,7 @@ def _predictor(plan: Plan) -> Callable[[Batch], tuple[np.ndarray, float]]:
 
 def _as_stored(output, dtype: str) -> np.ndarray:
     """The one item of a batch as the store would keep it, widened to float32."""
-    return encode.to_storage(output[0], dtype).astype(np.float32)
+    return to_storage(output[0], dtype).astype(np.float32)
 
 
 def _counted(job: Job, plan: Plan, things: Iterable, total: int, unit: str) -> Iterator:

@@ -76,8 +76,9 @@ def study(path: str, against: str, num_items: int) -> Study:
     experiment = load_experiment(path)
     with children.interrupted_by_sigterm(), tempfile.TemporaryDirectory(prefix="precision-") as folder:
         plans = plans_of(experiment, against, Path(folder) / "store")
-        photos = evenly(plans[OWN].photos(), num_items)
-        report = figures.heading(plans, photos, num_items)
+        photos = evenly(plans[OWN].photos, num_items)
+        plans = plans_of(experiment, against, Path(folder) / "store", tuple(photos))
+        report = figures.heading(plans, num_items)
         if all(is_same(plans, component) for component in COMPONENTS):
             return Study(report)
         job = Job(path, against, photos, num_items, Path(folder))
@@ -93,7 +94,7 @@ def _encode(job: Job, plans: Mapping[str, Plan], component: str) -> Outputs:
     sides = (AGAINST,) if is_same(plans, component) else SIDES  # the reference last: its VAE decodes both
     for side in sides:
         _run(dataclasses.replace(job, component=component, side=side), plans)
-    items, texts, _ = plans[OWN].captions(job.photos)
+    items, texts, _ = plans[OWN].captions
     names = dict(zip(items, texts))
     if component == "vae":
         names = {photo.digest: photo.name for photo in reversed(job.photos)}
@@ -155,7 +156,7 @@ def _store(plan: Plan, photos: Sequence[IndexedPhoto], encoded: Mapping[str, Out
     """Put into the study's own store what a training on the photos reads."""
     captions = {caption_item(photo.caption) for photo in photos}
     needs = [(plan.pooled, "text_encoder", captions), (plan.txt, "text_encoder_2", captions)]
-    needs += [(need.entries, "vae", need.items) for need in plan.image_needs(photos)]
+    needs += [(need.entries, "vae", need.items) for need in plan.of(photos).image_needs]
     for entries, component, items in needs:
         _write(entries, encoded[component].sides[side], items)
 

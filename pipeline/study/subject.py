@@ -15,7 +15,8 @@ from safetensors import safe_open
 from cache import Store
 from pipeline.data.indexing import IndexedPhoto
 from pipeline.devices.precision import Policy
-from pipeline.plan.plan import Plan, resolve
+from pipeline.methods import LORA
+from pipeline.plan.plan import Photos, Plan, resolve
 from pipeline.settings.fields import PRECISION_COMPONENTS, Experiment, PrecisionSettings
 from pipeline.settings.reading import load_experiment
 
@@ -54,7 +55,7 @@ class Job:
     inputs: tuple[str, ...] = ()
 
     def plans(self) -> dict[str, Plan]:
-        return plans_of(load_experiment(self.experiment), self.against, self.folder / "store")
+        return plans_of(load_experiment(self.experiment), self.against, self.folder / "store", tuple(self.photos))
 
     def output(self, side: str = "", component: str = "") -> Path:
         """The file of what this job, or that of another side and component, has computed."""
@@ -73,8 +74,10 @@ class Job:
         return cls(**{**fields, "photos": photos, "folder": Path(fields["folder"])})
 
 
-def plans_of(experiment: Experiment, against: str, store: Path) -> dict[str, Plan]:
+def plans_of(experiment: Experiment, against: str, store: Path, photos: Photos | None = None) -> dict[str, Plan]:
     """The plan of each side, for the first variant of each photo.  store: a folder for what both encode.
+
+    photos: the sample; without it, all photos of the experiment.
 
     Raises UserError where the device cannot run either policy.
     """
@@ -83,7 +86,7 @@ def plans_of(experiment: Experiment, against: str, store: Path) -> dict[str, Pla
     data = dataclasses.replace(data, resolution=lowest, crops=min(data.crops, 1), flip=False, repeats=1)
     own = dataclasses.replace(experiment, data=data)
     other = dataclasses.replace(own, precision=_precision_of(experiment.precision, against))
-    return {side: _stored_in(store, resolve(each)) for side, each in ((OWN, own), (AGAINST, other))}
+    return {side: _stored_in(store, resolve(each, LORA), photos) for side, each in ((OWN, own), (AGAINST, other))}
 
 
 def _precision_of(settings: PrecisionSettings, preset: str) -> PrecisionSettings:
@@ -93,11 +96,11 @@ def _precision_of(settings: PrecisionSettings, preset: str) -> PrecisionSettings
     return dataclasses.replace(settings, preset=preset, **{name: {} for name in PRECISION_COMPONENTS})
 
 
-def _stored_in(folder: Path, plan: Plan) -> Plan:
-    """The plan with a store of its own, which knows what the experiment's knows of files."""
+def _stored_in(folder: Path, plan: Plan, photos: Photos | None) -> Plan:
+    """The plan of some photos with a store of its own, which knows what the experiment's knows of files."""
     store = Store(folder)
     store.facts = plan.store.facts
-    return dataclasses.replace(plan, store=store)
+    return dataclasses.replace(plan, store=store, known=photos)
 
 
 def evenly(things: Sequence, number: int) -> list:

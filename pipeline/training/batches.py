@@ -2,7 +2,7 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,9 @@ from pipeline import draws
 from pipeline.data import conditions, indexing, variants
 from pipeline.data.variants import Sample, Size, Variant
 from pipeline.draws import Purpose
-from pipeline.flux import checkpoints, flow, models
-from pipeline.plan.plan import CONTROLNET, Plan
+from pipeline.flux import flow
+from pipeline.methods.tokens import pooled_reader
+from pipeline.plan.plan import Plan
 from pipeline.training.order import Order
 from pipeline.training.weighting import densities, level_indices, loss_weights
 
@@ -26,7 +27,7 @@ class Batch:
     txt: (batch, length, d_model).  pooled: (batch, hidden_size); or CLIP's tokens, (batch, length), int32.
     timestep: (batch,), in [0, 1] as the model takes it.  img_ids, txt_ids: (tokens, 3), positions.
     weight: (batch,), the factor on each item's loss.
-    control: (batch, tokens, channels), the condition's latents; None where no ControlNet trains.
+    control: (batch, tokens, channels), the condition's latents; None where the method reads none.
     """
 
     x: np.ndarray
@@ -44,26 +45,22 @@ class Batches:
     """Makes any batch from the cached tensors; the same number always gives the same batch.
 
     A batch is of one size of pictures.  Once made, this needs no MindSpore, and `training` may be called from a thread.
-    order: which samples are in which batch of training.
-    tokens: gives CLIP's tokens of a caption, by its address, where CLIP trains: `Batch.pooled` are then tokens.
+    order: which samples are in which batch of training.  pooled: reads what `Batch.pooled` is.
     """
 
-    def __init__(self, plan: Plan, photos: Sequence[indexing.IndexedPhoto], tokens: Callable | None = None):
+    def __init__(self, plan: Plan):
         self.seed, self.train, self.data = plan.experiment.seed, plan.experiment.train, plan.experiment.data
-        self.samples = plan.samples(photos)
+        self.family, self.samples = plan.family, plan.samples
         self.sizes = self.samples.sizes
         self.order = Order(self.seed, _numbered(self.sizes), self.train.batch_size)
-        needs = plan.image_needs(photos)
-        self.latents = {need.variant: need.entries for need in needs}
-        controls = plan.control_needs(photos) if plan.trains == CONTROLNET else []
-        self.controls = {need.variant: need.entries for need in controls}
-        for need in [*needs, *controls]:
+        self.latents = {need.variant: need.entries for need in plan.image_needs}
+        self.controls = {need.variant: need.entries for need in plan.control_needs}
+        for need in [*plan.image_needs, *plan.control_needs]:
             need.entries.prefetch(need.items)
-        plan.txt.prefetch(plan.captions(photos).items)
-        self.txt, self.pooled, self.tokens = plan.txt, plan.pooled, tokens
-        vae = checkpoints.config(plan.checkpoint, "vae")
-        self.shift_factor, self.scaling_factor = vae["shift_factor"], vae["scaling_factor"]
-        self.sigmas, self.timesteps = models.scheduler_sigmas(plan.checkpoint)
+        plan.txt.prefetch(plan.captions.items)
+        self.txt, self.pooled = plan.txt, pooled_reader(plan)
+        self.scaling = plan.config(plan.family.image_encoder)
+        self.sigmas, self.timesteps = plan.family.training_levels(plan.checkpoint)
 
     @property
     def num_shapes(self) -> int:
@@ -135,16 +132,17 @@ class Batches:
         posterior = self._posterior(self.latents, chosen, [photo.digest for photo in photos])
         batch, channels, height, width = posterior.shape
         latents = self._sampled(posterior, for_posterior)
-        noise = flow.pack(for_noise.standard_normal((batch, channels // 2, height, width), dtype=np.float32))
+        noise = self.family.pack(for_noise.standard_normal((batch, channels // 2, height, width), dtype=np.float32))
         sigma = self.sigmas[levels]
+        x, img_ids = self.family.sequence(flow.noised(latents, noise, sigma), height, width, latents)
         return Batch(
-            x=flow.noised(latents, noise, sigma),
+            x=x,
             target=noise - latents,
             txt=self.txt.read_many(captions).astype(np.float32),
-            pooled=self._pooled(captions),
-            timestep=self.timesteps[levels] / np.float32(1000),
-            img_ids=flow.image_ids(height, width),
-            txt_ids=np.zeros((self.txt.shape[0], 3), np.float32),
+            pooled=self.pooled(captions),
+            timestep=self.family.timesteps(self.timesteps[levels]),
+            img_ids=img_ids,
+            txt_ids=self.family.txt_positions(self.txt.shape[0]),
             weight=loss_weights(scheme, sigma),
             control=self._control(chosen, photos, for_control) if self.controls else None,
         )
@@ -153,11 +151,6 @@ class Batches:
         """The conditions of the photos in the very variants that were chosen for these."""
         items = [conditions.item(photo, variant) for photo, variant in zip(photos, chosen)]
         return self._sampled(self._posterior(self.controls, chosen, items), for_posterior)
-
-    def _pooled(self, captions: list[str]) -> np.ndarray:
-        if self.tokens is None:
-            return self.pooled.read_many(captions).astype(np.float32)
-        return np.stack([self.tokens(caption) for caption in captions])
 
     def _posterior(self, entries: dict[Variant, Entries], chosen: list[Variant], items: list[str]) -> np.ndarray:
         """(batch, 2 * channels, height, width): each item in its variant, all of one size."""
@@ -173,8 +166,7 @@ class Batches:
         noise = None
         if self.train.posterior == "sample":
             noise = for_posterior.standard_normal((batch, channels // 2, height, width), dtype=np.float32)
-        latents = flow.sample_posterior(posterior, noise)
-        return flow.pack(flow.normalized(latents, self.shift_factor, self.scaling_factor))
+        return self.family.packed(posterior, noise, self.scaling)
 
 
 def _numbered(sizes: list[Size]) -> list[int]:

@@ -1,6 +1,7 @@
 """The guard: what is frozen has the same bytes after a training as before, or the training has failed."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +24,25 @@ def _bytes_of(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def check_frozen(cells: dict, before: dict[str, str]) -> None:
-    """Raise UserError that names every frozen parameter whose bytes differ from ``before``."""
+def check_frozen(cells: dict, before: dict[str, str], trained: Iterable = ()) -> None:
+    """Raise UserError that names every parameter whose bytes differ from ``before``, but for those that are trained."""
     after = {name.replace(".base_layer.", "."): value for name, value in frozen_digests(cells).items()}
+    own = {id(parameter) for parameter in trained}
+    after |= {
+        name: before[name]
+        for prefix, cell in cells.items()
+        for parameter in cell.get_parameters()
+        if id(parameter) in own and (name := f"{prefix}.{parameter.name}") in before
+    }
     changed = sorted(name for name in before if after.get(name) != before[name])
     if changed:
         raise UserError(f"training changed frozen weights, so its result is refused: {', '.join(changed[:10])}")
 
 
-def check_frozen_or_discard(cells: dict, before: dict[str, str], path: Path) -> None:
+def check_frozen_or_discard(cells: dict, before: dict[str, str], path: Path, trained: Iterable = ()) -> None:
     """`check_frozen`, once the result is safe on disk at ``path``; a result that fails it is removed."""
     try:
-        check_frozen(cells, before)
+        check_frozen(cells, before, trained)
     except UserError:
         path.unlink()
         raise

@@ -4,16 +4,16 @@ import contextlib
 import errno
 import fcntl
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from pipeline.devices import device
 from pipeline.errors import UserError
+from pipeline.plan.run_folder import RunFolder
 from pipeline.process.progress import Progress
 from pipeline.process.stopping import StopRequest
 from pipeline.settings.fields import Train
-from pipeline.training import resume
+from pipeline.training import checkpoint
 from pipeline.training.ahead import made_ahead
 from pipeline.training.gradients import Accumulator, LossScale
 from pipeline.training.metrics import Metrics, Outcome
@@ -32,10 +32,10 @@ class Training:
     loss: takes the tensors of a batch, returns a float32 scalar; its gradient is with respect to ``trained``.
     settings.mode: ``"jit"`` or ``"pynative"``.  scaled: for a loss computed in float16, see `LossScale`.
     groups: of each parameter, 0 for ``learning_rate`` and 1 for ``text_encoder_lr``; all 0, unless given.
-    before_batch: called with the number of each batch, counted from 0.
+    before_batch: called with the number of each batch, counted from 0; None where nothing happens before one.
     """
 
-    def __init__(self, loss: Callable, trained: list, settings: Train, scaled=False, groups=(), before_batch=int):
+    def __init__(self, loss: Callable, trained: list, settings: Train, scaled=False, groups=(), before_batch=None):
         import mindspore as ms
 
         def scaled_loss(scale, *tensors):
@@ -64,17 +64,17 @@ class Training:
             "good_steps": scale and scale.good_steps,
         }
 
-    def restore(self, checkpoint: resume.Checkpoint) -> None:
+    def restore(self, found: checkpoint.Checkpoint) -> None:
         """Go on from a checkpoint.  Raises UserError where it holds other tensors."""
-        resume.restore(checkpoint, self.state)
-        self.step, counters = checkpoint.step, checkpoint.counters
+        checkpoint.restore(found, self.state)
+        self.step, counters = found.step, found.counters
         self.optimizer.num_updates = counters["num_updates"]
         if self.loss_scale:
             self.loss_scale.scale, self.loss_scale.good_steps = counters["loss_scale"], counters["good_steps"]
 
-    def save(self, folder: Path, identity: dict, keep: int) -> None:
-        """Write a checkpoint to the run's ``folder``.  Raises UserError where a number in it is not finite."""
-        resume.save(folder, self.step, self.state, self.counters, identity, keep)
+    def save(self, run: RunFolder, identity: dict, keep: int) -> None:
+        """Write a checkpoint to the run's folder.  Raises UserError where a number in it is not finite."""
+        checkpoint.save(run, self.step, self.state, self.counters, identity, keep)
 
     @property
     def result(self) -> dict:
@@ -100,7 +100,8 @@ class Training:
 
         losses, scale = [], ms.Tensor(scale, ms.float32)
         for number, tensors in enumerate(batches):
-            self._before_batch(self.step * len(batches) + number)
+            if self._before_batch:
+                self._before_batch(self.step * len(batches) + number)
             loss, gradients = self._gradient(scale, *tensors)
             device.wait_asleep(gradients)
             losses.append(loss)
@@ -125,10 +126,10 @@ def run(
     make: Callable[[int], object],
     tensors: Callable[[object], tuple],
     settings: Train,
-    folder: Path,
+    folder: RunFolder,
     identity: dict,
 ) -> dict:
-    """Train from ``training.step`` to ``settings.steps``; metrics and checkpoints go to ``folder``.
+    """Train from ``training.step`` to ``settings.steps``; metrics and checkpoints go to the run's ``folder``.
 
     make: the batch of a number, counted over all batches from 0; called ahead, in a thread.
     tensors: the arguments of the loss for a batch.
@@ -171,17 +172,17 @@ def _is_checkpoint_due(step: int, settings: Train) -> bool:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(run: RunFolder) -> Iterator[None]:
     """Keep a second process from training in the same run folder at the same time."""
-    with open(folder / ".lock", "w") as lock:
+    with open(run.lock, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"{folder}: another process trains this run; wait for it, or change the experiment"
+                f"{run.path}: another process trains this run; wait for it, or change the experiment"
             ) from None
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
                 raise
-            print(f"{folder}: this file system has no locks; see that no second process trains this run", flush=True)
+            print(f"{run.path}: this file system has no locks; see that no second process trains this run", flush=True)
         yield

@@ -1,57 +1,60 @@
 """What a training has gained: the loss before and after it over the same pairs of noise and noise level."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import json
+from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.data import conditions, indexing, variants
-from pipeline.flux import checkpoints, models
-from pipeline.methods import controlnet, lora
-from pipeline.plan.plan import CONTROLNET, Plan
+from cache import write_atomically
+from pipeline.data import conditions, variants
+from pipeline.plan.method import Trainee, untrained
+from pipeline.plan.pictures import check_trained
+from pipeline.plan.plan import Plan
 from pipeline.training.batches import Batches
 from pipeline.training.loss import item_loss, tensors_of
-from pipeline.training.train import clip_tokens, load_frozen
 
-LOSS_NAME = "loss.json"
 NUM_EVALUATED, SIZE = 64, 8
 
 
-def measure(plan: Plan, photos: Sequence[indexing.IndexedPhoto], folder: Path) -> dict:
+def measure_to_file(plan: Plan) -> dict:
+    """`measure`, said and written to the run's loss.json.  Raises UserError where nothing is trained yet."""
+    check_trained(plan, "to measure")
+    result = measure(plan)
+    write_atomically(plan.run.loss, json.dumps(result, indent=2) + "\n")
+    print("loss: {before:.4f} before, {after:.4f} after, ".format(**result), end="")
+    print("a gain of {gain:.4f} +- {standard_error:.4f}; in ".format(**result) + str(plan.run.loss), flush=True)
+    return result
+
+
+def measure(plan: Plan) -> dict:
     """The loss without and with what the run has trained, over fixed pairs of noise and level on the plan's photos.
 
-    Returns both means, and the mean and standard error of the paired difference (before - after); of a ControlNet also
-    with_other_conditions, the mean loss where each photo has a condition that is not its own; None where all are alike.
+    Returns both means, and the mean and standard error of the paired difference (before - after); where the method
+    reads conditions also with_other_conditions, the mean loss where each photo has a condition that is not its own;
+    None where all are alike.
     """
-    return (_of_controlnet if plan.trains == CONTROLNET else _of_lora)(plan, photos, folder)
+    frozen, batches = plan.load_frozen(), Batches(plan)
+    base = untrained(plan, frozen)
+    before = _losses(item_loss(base.predict), _tensors(plan, base, batches))
+    trainee = plan.method.load(plan, frozen)
+    losses, several = item_loss(trainee.predict), _tensors(plan, trainee, batches)
+    found = _gain(before, _losses(losses, several))
+    if plan.method.reads_conditions:
+        found["with_other_conditions"] = _with_others(losses, several, other_conditions(plan, batches))
+    return found
 
 
-def _of_lora(plan: Plan, photos: Sequence[indexing.IndexedPhoto], folder: Path) -> dict:
-    cells = load_frozen(plan)
-    adapted = lora.Adapted(cells, plan.experiment.lora, plan.precision.trained, plan.experiment.seed)
-    batches = _batches(plan, photos, cells[lora.TRANSFORMER])
-    before = _losses(item_loss(**cells), batches)  # B is still zero: this is the base model
-    adapted.load(folder / lora.WEIGHTS_NAME)
-    return _gain(before, _losses(item_loss(**cells), batches))
-
-
-def _of_controlnet(plan: Plan, photos: Sequence[indexing.IndexedPhoto], folder: Path) -> dict:
-    transformer, policy = load_frozen(plan)[lora.TRANSFORMER], plan.precision.trained
-    trained = models.load_model(folder / controlnet.FOLDER, checkpoints.CONTROLNET, policy.params)
-    controlnet.use_precision(trained, policy)
-    batches, others = _batches(plan, photos, transformer, trained), other_conditions(plan, photos)
-    scale = plan.experiment.controlnet.conditioning_scale
-    with_control = item_loss(transformer, controlnet=trained, conditioning_scale=scale)
-    found = _gain(_losses(item_loss(transformer), batches), _losses(with_control, batches))
-    mistaken = [(*inputs, control[order]) for (*inputs, control), order in zip(batches, others)]
+def _with_others(losses: Callable, several: list[tuple], others: list[list[int]]) -> float | None:
+    """The mean loss of the rows that have another's condition."""
+    mistaken = [(*inputs, control[order]) for (*inputs, control), order in zip(several, others)]
     differ = np.concatenate([np.array(order) != np.arange(SIZE) for order in others])
-    losses = _losses(with_control, mistaken)[differ]
-    return found | {"with_other_conditions": float(losses.mean()) if len(losses) else None}
+    found = _losses(losses, mistaken)[differ]
+    return float(found.mean()) if len(found) else None
 
 
-def other_conditions(plan: Plan, photos: Sequence[indexing.IndexedPhoto]) -> list[list[int]]:
+def other_conditions(plan: Plan, batches: Batches) -> list[list[int]]:
     """For each row of each batch, the next one around whose condition differs; itself where there is none."""
-    batches, settings, found = Batches(plan, photos), plan.experiment.data, []
+    settings, found = plan.experiment.data, []
     for index in range(NUM_EVALUATED // SIZE):
         items = [
             conditions.item(sample.photo, variants.of_size(settings, sample.size)[0])
@@ -62,9 +65,9 @@ def other_conditions(plan: Plan, photos: Sequence[indexing.IndexedPhoto]) -> lis
     return found
 
 
-def _batches(plan: Plan, photos: Sequence[indexing.IndexedPhoto], *networks) -> list[tuple]:
+def _tensors(plan: Plan, trainee: Trainee, batches: Batches) -> list[tuple]:
     """The arguments of `item_loss` for NUM_EVALUATED items."""
-    batches, to_tensors = Batches(plan, photos, clip_tokens(plan, photos)), tensors_of(plan, *networks)
+    to_tensors = tensors_of(plan, *trainee.networks.values())
     return [to_tensors(batches.evaluation(index, SIZE)) for index in range(NUM_EVALUATED // SIZE)]
 
 

@@ -12,10 +12,8 @@ import numpy as np
 from cache import write_atomically
 from pipeline.devices import device
 from pipeline.errors import UserError
+from pipeline.plan.run_folder import RunFolder
 from pipeline.settings.fields import Train
-
-METRICS_NAME = "metrics.jsonl"
-BOARD_NAME = "tensorboard"
 
 
 @dataclass(frozen=True)
@@ -38,18 +36,17 @@ class Outcome:
 class Metrics:
     """Writes a line every ``log_every`` steps and for the last one; use it in a ``with`` block.
 
-    folder: of the run.  What it says of steps after ``first_step`` is removed: these will be taken again.
+    What the run's folder says of steps after ``first_step`` is removed: these will be taken again.
     """
 
-    def __init__(self, folder: Path, first_step: int, settings: Train):
+    def __init__(self, run: RunFolder, first_step: int, settings: Train):
         from tensorboardX import SummaryWriter
 
         self.settings = settings
-        path = folder / METRICS_NAME
-        kept = kept_lines(path, first_step)
-        write_atomically(path, "".join(kept))
-        self._file = open(path, "a")
-        self._board = SummaryWriter(str(folder / BOARD_NAME), purge_step=first_step + 1, write_to_disk=True)
+        kept = kept_lines(run.metrics, first_step)
+        write_atomically(run.metrics, "".join(kept))
+        self._file = open(run.metrics, "a")
+        self._board = SummaryWriter(str(run.tensorboard), purge_step=first_step + 1, write_to_disk=True)
         self._seconds, self._waited = [json.loads(line)["step_seconds"] for line in kept], 0.0
         self._loss = json.loads(kept[-1])["loss"] if kept else None
         self._step, self._began, self._first = first_step, time.perf_counter(), time.perf_counter()
@@ -113,6 +110,6 @@ def kept_lines(path: Path, last_step: int) -> list[str]:
     return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last_step]
 
 
-def copy(source: Path, target: Path, last_step: int) -> None:
+def copy(source: RunFolder, target: RunFolder, last_step: int) -> None:
     """Take over what a shorter run says of its steps up to ``last_step``."""
-    write_atomically(target / METRICS_NAME, "".join(kept_lines(source / METRICS_NAME, last_step)))
+    write_atomically(target.metrics, "".join(kept_lines(source.metrics, last_step)))

@@ -10,8 +10,8 @@ import numpy as np
 
 from cache import digest, write_tensors
 from pipeline.flux import checkpoints, models
+from pipeline.flux.tiny import random_weight
 from pipeline.flux.weights import name_in_file
-from pipeline.synthetic.tiny import random_weight
 
 CONFIGS = checkpoints.CONFIGS / "FLUX.1-dev"
 

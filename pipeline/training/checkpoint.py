@@ -6,7 +6,6 @@ RUN/checkpoints/step-000500.safetensors    trained weights, optimizer moments, a
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,9 +16,8 @@ import numpy as np
 from cache import canonical, digest, write_tensors
 from cache.files import make_folder
 from pipeline.errors import UserError
+from pipeline.plan.run_folder import RunFolder, step_of
 
-FOLDER_NAME = "checkpoints"
-NAME = re.compile(r"step-(\d{6,})\.safetensors")
 DIGEST_BYTES = 16
 LENGTH = ("train.steps", "train.epochs")
 AFTERWARDS = ("controlnet.save_dtype",)
@@ -37,36 +35,29 @@ class Checkpoint:
     identity: dict
 
 
-def save(folder: Path, step: int, state: dict, counters: dict, identity: dict, keep: int) -> Path:
-    """Write the checkpoint of ``step`` to the run's ``folder``, then remove all but the newest ``keep``.
+def save(run: RunFolder, step: int, state: dict, counters: dict, identity: dict, keep: int) -> Path:
+    """Write the checkpoint of ``step`` to the run's folder, then remove all but the newest ``keep``.
 
     state: parameters by name.  identity: what the run is, see `identity_of`.  Older checkpoints go once the new one is
     safe on disk.  Raises UserError where a number of the state is not finite: such a checkpoint is worth nothing.
     """
-    folder = folder / FOLDER_NAME
-    make_folder(folder)
-    path = folder / f"step-{step:06}.safetensors"
+    make_folder(run.checkpoints)
+    path = run.checkpoint(step)
     names = sorted(state)
     notes = {"step": step, "counters": counters, "identity": identity}
     notes["digest"] = _digest(step, state, names, notes)
     tensors = {name: ("float32", tuple(state[name].shape)) for name in names}
     metadata = {key: json.dumps(value, sort_keys=True) for key, value in notes.items()}
     write_tensors(path, tensors, (_array(state[name]) for name in names), metadata)
-    for old in list_checkpoints(folder.parent)[keep:]:
+    for old in run.list_checkpoints()[keep:]:
         old.unlink(missing_ok=True)
     return path
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoint files of a run, newest first."""
-    found = [path for path in (folder / FOLDER_NAME).glob("step-*.safetensors") if NAME.fullmatch(path.name)]
-    return sorted(found, key=_step_of, reverse=True)
-
-
-def newest(folder: Path, at_most: int) -> Checkpoint | None:
+def newest(run: RunFolder, at_most: int) -> Checkpoint | None:
     """The newest checkpoint of a run that is whole and not past step ``at_most``; says which ones are damaged."""
-    for path in list_checkpoints(folder):
-        if _step_of(path) <= at_most:
+    for path in run.list_checkpoints():
+        if step_of(path) <= at_most:
             try:
                 return _read(path)
             except UserError as error:
@@ -74,14 +65,14 @@ def newest(folder: Path, at_most: int) -> Checkpoint | None:
     return None
 
 
-def find_shorter(folder: Path, identity: dict, at_most: int) -> Checkpoint | None:
-    """The newest whole checkpoint of the runs beside ``folder`` that differ from it in nothing but their length.
+def find_shorter(run: RunFolder, identity: dict, at_most: int) -> Checkpoint | None:
+    """The newest whole checkpoint of the runs beside ``run`` that differ from it in nothing but their length.
 
     at_most: the last step that it may be of.
     """
-    others = [path for path in folder.parent.glob(f"*/{FOLDER_NAME}/step-*.safetensors") if NAME.fullmatch(path.name)]
-    for path in sorted(others, key=_step_of, reverse=True):
-        if path.parent.parent != folder and _step_of(path) <= at_most:
+    others = [path for other in run.others() for path in other.list_checkpoints()]
+    for path in sorted(others, key=step_of, reverse=True):
+        if step_of(path) <= at_most:
             with suppress(UserError):
                 if not differing(_notes(path).get("identity") or {}, identity, (*LENGTH, *AFTERWARDS)):
                     return _read(path)
@@ -185,7 +176,3 @@ def _add(hashed, name: str, array: np.ndarray) -> None:
 
 def _array(parameter) -> np.ndarray:
     return np.ascontiguousarray(parameter.asnumpy())
-
-
-def _step_of(path: Path) -> int:
-    return int(NAME.fullmatch(path.name)[1])

@@ -1,0 +1,83 @@
+"""What is looked at before the first encoder runs: the model is here, photos and conditions are sound."""
+
+from cache import FileFacts, Store
+from pipeline.data import indexing
+from pipeline.errors import UserError
+from pipeline.flux import checkpoints
+from pipeline.process.progress import Progress
+from pipeline.settings.fields import Experiment
+
+QUICK_BYTES = 1 << 30
+"""Weights that are read in passing; more than that is read by GetModel, which says so."""
+
+
+def model_is_here(experiment: Experiment) -> bool:
+    """Whether the checkpoint is on this machine, and the digests of its weights are known or soon are.
+
+    Raises UserError where there is no checkpoint.
+    """
+    checkpoint = _checkpoint(experiment)
+    return checkpoints.unread_bytes(checkpoint, _facts(experiment), experiment.model.variant) < QUICK_BYTES
+
+
+def get_model(experiment: Experiment) -> None:
+    """Download the model where it is the Hub's, and read all weights once for their digests."""
+    if isinstance(experiment.model_path, str) and not _is_downloaded(experiment):
+        checkpoints.download(experiment.model_path, experiment.model.revision, experiment.model.variant)
+    checkpoint, facts, variant = _checkpoint(experiment), _facts(experiment), experiment.model.variant
+    if checkpoints.unread_bytes(checkpoint, facts, variant) >= QUICK_BYTES:
+        checkpoints.read_weights(checkpoint, facts, variant)
+        _check_memory(facts, checkpoints.unread_bytes(checkpoint, facts, variant) < QUICK_BYTES)
+
+
+def _checkpoint(experiment: Experiment):
+    return checkpoints.local_folder(experiment.model_path, experiment.model.revision, experiment.model.variant)
+
+
+def _is_downloaded(experiment: Experiment) -> bool:
+    """Whether the Hub's checkpoint is here and whole: a machine without network must do with that."""
+    try:
+        _checkpoint(experiment)
+    except UserError:
+        return False
+    return True
+
+
+def check_data(experiment: Experiment) -> None:
+    """Decode every photo that is new or changed, and report all that is wrong at once."""
+    if not experiment.data.images and not experiment.images.exists():
+        from pipeline.synthetic import shapes
+
+        print(f"pictures of a new word: drawing {shapes.draw_teaching(experiment.images, 'cross')}", flush=True)
+    facts = _facts(experiment)
+    with Progress("check photos", 0, "photo") as progress:
+        photos = indexing.index_photos(experiment.images, experiment.data.prompt, facts, progress.set)
+    _check_memory(facts, indexing.remembered(photos, facts) is not None)
+    print(f"{experiment.images}: {len(photos)} captioned photos, all sound", flush=True)
+
+
+def check_controls(experiment: Experiment, has_pairs: bool) -> None:
+    """Decode every photo and condition that is new or changed; report all that is wrong, of both, at once.
+
+    has_pairs: whether files are the photos' conditions.
+    """
+    facts = _facts(experiment)
+    indexing.index_files(experiment.folder, experiment.sample.conditions, "sample.conditions", facts)
+    if not has_pairs:
+        return check_data(experiment)
+    with Progress("check pairs", 0, "file") as progress:
+        pairs = indexing.index_pairs(experiment.images, experiment.data.prompt, facts, progress.set)
+    _check_memory(facts, indexing.remembered_pairs(pairs, facts) is not None)
+    print(f"{experiment.images}: {len(pairs)} captioned photos with their conditions, all sound", flush=True)
+
+
+def _facts(experiment: Experiment) -> FileFacts:
+    return Store(*experiment.stores).facts
+
+
+def _check_memory(facts: FileFacts, is_kept: bool) -> None:
+    if not is_kept:
+        raise UserError(
+            f"{facts.path}: cannot keep what was learnt about the files, so that every stage would read all of them "
+            "again; put [paths] store where you may write and SQLite can lock files"
+        )

@@ -1,0 +1,116 @@
+"""The folder of a run: what its files are called, and what says that the run is done.  Imports no MindSpore.
+
+RUNS/NAME-0123456789ab/
+    experiment.json      all settings, as they were read
+    needs.json           what the run needs of the store; the collector keeps that
+    metrics.jsonl        a line of numbers every few steps; tensorboard/ has them too
+    checkpoints/         step-000500.safetensors, see `pipeline.training.checkpoint`
+    records/             STAGE.json of every stage that worked here
+    result.json          written last: a run that has it, and its method's files, is trained
+    loss.json            what MeasureLoss found
+    samples/             the pictures; samples.json lists them, samples.png shows them side by side
+and the method's files: pytorch_lora_weights.safetensors of a LoRA, controlnet/ of a ControlNet.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache import NEEDS_NAME
+from pipeline.errors import UserError
+
+VERSION = 1
+"""Of the formats in a run's folder, in result.json.  Raise it when an older version could misread a file."""
+
+CHECKPOINT = re.compile(r"step-(\d{6,})\.safetensors")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths in the folder ``path``, which need not be there."""
+
+    path: Path
+
+    @property
+    def experiment(self) -> Path:
+        return self.path / "experiment.json"
+
+    @property
+    def needs(self) -> Path:
+        return self.path / NEEDS_NAME
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def loss(self) -> Path:
+        return self.path / "loss.json"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def samples_list(self) -> Path:
+        return self.path / "samples.json"
+
+    @property
+    def samples_grid(self) -> Path:
+        return self.path / "samples.png"
+
+    def is_trained(self, result_files: Iterable[str]) -> bool:
+        """Whether the training has ended and all that it made is there.  result_files: of its method."""
+        return self.result.is_file() and all((self.path / name).is_file() for name in result_files)
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:06}.safetensors"
+
+    def list_checkpoints(self) -> list[Path]:
+        """The checkpoint files, newest first."""
+        found = [path for path in self.checkpoints.glob("step-*.safetensors") if CHECKPOINT.fullmatch(path.name)]
+        return sorted(found, key=step_of, reverse=True)
+
+    def others(self) -> list["RunFolder"]:
+        """The runs beside this one that have checkpoints."""
+        found = {path.parent for path in self.path.parent.glob("*/checkpoints")}
+        return [RunFolder(path) for path in sorted(found) if path != self.path]
+
+    def read_result(self) -> dict:
+        """What result.json says.  Raises UserError where it is damaged, or of a newer version of this package."""
+        try:
+            found = json.loads(self.result.read_text())
+            version = found.get("version", 1)
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"{self.result}: cannot be read: {error}; remove it and run the training again") from None
+        if version > VERSION:
+            raise UserError(
+                f"{self.result}: format {version} of a newer version of this package, which reads up to {VERSION}; "
+                "update it"
+            )
+        return found
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint file, by its name."""
+    match = CHECKPOINT.fullmatch(checkpoint.name)
+    assert match, checkpoint
+    return int(match[1])
