@@ -10,10 +10,10 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from . import compare, explain, export, garbage, listing, show, verify
-from .errors import StoreError
-from .folders import check_store, entries_at, entries_called
-from .needs import as_needs, needs_of_runs, union
+from cache.core.errors import StoreError
+from cache.core.folders import check_store, entries_at, entries_called
+from cache.core.needs import as_needs, needs_of_runs, union
+from cache.tools import compare, explain, export, garbage, listing, show, verify
 
 DEFAULT_STORE = "store"
 DEFAULT_AGE = "1h"

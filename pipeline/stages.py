@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cache import NEEDS_NAME, Store, StoreError, lease, needs_text, write_atomically
-from cache.files import make_folder
+from cache.core.files import make_folder
 from pipeline import encode, records
 from pipeline.data import indexing, survey_file
 from pipeline.data.survey_file import SurveyFile

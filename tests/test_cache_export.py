@@ -18,7 +18,7 @@ from cache import (
     collect,
 )
 from cache import __main__ as command_line
-from cache.export import export
+from cache.tools.export import export
 
 
 def bits(array):
@@ -137,7 +137,7 @@ def test_two_tensors_of_one_name_are_refused(tmp_path, exporting):
 
 def test_a_header_that_no_reader_accepts_is_refused(tmp_path, exporting, monkeypatch):
     entries = fill(entries_of(tmp_path / "store"))
-    monkeypatch.setattr("cache.tensors.MAX_HEADER_BYTES", 300)
+    monkeypatch.setattr("cache.core.tensors.MAX_HEADER_BYTES", 300)
     code, _, err, files = exporting(need_of(entries, *map(image, range(9))))
     assert (code, files) == (1, {}) and "header" in err
 

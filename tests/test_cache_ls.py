@@ -13,8 +13,8 @@ from cache import (
     Store,
     digest,
 )
-from cache.listing import held, stats
-from cache.tables import human_bytes, local_time, table
+from cache.tools.listing import held, stats
+from cache.tools.tables import human_bytes, local_time, table
 
 
 def test_ls_counts_what_can_be_read_and_what_cannot(tmp_path):

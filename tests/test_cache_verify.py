@@ -17,10 +17,10 @@ from cache import (
     StoreError,
 )
 from cache import __main__ as command_line
-from cache.listing import rows
-from cache.segment import Segment
-from cache.tables import human_bytes
-from cache.verify import verify
+from cache.core.segment import Segment
+from cache.tools.listing import rows
+from cache.tools.tables import human_bytes
+from cache.tools.verify import verify
 
 
 def test_what_is_sound_is_found_sound(tmp_path, capsys):
@@ -91,7 +91,7 @@ def test_damage_that_cannot_be_noted_is_said(tmp_path, monkeypatch):
 
     entries = fill(entries_of(tmp_path))
     damage_row(entries, 0)
-    monkeypatch.setattr("cache.entries.write_atomically", refuse)
+    monkeypatch.setattr("cache.core.entries.write_atomically", refuse)
     report = verify([tmp_path])
     assert report.unnoted == [os.fspath(segments(entries)[0])]
 

@@ -14,8 +14,8 @@ from cache import (
     caption_item,
 )
 from cache import __main__ as command_line
-from cache.compare import diff, differences, held_in, needed
-from cache.explain import why
+from cache.tools.compare import diff, differences, held_in, needed
+from cache.tools.explain import why
 
 
 def reasons_of(answer):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from cache import canonical, digest, write_tensors
-from cache.files import make_folder
+from cache.core.files import make_folder
 from pipeline.errors import UserError
 
 FOLDER_NAME = "checkpoints"

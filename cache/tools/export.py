@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .entries import Entries
-from .errors import StoreError
-from .leases import lease
-from .needs import Need
-from .store import Store
-from .tables import count, quoted
-from .tensors import METADATA, write_tensors
+from cache.core.entries import Entries
+from cache.core.errors import StoreError
+from cache.core.leases import lease
+from cache.core.needs import Need
+from cache.core.store import Store
+from cache.core.tensors import METADATA, write_tensors
+from cache.tools.tables import count, quoted
 
 KINDS = {"prompts": "txt", "pooled": "pooled", "latents": "latents", "controls": "controls"}
 

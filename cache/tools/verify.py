@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from .entries import Entries, names_in
-from .errors import StoreError
-from .files import write_atomically
-from .folders import FOLDER, attributes_of, check_store, entries_at, folders, kind_of, names_of
-from .leases import guarded
-from .mending import complete_shard, proven_keys, write_metadata, write_recipe
-from .segment import Segment
-from .writer import ID
+from cache.core.entries import Entries, names_in
+from cache.core.errors import StoreError
+from cache.core.files import write_atomically
+from cache.core.folders import FOLDER, attributes_of, check_store, entries_at, folders, kind_of, names_of
+from cache.core.leases import guarded
+from cache.core.segment import Segment
+from cache.core.writer import ID
+from cache.tools.mending import complete_shard, proven_keys, write_metadata, write_recipe
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from .address import DIGEST_BYTES
-from .entries import Entries, names_in
-from .errors import StoreError, explained
-from .folders import born_ns, check_store, entries_at, folders, kind_of, names_of, store_of
-from .garbage import SMALL_BYTES
-from .journal import read_journal
-from .writer import ID, JOURNAL
+from cache.core.address import DIGEST_BYTES
+from cache.core.entries import Entries, names_in
+from cache.core.errors import StoreError, explained
+from cache.core.folders import born_ns, check_store, entries_at, folders, kind_of, names_of, store_of
+from cache.core.journal import read_journal
+from cache.core.writer import ID, JOURNAL
+from cache.tools.garbage import SMALL_BYTES
 
 BLOCK_BYTES = 512  # what st_blocks counts
 

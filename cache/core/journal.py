@@ -5,7 +5,7 @@ import os
 
 import google_crc32c
 
-from .files import write_all
+from cache.core.files import write_all
 
 
 class Journal:

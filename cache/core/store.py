@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from .digests import FileFacts
-from .entries import Entries
+from cache.core.digests import FileFacts
+from cache.core.entries import Entries
 
 
 class Store:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .address import DIGEST_BYTES, item_key, item_keys
+from cache.core.address import DIGEST_BYTES, item_key, item_keys
 
 HALF = np.dtype(">u8")
 MOST_ROWS = np.iinfo(np.uint32).max

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from .entries import Entries, names_in
-from .errors import StoreError
-from .segment import Segment
+from cache.core.entries import Entries, names_in
+from cache.core.errors import StoreError
+from cache.core.segment import Segment
 
 FOLDER = re.compile(r"[a-z0-9][a-z0-9_]*-[0-9a-f]{32}")
 

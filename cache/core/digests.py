@@ -11,9 +11,9 @@ import time
 from contextlib import closing, suppress
 from pathlib import Path
 
-from .address import hasher
-from .errors import StoreError
-from .files import make_folder
+from cache.core.address import hasher
+from cache.core.errors import StoreError
+from cache.core.files import make_folder
 
 CHUNK_BYTES = 1 << 22
 LOCKED_SECONDS = 30

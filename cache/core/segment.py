@@ -20,9 +20,9 @@ import google_crc32c
 import ml_dtypes
 import numpy as np
 
-from .address import DIGEST_BYTES, item_keys
-from .errors import CorruptEntry, StoreError
-from .files import sync_folder, write_all, write_durably
+from cache.core.address import DIGEST_BYTES, item_keys
+from cache.core.errors import CorruptEntry, StoreError
+from cache.core.files import sync_folder, write_all, write_durably
 
 STORED = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "bfloat16": np.dtype("<u2")}  # zarr has no bfloat16
 REAL = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .entries import names_in
-from .errors import explained
-from .files import make_folder, write_all
-from .needs import Need, Needs, needs_text, read_needs, union
-from .writer import ID, NOT_ALLOWED, new_id
+from cache.core.entries import names_in
+from cache.core.errors import explained
+from cache.core.files import make_folder, write_all
+from cache.core.needs import Need, Needs, needs_text, read_needs, union
+from cache.core.writer import ID, NOT_ALLOWED, new_id
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 

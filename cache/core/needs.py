@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from .address import canonical, item_keys, recipe_id
-from .errors import StoreError
+from cache.core.address import canonical, item_keys, recipe_id
+from cache.core.errors import StoreError
 
 NEEDS_NAME = "needs.json"
 

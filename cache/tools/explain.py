@@ -4,14 +4,14 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from .compare import SHORT, Difference, differences
-from .entries import Entries, names_in
-from .folders import all_of_kind, names_of, short_id, store_of
-from .needs import Need, Source
-from .segment import Segment
-from .store import Store
-from .tables import printable, quoted
-from .writer import ID
+from cache.core.entries import Entries, names_in
+from cache.core.folders import all_of_kind, names_of, short_id, store_of
+from cache.core.needs import Need, Source
+from cache.core.segment import Segment
+from cache.core.store import Store
+from cache.core.writer import ID
+from cache.tools.compare import SHORT, Difference, differences
+from cache.tools.tables import printable, quoted
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from json.encoder import encode_basestring
 
-from .errors import StoreError
+from cache.core.errors import StoreError
 
 DIGEST_BYTES = 16
 CAPTION = b"caption"

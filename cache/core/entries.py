@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from .address import canonical, digest, recipe_id
-from .errors import CorruptEntry, MissingEntry, StoreError, explained
-from .files import make_folder, write_atomically
-from .index import Index
-from .recipes import check_recipe
-from .segment import Layout, Segment
-from .writer import ID, Writer
+from cache.core.address import canonical, digest, recipe_id
+from cache.core.errors import CorruptEntry, MissingEntry, StoreError, explained
+from cache.core.files import make_folder, write_atomically
+from cache.core.index import Index
+from cache.core.recipe import check_recipe
+from cache.core.segment import Layout, Segment
+from cache.core.writer import ID, Writer
 
 NOT_OURS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError)  # a foreign file, or a damaged one
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from .entries import Entries, names_in
-from .errors import CorruptEntry, StoreError, explained
-from .folders import names_of
-from .leases import guarded, living_leases
-from .needs import Needs
-from .segment import Segment
-from .writer import ID, salvage
+from cache.core.entries import Entries, names_in
+from cache.core.errors import CorruptEntry, StoreError, explained
+from cache.core.folders import born_ns, names_of
+from cache.core.leases import guarded, living_leases
+from cache.core.needs import Needs
+from cache.core.segment import Segment
+from cache.core.writer import ID, salvage
 
 REWRITE_SHARE = 0.25
 """A segment of which less than this is garbage is left as it is: to copy the rest costs more than it frees."""
@@ -114,7 +114,7 @@ def _garbage_of(entries, needed, leased, before):
     for segment, rows, leased_rows in zip(index.segments, kept, in_use):
         num_gone = segment.num_rows - len(rows)
         is_worth_it = num_gone >= REWRITE_SHARE * segment.num_rows or (are_many_small and _is_small(segment))
-        if _born(segment.name) > before or len(leased_rows) or not is_worth_it:
+        if born_ns(segment.name) > before or len(leased_rows) or not is_worth_it:
             continue
         garbage.items += num_gone
         garbage.freed_bytes += num_gone * entries.layout.stride_bytes
@@ -142,7 +142,7 @@ def _broken(entries, needed, before):
     ``verify --repair`` could mend, and is needed for what it holds, it stays."""
     usable = {segment.name for segment in entries.index().segments}
     names = [name for name in names_in(entries.segments_path) if ID.fullmatch(name) and name not in usable]
-    folders = [entries.segments_path / name for name in names if _born(name) <= before]
+    folders = [entries.segments_path / name for name in names if born_ns(name) <= before]
     is_there = entries.index().holds(needed)
     missing = {item for item, is_held in zip(needed, is_there) if not is_held}
     return [folder for folder in folders if not _could_be_mended(entries, folder, missing)]
@@ -154,10 +154,6 @@ def _could_be_mended(entries, folder, missing):
     except (OSError, ValueError):
         return False
     return (folder / entries.layout.shard_name).exists() and not missing.isdisjoint(items)
-
-
-def _born(name):
-    return int(name.partition("-")[0], 16)
 
 
 def _remove(garbage):

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import StoreError
-from .files import sync_folder
+from cache.core.errors import StoreError
+from cache.core.files import sync_folder
 
 DTYPES = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
 METADATA = "__metadata__"

@@ -7,12 +7,13 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from .address import item_keys
-from .entries import Entries
-from .errors import StoreError
-from .files import sync_folder, write_all, write_atomically
-from .folders import attributes_of, names_of
-from .segment import CRC_BYTES, SIZE_BYTES, Layout, Segment, checksum
+from cache.core.address import item_keys
+from cache.core.entries import Entries
+from cache.core.errors import StoreError
+from cache.core.files import sync_folder, write_all, write_atomically
+from cache.core.folders import attributes_of, names_of
+from cache.core.recipe import recipe_text
+from cache.core.segment import CRC_BYTES, SIZE_BYTES, Layout, Segment, checksum
 
 
 def complete_shard(segment: Segment):
@@ -55,4 +56,4 @@ def proven_keys(folder: str, layout: Layout) -> bytes | None:
 
 def write_recipe(entries: Entries, path: Path):
     """Write a recipe.json as a writer does."""
-    write_atomically(path, json.dumps(entries.recipe, indent=2, sort_keys=True))
+    write_atomically(path, recipe_text(entries.recipe))

@@ -4,14 +4,14 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .compare import Pair, flat
-from .entries import Entries
-from .explain import Answer
-from .folders import kind_of, short_id
-from .garbage import Garbage
-from .listing import Held, Row
-from .tables import count, human_bytes, local_time, printable, table
-from .verify import Report
+from cache.core.entries import Entries
+from cache.core.folders import kind_of, short_id
+from cache.tools.compare import Pair, flat
+from cache.tools.explain import Answer
+from cache.tools.garbage import Garbage
+from cache.tools.listing import Held, Row
+from cache.tools.tables import count, human_bytes, local_time, printable, table
+from cache.tools.verify import Report
 
 EXAMPLES = 10
 GARBAGE = "entries", ">items", ">frees", ">segments removed", ">put together", ">half-removed"

@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import json
 import os
 import re
 import secrets
@@ -13,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .address import item_key
-from .errors import StoreError, explained
-from .files import make_folder, sync_folder, write_atomically
-from .journal import Journal, read_journal
-from .segment import SegmentWriter
+from cache.core.address import item_key
+from cache.core.errors import StoreError, explained
+from cache.core.files import make_folder, sync_folder, write_atomically
+from cache.core.journal import Journal, read_journal
+from cache.core.recipe import recipe_text
+from cache.core.segment import SegmentWriter
 
 ID = re.compile(r"[0-9a-f]{16}-[0-9a-f]{8}")
 JOURNAL = ".journal"
@@ -233,7 +233,7 @@ def _is_bad(bits, dtype):
 
 def _write_recipe(entries):
     """Put the recipe beside its entries; what stands there already is replaced only where it is damaged."""
-    path, text = entries.path / "recipe.json", json.dumps(entries.recipe, indent=2, sort_keys=True)
+    path, text = entries.path / "recipe.json", recipe_text(entries.recipe)
     if not path.exists() or path.read_bytes() != text.encode():
         write_atomically(path, text)
 
