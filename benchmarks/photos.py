@@ -110,7 +110,7 @@ def write_photos(folder: Path, number: int, in_files: bool) -> None:
 
 def fill(path: Path) -> None:
     """Write a row for everything that encoders would make, under its real recipe."""
-    from pipeline.plan.needs import needs_of
+    from pipeline.experiments import needs_of
 
     store, needs = needs_of(path)
     for need in needs:

@@ -17,7 +17,7 @@ from cache import (
     caption_item,
     collect,
 )
-from cache import __main__ as command_line
+from cache.tools import experiments
 from cache.tools.export import export
 
 
@@ -88,7 +88,7 @@ def exporting(tmp_path, capsys, monkeypatch):
     """Runs the export of some needs; returns its exit code and outputs, and what is then beside the store."""
 
     def act(*needs, arguments=()):
-        monkeypatch.setattr(command_line, "_needs", lambda experiment: (Store(tmp_path / "store"), needs))
+        monkeypatch.setattr(experiments, "needs_of", lambda experiment: (Store(tmp_path / "store"), needs))
         out = tmp_path / "out" / "x.safetensors"
         result = run(capsys, "export", "my.toml", "--kind", "latents", "--out", out, *arguments)
         return *result, {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}

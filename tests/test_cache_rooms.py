@@ -22,3 +22,9 @@ def imported(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", sorted((CACHE / "core").glob("*.py")), ids=lambda path: path.stem)
 def test_the_core_imports_only_the_core_of_its_own_package(path):
     assert [name for name in imported(path) if name.startswith("cache") and not name.startswith("cache.core.")] == []
+
+
+@pytest.mark.parametrize("path", sorted(CACHE.rglob("*.py")), ids=lambda path: str(path.relative_to(CACHE)))
+def test_no_file_of_the_store_imports_what_stands_above_it(path):
+    above = {"pipeline", "tasks", "luigi", "mindspore"}
+    assert [name for name in imported(path) if name.partition(".")[0] in above] == []

@@ -13,7 +13,7 @@ from cache import (
     Store,
     caption_item,
 )
-from cache import __main__ as command_line
+from cache.tools import experiments
 from cache.tools.compare import diff, differences, held_in, needed
 from cache.tools.explain import why
 
@@ -25,7 +25,7 @@ def reasons_of(answer):
 def test_what_is_all_there_is_said_in_one_line_for_each_stage(tmp_path, capsys, monkeypatch):
     latents = fill(entries_of(tmp_path))
     needs = [need_of(latents, image(0), image(1))]
-    monkeypatch.setattr(command_line, "_needs", lambda experiment: (Store(tmp_path), needs))
+    monkeypatch.setattr(experiments, "needs_of", lambda experiment: (Store(tmp_path), needs))
     code, out, _ = run(capsys, "why", "my.toml")
     assert (code, out) == (0, f"EncodeImages (latents-{latents.id[:12]}): all 2 are there\n")
 
@@ -124,7 +124,7 @@ def test_with_several_stores_it_is_said_how_many_come_from_each(tmp_path, capsys
     store, need = Store(tmp_path / "a", tmp_path / "b"), need_of(ours, *map(image, range(9)))
     [answer] = why(store, [need])
     assert answer.present == {str(tmp_path / "a"): 3, str(tmp_path / "b"): 4} and answer.num_missing == 2
-    monkeypatch.setattr(command_line, "_needs", lambda experiment: (store, [need]))
+    monkeypatch.setattr(experiments, "needs_of", lambda experiment: (store, [need]))
     line = run(capsys, "why")[1].splitlines()[0]
     assert line.endswith(f"7 of 9 are there (3 from {tmp_path}/a, 4 from {tmp_path}/b), 2 missing")
     assert theirs.path.exists()
@@ -132,7 +132,7 @@ def test_with_several_stores_it_is_said_how_many_come_from_each(tmp_path, capsys
 
 def test_ten_examples_are_shown_and_all_on_request(tmp_path, capsys, monkeypatch):
     need = need_of(entries_of(tmp_path), *map(image, range(12)))
-    monkeypatch.setattr(command_line, "_needs", lambda experiment: (Store(tmp_path), [need]))
+    monkeypatch.setattr(experiments, "needs_of", lambda experiment: (Store(tmp_path), [need]))
     lines = run(capsys, "why")[1].splitlines()
     assert lines[1:3] == ["  12 new:", "    0.png"] and lines[-1] == "    and 2 more (--all names them)"
     assert len(lines) == 13 and len(run(capsys, "why", "--all")[1].splitlines()) == 14

@@ -19,9 +19,9 @@ from cache.core.needs import needs_of_runs
 from pipeline import stages
 from pipeline.errors import UserError
 from pipeline.estimate import preflight
+from pipeline.experiments import needs_of
 from pipeline.flux import flow, models
 from pipeline.plan import pictures
-from pipeline.plan.needs import needs_of
 from pipeline.plan.plan import CONTROLNET
 from pipeline.process.stopping import Stopped
 from pipeline.sampling import decode

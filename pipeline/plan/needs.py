@@ -2,15 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
-from cache import Need, Source, Store
+from cache import Need, Source
 from pipeline.data.buckets import CENTRE
 from pipeline.data.indexing import IndexedPhoto
 from pipeline.data.variants import Variant
 from pipeline.plan import pictures
-from pipeline.plan.plan import CONTROLNET, ImageNeed, Plan, resolve, trained_by
-from pipeline.settings.reading import load_experiment
+from pipeline.plan.plan import CONTROLNET, ImageNeed, Plan
 
 
 def needed(plan: Plan, photos: Sequence[IndexedPhoto]) -> list[Need]:
@@ -50,17 +48,6 @@ def sampled(plan: Plan, photos: Sequence[IndexedPhoto]) -> list[Need]:
 
 def _sources_of_pictures(series: pictures.Series) -> tuple[Source, ...]:
     return tuple(Source(item, series.words(item), series.words(item)) for item in series.pictures)
-
-
-def needs_of(path: Path | str) -> tuple[Store, list[Need]]:
-    """The store of an experiment file and what the experiment needs from it; photos that are new are decoded.
-
-    Conditions are needed where the file has a table [controlnet].
-    Raises UserError where the file, the photos or the checkpoint are faulty.
-    """
-    experiment = load_experiment(path)
-    plan = resolve(experiment, trained_by(experiment))
-    return plan.store, needed(plan, plan.photos())
 
 
 def _sources(plan: Plan, need: ImageNeed, words: str) -> Iterator[Source]:
