@@ -62,6 +62,19 @@ def test_the_photo_that_was_encoded_last_under_a_name_is_the_one_that_changed(tm
     assert f"({ITEMS[1][:8]} -> {ITEMS[2][:8]})" in reason.items[0].text
 
 
+def test_a_photo_is_no_older_content_of_the_condition_that_has_its_recipe_and_name(tmp_path):
+    entries = write(entries_of(tmp_path), (ITEMS[0], "cat.jpg"))
+    photo, condition = need_of(entries, image(0, "cat.jpg")), need_of(entries, image(1, "cat.jpg"), role="controls")
+    assert [reasons_of(answer) for answer in why(Store(tmp_path), [photo, condition])] == [{}, {"new": ["cat.jpg"]}]
+
+
+def test_a_changed_caption_is_told_where_another_photo_still_has_the_old_one(tmp_path):
+    entries = write(entries_of(tmp_path, kind="txt"), (caption_item("a cat"), "cat.jpg"))
+    captions = {"cat.jpg": "a black cat", "dog.jpg": "a cat"}
+    need = need_of(entries, *(Source(caption_item(text), name, text) for name, text in captions.items()))
+    assert reasons_of(why(Store(tmp_path), [need])[0]) == {"changed": ["cat.jpg"]}
+
+
 def test_other_weights_are_named_by_component_and_digest(tmp_path):
     old = fill(entries_of(tmp_path, encoder={"weights": "3f2a91c0" + "0" * 24, "config": "1" * 32}), ITEMS[:2])
     new = entries_of(tmp_path, encoder={"weights": "91c07be2" + "0" * 24, "config": "1" * 32})

@@ -27,6 +27,8 @@ class Need:
 
     stage: what encodes them. component: the model that it encodes them with. describe: gives the source of each item,
     in their order; it is called only where somebody asks, for most ask for the items of a million photos alone.
+    role: what the items are to the experiment, where that is not the recipe's kind: the conditions of a ControlNet
+    ("controls") may have the very recipe of the photos.
     """
 
     stage: str
@@ -34,13 +36,16 @@ class Need:
     recipe: dict
     items: Sequence[str]
     describe: Callable[[], Iterable[Source]] = field(repr=False, compare=False)
+    role: str = ""
 
     @classmethod
-    def of(cls, stage: str, component: str, recipe: dict, sources: Sequence[Source]) -> "Need":
-        return cls(stage, component, recipe, tuple(source.item for source in sources), lambda: sources)
+    def of(cls, stage: str, component: str, recipe: dict, sources: Sequence[Source], role: str = "") -> "Need":
+        """A need whose sources are known already."""
+        return cls(stage, component, recipe, tuple(source.item for source in sources), lambda: sources, role)
 
     @property
     def sources(self) -> list[Source]:
+        """The source of each item, in the items' order."""
         return list(self.describe())
 
 

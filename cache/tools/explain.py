@@ -56,28 +56,31 @@ def why(store: Store, needs: Sequence[Need]) -> list[Answer]:
 
     What is damaged and was not noticed yet counts as there: ``verify`` finds it.
     """
-    return [_answer(store, need) for need in needs]
+    return [_answer(store, need, [each for each in needs if each is not need]) for need in needs]
 
 
-def _answer(store, need):
+def _answer(store, need, others):
     entries = store.entries(need.recipe)
     missing = set(entries.missing(need.items))
     present = {os.fspath(path): 0 for path in store.paths}
     for segment, rows in zip(entries.index().segments, entries.index().rows_by_segment(need.items)):
         present[os.fspath(store_of(segment))] += len(rows)
     left = [source for source in need.sources if source.item in missing]
-    reasons = list(_reasons(store, entries, need, left)) if left else []
+    reasons = list(_reasons(store, entries, need, left, others)) if left else []
     return Answer(need.stage, entries.path.name, len(need.sources), present, reasons)
 
 
-def _reasons(store, entries, need, left) -> Iterator[Reason]:
-    """Each reason takes what it explains out of ``left``."""
+def _reasons(store, entries, need, left, others) -> Iterator[Reason]:
+    """Each reason takes what it explains out of ``left``. others: the other needs of the experiment. Photos and their
+    conditions may have one recipe, and have one name: neither is older content of the other."""
     segments = list(_segments(entries))
     lost = {item: segment for segment in segments for item in _lost_items(entries, segment)}
     if found := _taken(left, lost):
         texts = [f"{_about(source)}, in {_place(lost[source.item])}" for source in found]
         yield Reason("damaged", "damaged on disk", _all_missing(found, texts))
-    older = {name: item for segment in segments for name, item in zip(names_of(segment), segment.items()) if name}
+    rows = [row for segment in segments for row in zip(names_of(segment), segment.items())]
+    of_others = {item for other in others if other.recipe == need.recipe for item in other.items}
+    older = {name: item for name, item in rows if name and item not in of_others}
     if found := _taken(left, older, lambda source: source.name):
         texts = [_change(source, older[source.name]) for source in found]
         yield Reason("changed", "other content was encoded under this file name", _all_missing(found, texts))

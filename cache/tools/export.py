@@ -15,6 +15,7 @@ from cache.core.tensors import METADATA, write_tensors
 from cache.tools.tables import count, quoted
 
 KINDS = {"prompts": "txt", "pooled": "pooled", "latents": "latents", "controls": "controls"}
+"""What --kind may say, and the role, or else the recipe's kind, of the needs that it means."""
 
 Tensors = dict[str, tuple[Entries, str]]
 """The entries and the item of each tensor, by its key in the file."""
@@ -27,7 +28,7 @@ def export(store: Store, needs: Sequence[Need], kind: str, path: Path, force=Fal
     what it holds. Raises StoreError where entries are missing or damaged, where the file is there already (unless
     ``force``) or cannot be written; then nothing is written. experiment: the name of its file, for that error.
     """
-    path, needs = Path(path), [need for need in needs if need.recipe["kind"] == KINDS[kind]]
+    path, needs = Path(path), [need for need in needs if (need.role or need.recipe["kind"]) == KINDS[kind]]
     if not needs:
         raise StoreError(f"{path}: not written: the experiment has no {kind}; choose another --kind")
     if os.path.lexists(path) and not force:

@@ -29,11 +29,11 @@ def encoded(plan: Plan, photos: Sequence[IndexedPhoto]) -> list[Need]:
 
 
 def _control_needs(plan: Plan, photos: Sequence[IndexedPhoto]) -> list[Need]:
-    return [_need("EncodeControls", plan, each, " control") for each in pictures.control_needs(plan, photos)]
+    return [_need("EncodeControls", plan, each, "controls") for each in pictures.control_needs(plan, photos)]
 
 
-def _need(stage: str, plan: Plan, need: ImageNeed, words: str = "") -> Need:
-    return Need(stage, "vae", need.entries.recipe, need.items, partial(_sources, plan, need, words))
+def _need(stage: str, plan: Plan, need: ImageNeed, role: str = "") -> Need:
+    return Need(stage, "vae", need.entries.recipe, need.items, partial(_sources, plan, need), role)
 
 
 def sampled(plan: Plan, photos: Sequence[IndexedPhoto]) -> list[Need]:
@@ -50,11 +50,13 @@ def _sources_of_pictures(series: pictures.Series) -> tuple[Source, ...]:
     return tuple(Source(item, series.words(item), series.words(item)) for item in series.pictures)
 
 
-def _sources(plan: Plan, need: ImageNeed, words: str) -> Iterator[Source]:
-    """Where each photo is needed in several variants, their tensors get names of their own in an export."""
+def _sources(plan: Plan, need: ImageNeed) -> Iterator[Source]:
+    """The photo of each item. Its key tells apart variants of one photo, and the conditions that [sample] names."""
     several = len(plan.variants(need.photos[0])) > 1  # as many for each photo
-    words += f" {_words(need.variant)}" if several else ""
-    return (Source(item, photo.name, photo.name + words) for item, photo in zip(need.items, need.photos))
+    words, for_sampling = f" {_words(need.variant)}" if several else "", set(plan.sample_conditions)
+    for item, photo in zip(need.items, need.photos):
+        origin = " (for sampling)" if photo in for_sampling else ""
+        yield Source(item, photo.name, f"{photo.name}{origin}{words}")
 
 
 def _words(variant: Variant) -> str:
