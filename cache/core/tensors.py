@@ -1,4 +1,4 @@
-"""Safetensors files, written tensor by tensor: nothing is ever whole in memory, and equal contents give equal files.
+"""Writing safetensors files, with one tensor in memory at a time; equal contents give equal files.
 
 The format, from https://github.com/huggingface/safetensors: the header's length (8 bytes, little-endian), the header (a
 JSON table of dtype, shape and place of each tensor, padded with spaces), then the tensors' bytes, one after the other.
@@ -28,8 +28,8 @@ def write_tensors(
     tensors: Mapping[str, tuple[str, Sequence[int]]],
     arrays: Iterable[np.ndarray],
     metadata: Mapping[str, str],
-):
-    """Write a file that appears, durably, when it is whole. The folder must exist.
+) -> None:
+    """Write a safetensors file; it appears, durably, when it is whole. The folder must exist.
 
     tensors: dtype (of ``DTYPES``) and shape by key.  arrays: their numbers, C-contiguous, in the same order; each is
     asked for when its turn comes. Raises StoreError where readers would not accept the header; OSError, or whatever

@@ -15,8 +15,9 @@ from cache.core.errors import CorruptEntry, StoreError, explained
 from cache.core.folders import born_ns, names_of
 from cache.core.leases import guarded, living_leases
 from cache.core.needs import Needs
+from cache.core.salvage import salvage
 from cache.core.segment import Segment
-from cache.core.writer import ID, salvage
+from cache.core.workspace import ID
 
 REWRITE_SHARE = 0.25
 """A segment of which less than this is garbage is left as it is: to copy the rest costs more than it frees."""

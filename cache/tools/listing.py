@@ -14,7 +14,7 @@ from cache.core.entries import Entries, names_in
 from cache.core.errors import StoreError, explained
 from cache.core.folders import born_ns, check_store, entries_at, folders, kind_of, names_of, store_of
 from cache.core.journal import read_journal
-from cache.core.writer import ID, JOURNAL
+from cache.core.workspace import ID, JOURNAL
 from cache.tools.garbage import SMALL_BYTES
 
 BLOCK_BYTES = 512  # what st_blocks counts

@@ -17,7 +17,7 @@ from cache.core.files import write_atomically
 from cache.core.folders import FOLDER, attributes_of, check_store, entries_at, folders, kind_of, names_of
 from cache.core.leases import guarded
 from cache.core.segment import Segment
-from cache.core.writer import ID
+from cache.core.workspace import ID
 from cache.tools.mending import complete_shard, proven_keys, write_metadata, write_recipe
 
 
