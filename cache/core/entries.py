@@ -14,8 +14,9 @@ from cache.core.address import canonical, digest, recipe_id
 from cache.core.errors import CorruptEntry, MissingEntry, StoreError, explained
 from cache.core.files import make_folder, write_atomically
 from cache.core.index import Index
+from cache.core.layout import Layout
 from cache.core.recipe import check_recipe
-from cache.core.segment import Layout, Segment
+from cache.core.segment import Segment
 from cache.core.workspace import ID
 from cache.core.writer import Writer
 

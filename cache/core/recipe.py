@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from cache.core.errors import StoreError
-from cache.core.segment import STORED
+from cache.core.layout import STORED
 
 KIND = re.compile(r"[a-z0-9][a-z0-9_]*")
 

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -39,11 +40,12 @@ def write_tensors(
     with _appearing(Path(path)) as file:
         file.write(len(header).to_bytes(LENGTH_BYTES, "little") + header)
         for array in arrays:
-            file.write(array.reshape(-1).view(np.uint8))
+            file.write(array.reshape(-1).view(np.uint8).data)
 
 
-def _header(path, tensors, metadata) -> bytes:
-    table, end = {METADATA: dict(sorted(metadata.items()))}, 0
+def _header(path: Path, tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
+    table: dict[str, dict] = {METADATA: dict(sorted(metadata.items()))}
+    end = 0
     for key, (dtype, shape) in tensors.items():
         code, size = DTYPES[dtype]
         begin, end = end, end + math.prod(shape) * size
@@ -58,7 +60,7 @@ def _header(path, tensors, metadata) -> bytes:
 
 
 @contextmanager
-def _appearing(path) -> Iterator:
+def _appearing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to that gets its name, durably, at the end of the block, or leaves nothing behind."""
     temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
     try:

@@ -13,9 +13,10 @@ from cache.core.address import item_key
 from cache.core.errors import StoreError, explained
 from cache.core.files import make_folder, write_atomically
 from cache.core.journal import Journal
+from cache.core.layout import Layout
 from cache.core.recipe import recipe_text
 from cache.core.salvage import publish, salvage
-from cache.core.segment import Layout, SegmentWriter
+from cache.core.segment import SegmentWriter
 from cache.core.workspace import JOURNAL, Workspace, claim_workspace, new_id
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ class _Pending:
         Path(self.journal.path).unlink(missing_ok=True)
 
     def close(self) -> None:
+        """Close both; what they hold on disk stays, for the next writer to take over."""
         self.segment.close()
         self.journal.close()
 
