@@ -1,13 +1,15 @@
 """The arguments of `python -m cache`."""
 
 import re
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, _SubParsersAction
+from collections.abc import Callable
 from pathlib import Path
 
 from cache.tools import commands
 from cache.tools.export import KINDS
 from cache.tools.show import EXAMPLES
 
+Subparsers = _SubParsersAction  # what add_subparsers returns; argparse has no public name for it
 DESCRIPTION = "The tools of the store: what it holds, whether that is sound, and why something is not there."
 DEFAULT_STORE = "store"
 DEFAULT_AGE = "1h"
@@ -24,23 +26,24 @@ def build_parser() -> ArgumentParser:
     return found
 
 
-def _add(subparsers, name, command, text):
+def _add(subparsers: Subparsers, name: str, command: Callable[[Namespace], int], text: str) -> ArgumentParser:
+    """Add a command. text: what it does; --help of the whole has the part before the first semicolon."""
     parser = subparsers.add_parser(name, help=text.partition(";")[0], description=text[0].upper() + text[1:] + ".")
     parser.set_defaults(command=command)
     return parser
 
 
-def _add_place(parser):
+def _add_place(parser: ArgumentParser) -> None:
     text = f"folder of a store ({DEFAULT_STORE}, unless given), or an experiment file (*.toml): the stores that it uses"
     parser.add_argument("place", nargs="?", default=DEFAULT_STORE, metavar="STORE|EXPERIMENT", help=text)
 
 
-def _add_experiment(parser):
+def _add_experiment(parser: ArgumentParser) -> None:
     text = "experiment file; without it, the embedded default"
     parser.add_argument("experiment", nargs="?", default="", metavar="EXPERIMENT", help=text)
 
 
-def _add_ls(subparsers):
+def _add_ls(subparsers: Subparsers) -> ArgumentParser:
     text = "list what a store holds by recipe; of one recipe, all that it says and holds"
     parser = _add(subparsers, "ls", commands.run_ls, text)
     _add_place(parser)
@@ -48,14 +51,14 @@ def _add_ls(subparsers):
     return parser
 
 
-def _add_stats(subparsers):
+def _add_stats(subparsers: Subparsers) -> ArgumentParser:
     text = "count entries and bytes by kind; also duplicates, damage and free space"
     parser = _add(subparsers, "stats", commands.run_stats, text)
     _add_place(parser)
     return parser
 
 
-def _add_verify(subparsers):
+def _add_verify(subparsers: Subparsers) -> ArgumentParser:
     text = "read everything and check it; what is damaged is noted, so that the next run encodes just that again"
     parser = _add(subparsers, "verify", commands.run_verify, text + "; ends with 1 where there is damage")
     _add_place(parser)
@@ -65,7 +68,7 @@ def _add_verify(subparsers):
     return parser
 
 
-def _add_why(subparsers):
+def _add_why(subparsers: Subparsers) -> ArgumentParser:
     text = "say why entries of an experiment are missing; by what is known: verify finds damage that nobody met yet"
     parser = _add(subparsers, "why", commands.run_why, text)
     _add_experiment(parser)
@@ -73,7 +76,7 @@ def _add_why(subparsers):
     return parser
 
 
-def _add_diff(subparsers):
+def _add_diff(subparsers: Subparsers) -> ArgumentParser:
     text = "compare two experiments, or two folders of entries (STORE/entries/KIND-ID)"
     parser = _add(subparsers, "diff", commands.run_diff, text)
     for name in "ab":
@@ -81,7 +84,7 @@ def _add_diff(subparsers):
     return parser
 
 
-def _add_export(subparsers):
+def _add_export(subparsers: Subparsers) -> ArgumentParser:
     text = "write cached tensors to a safetensors file; by caption or file name"
     parser = _add(subparsers, "export", commands.run_export, text)
     _add_experiment(parser)
@@ -91,7 +94,7 @@ def _add_export(subparsers):
     return parser
 
 
-def _add_gc(subparsers):
+def _add_gc(subparsers: Subparsers) -> ArgumentParser:
     text = "list what nobody needs any more; removes it with --yes, keeps what the experiments and all runs need"
     parser = _add(subparsers, "gc", commands.run_gc, text + ", what running stages need, and what is young")
     help_text = "experiment file: what it and the runs in its [paths] runs need is kept"
@@ -107,6 +110,7 @@ def _add_gc(subparsers):
 
 
 def _seconds(age: str) -> int:
-    if not (found := AGE.fullmatch(age)):
+    """An age such as 12h, in seconds."""
+    if not (match := AGE.fullmatch(age)):
         raise ArgumentTypeError(f"{age!r} is no age; give a number and s, m, h or d, such as 12h")
-    return int(found[1]) * UNIT_SECONDS[found[2]]
+    return int(match[1]) * UNIT_SECONDS[match[2]]

@@ -88,7 +88,7 @@ def _progress() -> Callable[[verify.Report], None]:
     """A function that prints how far a verification is, every few seconds."""
     last_said = time.monotonic()
 
-    def progress(report):
+    def progress(report: verify.Report) -> None:
         nonlocal last_said
         if time.monotonic() - last_said >= PROGRESS_SECONDS:
             last_said = time.monotonic()

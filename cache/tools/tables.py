@@ -15,7 +15,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence]) -> str:
     return "\n".join(_line(columns, widths, line) for line in lines)
 
 
-def _line(columns, widths, cells):
+def _line(columns: Sequence[str], widths: Iterable[int], cells: Iterable[str]) -> str:
     padded = [
         cell.rjust(width) if column.startswith(">") else cell.ljust(width)
         for column, width, cell in zip(columns, widths, cells)
