@@ -55,7 +55,7 @@ class Entries:
         self._lock = threading.RLock()  # the segments, the damage and the index are of one moment
 
     def refresh(self) -> None:
-        """See what was committed, removed or found damaged since. Costs one look at each segment's file.
+        """See what was committed, removed or found damaged since the last look. Costs one look at each segment's file.
 
         Raises StoreError where a store is there but cannot be read, or one of those that are only read is not there.
         """
@@ -75,7 +75,7 @@ class Entries:
                 self._index = index  # to sort millions of keys takes longer than to look at their segments' files
 
     def missing(self, items: Iterable[str]) -> list[str]:
-        """Those of the items that have no entry, in order, each once: what is not committed or known to be damaged."""
+        """The items, in order and each once, that have no entry or one that is known to be damaged."""
         self.refresh()
         index, (asked, of, found) = self.index(), self._missed
         if asked is not items or of is not index:

@@ -1,4 +1,4 @@
-"""What can go wrong in the store, said in one line: what, where, and what to do next."""
+"""The errors of the store. Each says in one line what is wrong, where, and what to do next."""
 
 import errno
 import os

@@ -171,7 +171,7 @@ class Segment:
         return keys, int.from_bytes(size, "little")
 
     def _open(self, row: int) -> np.ndarray:
-        """Map the shard, to read a row, and return which rows are verified: none. Raises as ``read_into`` does."""
+        """Map the shard, to read a row, and return the new list of verified rows. Raises as ``read_into`` does."""
         _allow_many_files()
         try:
             with _opened(self.shard_path) as file:
@@ -185,7 +185,8 @@ class Segment:
         return verified
 
     def _check_size(self, row: int) -> None:
-        """What a truncated file has lost reads as zeros, or ends the process (SIGBUS)."""
+        """Raise CorruptEntry where the mapped shard was truncated: its end would read as zeros, or end the process
+        (SIGBUS)."""
         if self._map.size() != self.size_bytes:
             self._verified = None  # so that what may replace the shard is mapped anew
             self._fail(row, None)
@@ -213,8 +214,7 @@ class Segment:
 
 
 def _allow_many_files() -> None:
-    """Every map keeps a file open, a big store has more segments than the usual soft limit of 1024, and others in this
-    process open files too."""
+    """Raise the soft limit of open files, usually 1024: each mapped segment keeps one open, a big store has more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -18,7 +18,7 @@ UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def build_parser() -> ArgumentParser:
-    """The parser of the command line. What it returns has ``command``, the function of `commands` to call with it."""
+    """The parser of the command line. Parsed options have ``command``: the function of `commands` that runs them."""
     found = ArgumentParser(prog="python -m cache", description=DESCRIPTION)
     subparsers = found.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_ls, _add_stats, _add_verify, _add_why, _add_diff, _add_export, _add_gc):

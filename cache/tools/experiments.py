@@ -1,6 +1,6 @@
-"""Experiment files, which the store cannot read: an installed package that can is asked.
+"""What experiment files say. The store cannot read them, so it asks an installed package that can.
 
-The package registers a module with the functions of `Experiments` as entry point `toml` of the group
+The package registers a module with the functions of `Experiments` as the entry point `toml` of the group
 `cache.experiments`.
 """
 
@@ -16,7 +16,7 @@ GROUP, NAME = "cache.experiments", "toml"
 
 
 class Experiments(Protocol):
-    """What such a module offers. All functions raise StoreError where the experiment file is faulty."""
+    """The functions of a module that reads experiment files. All raise StoreError where the file is faulty."""
 
     def stores_of(self, path: str) -> tuple[Path, ...]:
         """The folders of the stores that the experiment uses; it writes to the first."""

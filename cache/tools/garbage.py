@@ -64,7 +64,7 @@ def find_garbage(store: Path, keep: Needs, min_age_seconds: float) -> list[Garba
 
 
 def collect(store: Path, keep: Needs, min_age_seconds: float) -> list[Garbage]:
-    """Remove what is not in ``keep`` (items by recipe id), not leased and at least so old; return what was removed.
+    """Remove what is not in ``keep`` (items by recipe id), not leased and older than the age; return what was removed.
 
     What a running process has leased is neither removed nor moved. A process that is killed here leaves the store
     whole: what is kept is committed anew before its old segment goes. Raises StoreError where the store cannot be
@@ -110,7 +110,7 @@ def all_entries(store: Path) -> Iterator[Entries]:
 
 
 def _garbage_of(entries: Entries, needed: list[str], leased: list[str], before: int) -> Garbage:
-    """before: segments that are younger than this time, in ns since 1970, are kept whole."""
+    """The garbage in one folder of entries. before: segments begun later, in ns since 1970, are kept whole."""
     index, garbage = entries.index(), Garbage(entries, broken=_broken(entries, needed, before))
     kept, in_use = index.rows_by_segment(needed), index.rows_by_segment(leased)
     are_many_small = sum(map(_is_small, index.segments)) > MANY_SMALL

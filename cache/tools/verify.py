@@ -35,7 +35,7 @@ class Damaged:
 
 @dataclass(frozen=True)
 class Fault:
-    """A file or folder that is not as it should be. mend: what --repair does about it; empty where that is nothing."""
+    """A file or folder that is not as it should be. mend: what --repair does about it; empty: nothing."""
 
     path: str
     what: str
