@@ -8,7 +8,7 @@ import zarr
 from safetensors.numpy import load_file, save_file
 
 from cache import Store, digest
-from cache.files import sync_folder
+from cache.core.files import sync_folder
 
 
 class Contender:

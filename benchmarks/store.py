@@ -27,7 +27,7 @@ from statistics import median
 import numpy as np
 
 from benchmarks.contenders import FilePerRow, Ours, PlainArray, Raw, Zarr
-from cache.segment import Layout
+from cache.core.layout import Layout
 
 BATCH = 8
 ZARR_ROWS = 4 * BATCH

@@ -5,17 +5,17 @@ input). Entries live in immutable segments, each of them one zarr v3 array that 
 whole, committed entries only; any number of processes may read and write one store at once.
 """
 
-from .address import Spelled, canonical, caption_item, caption_items, digest, recipe_id
-from .digests import FileFacts
-from .entries import Entries
-from .errors import CorruptEntry, MissingEntry, StoreError
-from .files import write_atomically
-from .garbage import collect, find_garbage
-from .leases import lease
-from .needs import NEEDS_NAME, Need, Needs, Source, as_needs, needs_text, read_needs, union
-from .store import Store
-from .tensors import write_tensors
-from .writer import Writer
+from cache.core.address import Spelled, canonical, caption_item, caption_items, digest, recipe_id
+from cache.core.digests import FileFacts
+from cache.core.entries import Entries
+from cache.core.errors import CorruptEntry, MissingEntry, StoreError
+from cache.core.files import write_atomically
+from cache.core.leases import lease
+from cache.core.needs import NEEDS_NAME, Need, Needs, Source, as_needs, needs_text, read_needs, union
+from cache.core.store import Store
+from cache.core.tensors import write_tensors
+from cache.core.writer import Writer
+from cache.tools.garbage import collect, find_garbage
 
 __all__ = [
     "CorruptEntry",

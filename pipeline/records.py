@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from cache import Need, canonical, digest, recipe_id, write_atomically
-from cache.files import make_folder
+from cache.core.files import make_folder
 from pipeline.devices import device
 from pipeline.plan.needs import encoded, sampled
 from pipeline.plan.plan import Plan

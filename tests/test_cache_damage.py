@@ -11,7 +11,7 @@ from test_cache_faults import as_after_a_kill, flip, leftovers
 from test_cache_store import ITEMS, array_of, assert_holds, entries_of, fill, segments
 
 from cache import CorruptEntry, collect
-from cache.verify import verify
+from cache.tools.verify import verify
 
 LARGE = (4, 64, 66)  # of float32: 67,584 bytes and a checksum, on 17 pages
 FIRST, SECOND, DEAD, ALSO_DEAD, NEVER = range(5), range(5, 10), range(10, 14), range(14, 16), range(16, 20)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+from pairs import encode, plan_of
 from test_cache_store import ITEMS, array_of, entries_of, fill
 from tools import NASTY, damage_row, fresh, image, need_of, run
 
@@ -17,8 +18,8 @@ from cache import (
     caption_item,
     collect,
 )
-from cache import __main__ as command_line
-from cache.export import export
+from cache.tools import experiments
+from cache.tools.export import export
 
 
 def bits(array):
@@ -83,12 +84,58 @@ def test_photos_of_several_recipes_are_exported_together(tmp_path):
         assert json.loads(file.metadata()["recipe"]) == [wide.recipe, high.recipe]
 
 
+def exported(capsys, lab, kind):
+    """The tensors of a kind of an experiment, as the command line exports them."""
+    path = lab.folder / f"{kind}.safetensors"
+    capsys.readouterr()
+    code, out, err = run(capsys, "export", lab.path, "--kind", kind, "--out", path)
+    assert (code, err) == (0, "") and f"of {kind}" in out
+    with safetensors.safe_open(path, "np") as file:
+        assert file.metadata()["kind"] == kind
+    return safetensors.numpy.load_file(path)
+
+
+def test_latents_are_the_photos_and_controls_the_conditions_by_the_same_names(encoded_pairs, tmp_path, capsys):
+    lab = encoded_pairs.copy(tmp_path / "lab")
+    photos, entries = plan_of(lab).photos, lab.latents  # a condition from a file has the recipe of a photo
+    latents, controls = exported(capsys, lab, "latents"), exported(capsys, lab, "controls")
+    assert sorted(latents) == sorted(controls) == sorted(photo.name for photo in photos)
+    for photo in photos:
+        np.testing.assert_array_equal(bits(latents[photo.name]), bits(entries.read(photo.digest)))
+        np.testing.assert_array_equal(bits(controls[photo.name]), bits(entries.read(photo.condition.digest)))
+
+
+def test_computed_conditions_and_those_that_are_sampled_with_are_controls_too(encoded_pairs, tmp_path, capsys):
+    lab = encoded_pairs.copy(tmp_path / "lab").set("controlnet", condition="canny")
+    photos, names = plan_of(lab).photos, ["pictures/00000.png", "pictures/conditions/00001.png"]
+    lab.set("sample", prompts=["a", "b"], conditions=names, resolution=48)  # another size than the training's
+    encode(lab)
+    latents, controls = exported(capsys, lab, "latents"), exported(capsys, lab, "controls")
+    assert sorted(latents) == sorted(photo.name for photo in photos)
+    assert sorted(controls) == sorted([*latents, *(f"{name} (for sampling)" for name in names)])
+    shapes = {name: controls[name].shape[1:] for name in controls}
+    assert shapes == {name: (4, 4) if name in latents else (6, 6) for name in controls}
+
+
+def test_a_condition_named_for_sampling_as_a_photo_is_called_clashes_with_no_photo(encoded_pairs, tmp_path, capsys):
+    lab = encoded_pairs.copy(tmp_path / "lab")
+    (lab.folder / "00000.png").write_bytes((lab.pictures / "00001.png").read_bytes())
+    lab.set("sample", prompts=["a"], conditions=["00000.png"], resolution=48)
+    encode(lab)
+    assert {"00000.png", "00000.png (for sampling)"} < set(exported(capsys, lab, "controls"))
+
+
+def test_a_lora_has_no_controls_to_export(encoded, tmp_path, capsys):
+    code, _, err = run(capsys, "export", encoded.path, "--kind", "controls", "--out", tmp_path / "x")
+    assert code == 1 and "the experiment has no controls" in err and not (tmp_path / "x").exists()
+
+
 @pytest.fixture
 def exporting(tmp_path, capsys, monkeypatch):
     """Runs the export of some needs; returns its exit code and outputs, and what is then beside the store."""
 
     def act(*needs, arguments=()):
-        monkeypatch.setattr(command_line, "_needs", lambda experiment: (Store(tmp_path / "store"), needs))
+        monkeypatch.setattr(experiments, "needs_of", lambda experiment: (Store(tmp_path / "store"), needs))
         out = tmp_path / "out" / "x.safetensors"
         result = run(capsys, "export", "my.toml", "--kind", "latents", "--out", out, *arguments)
         return *result, {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
@@ -137,7 +184,7 @@ def test_two_tensors_of_one_name_are_refused(tmp_path, exporting):
 
 def test_a_header_that_no_reader_accepts_is_refused(tmp_path, exporting, monkeypatch):
     entries = fill(entries_of(tmp_path / "store"))
-    monkeypatch.setattr("cache.tensors.MAX_HEADER_BYTES", 300)
+    monkeypatch.setattr("cache.core.tensors.MAX_HEADER_BYTES", 300)
     code, _, err, files = exporting(need_of(entries, *map(image, range(9))))
     assert (code, files) == (1, {}) and "header" in err
 

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from test_cache_store import ITEMS, REPOSITORY, array_of, assert_holds, entries_of, fill, segments
 
-import cache.writer
 from cache import CorruptEntry, Store, StoreError
-from cache.journal import Journal
-from cache.segment import SegmentWriter
-from cache.writer import ID
+from cache.core.journal import Journal
+from cache.core.segment import SegmentWriter
+from cache.core.workspace import ID
 
 WRITE_THE_SAME = """
 import numpy as np, sys
@@ -239,7 +238,7 @@ def test_a_commit_that_fails_at_its_last_step_is_not_undone_by_what_is_written_n
     with entries.writer() as writer:
         writer.write(ITEMS[0], array_of(entries, 0))
         with monkeypatch.context() as patch, pytest.raises((StoreError, KeyboardInterrupt)):
-            patch.setattr(cache.writer, "sync_folder", fail)
+            patch.setattr("cache.core.salvage.sync_folder", fail)
             writer.commit()
         writer.write(ITEMS[1], array_of(entries, 1))
         writer.commit()

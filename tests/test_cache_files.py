@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-import cache.digests
-import cache.files
 from cache import (
     FileFacts,
     Spelled,
@@ -23,6 +21,7 @@ from cache import (
     recipe_id,
     write_atomically,
 )
+from cache.core import digests, files
 
 REPOSITORY = Path(__file__).parent.parent
 PUT_MANY = """
@@ -102,7 +101,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     write_atomically(path, "ä")
     write_atomically(path, b"second")
     assert path.read_bytes() == b"second"
-    monkeypatch.setattr(cache.files.os, "fsync", lambda file: open("/dev/full", "wb", 0).write(b"x"))
+    monkeypatch.setattr(files.os, "fsync", lambda file: open("/dev/full", "wb", 0).write(b"x"))
     with pytest.raises(OSError):
         write_atomically(path, b"third")
     assert path.read_bytes() == b"second"
@@ -121,7 +120,7 @@ def test_a_written_file_follows_the_umask(tmp_path):
 def test_a_file_is_read_once(facts, tmp_path, monkeypatch):
     path = old_file(tmp_path / "weights", b"1" * 5_000_000)
     assert facts.file_digest(path) == digest(b"1" * 5_000_000)
-    monkeypatch.setattr(cache.digests, "hasher", None)
+    monkeypatch.setattr(digests, "hasher", None)
     assert FileFacts(facts.path).file_digest(str(path)) == digest(b"1" * 5_000_000)
 
 
@@ -199,8 +198,8 @@ def test_a_file_that_changes_while_it_is_read_is_read_anew(facts, tmp_path, monk
             break
         return real()
 
-    real = cache.digests.hasher
-    monkeypatch.setattr(cache.digests, "hasher", hasher_during_a_copy)
+    real = digests.hasher
+    monkeypatch.setattr(digests, "hasher", hasher_during_a_copy)
     assert facts.file_digest(path) == digest(b"house")
     assert facts.get(path) == {"digest": digest(b"house")}
     times = iter(range(4_000_000_000, 5_000_000_000))
@@ -249,8 +248,8 @@ def test_many_files_are_looked_up_at_once(facts, tmp_path):
         path: {"width": number} for number, path in enumerate(paths[:1000])
     }
     assert facts.look_up(paths) == facts.get_many(paths)
-    digests = facts.file_digests(paths)
-    assert list(digests) == paths and digests[paths[1300]] == digest(bytes([1300 % 256]))
+    found = facts.file_digests(paths)
+    assert list(found) == paths and found[paths[1300]] == digest(bytes([1300 % 256]))
     assert facts.get(paths[999]) == {"width": 999, "digest": digest(bytes([999 % 256]))}
 
 

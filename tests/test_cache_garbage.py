@@ -27,8 +27,8 @@ from cache import (
     needs_text,
     read_needs,
 )
-from cache.folders import names_of
-from cache.garbage import MANY_SMALL
+from cache.core.folders import names_of
+from cache.tools.garbage import MANY_SMALL
 
 RECIPE = {"kind": "latents", "dtype": "float32", "shape": [4096]}
 OTHER = RECIPE | {"flip": True}
@@ -223,7 +223,7 @@ def test_a_damaged_file_of_needs_is_an_error_and_not_nothing(tmp_path, text):
 
 def test_a_lease_waits_for_the_collector_and_sees_what_is_left(tmp_path, monkeypatch, capfd):
     fill(tmp_path, range(10))
-    garbage, removing, may_go_on = sys.modules["cache.garbage"], threading.Event(), threading.Event()
+    garbage, removing, may_go_on = sys.modules["cache.tools.garbage"], threading.Event(), threading.Event()
     remove = garbage._remove
 
     def remove_slowly(found):
@@ -319,7 +319,7 @@ def test_two_writers_two_collectors_and_a_reader_at_once(tmp_path):
 
 def test_a_store_that_is_not_ours_is_not_collected(tmp_path, monkeypatch):
     fill(tmp_path, range(10))
-    monkeypatch.setattr(sys.modules["cache.leases"], "_lock", lambda *_: False)
+    monkeypatch.setattr(sys.modules["cache.core.leases"], "_lock", lambda *_: False)
     with pytest.raises(StoreError, match="nothing is collected where files cannot be written and locked"):
         collect(tmp_path, {}, 0)
     assert held(tmp_path) == list(range(10))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cache import StoreError
-from cache.index import Index
+from cache.core.index import Index
 
 
 def segment_of(items):

@@ -1,5 +1,6 @@
 """`python -m cache ls` and `stats`: what is there, how large, since when; and how tables are printed."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from cache import (
     Store,
     digest,
 )
-from cache.listing import held, stats
-from cache.tables import human_bytes, local_time, table
+from cache.tools import experiments
+from cache.tools.listing import held, stats
+from cache.tools.tables import human_bytes, local_time, table
 
 
 def test_ls_counts_what_can_be_read_and_what_cannot(tmp_path):
@@ -118,6 +120,15 @@ def test_an_experiment_file_that_cannot_be_used_is_said_in_one_line(tmp_path, ca
     for command in ("ls", "why"):
         code, out, err = run(capsys, command, tmp_path / "my.toml")
         assert (code, out) == (1, "") and err.startswith(f"error: {tmp_path}/my.toml: not valid TOML")
+
+
+def test_an_experiment_file_that_nothing_installed_can_read_is_said_in_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(experiments, "entry_points", lambda **group: importlib.metadata.EntryPoints())
+    commands = ("ls", tmp_path / "my.toml"), ("why",), ("diff", "a.toml", "b.toml"), ("gc", "my.toml")
+    for command in commands:
+        code, out, err = run(capsys, *command)
+        assert (code, out) == (1, "") and "nothing is installed that reads experiment files" in err
+        assert err.count("\n") == 1
 
 
 def test_no_name_can_garble_the_terminal(tmp_path, capsys):

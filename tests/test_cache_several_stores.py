@@ -15,7 +15,7 @@ from test_cache_full_disk import mount
 from test_cache_store import ITEMS, REPOSITORY, array_of, assert_holds, entries_of, fill, segments
 
 from cache import CorruptEntry, MissingEntry, Store, StoreError
-from cache.verify import verify
+from cache.tools.verify import verify
 
 RECIPE = {"kind": "latents", "dtype": "float32", "shape": [2, 3]}
 PRINT_MISSING = """

@@ -16,11 +16,11 @@ from cache import (
     Entries,
     StoreError,
 )
-from cache import __main__ as command_line
-from cache.listing import rows
-from cache.segment import Segment
-from cache.tables import human_bytes
-from cache.verify import verify
+from cache.core.segment import Segment
+from cache.tools import commands
+from cache.tools.listing import rows
+from cache.tools.tables import human_bytes
+from cache.tools.verify import verify
 
 
 def test_what_is_sound_is_found_sound(tmp_path, capsys):
@@ -91,7 +91,7 @@ def test_damage_that_cannot_be_noted_is_said(tmp_path, monkeypatch):
 
     entries = fill(entries_of(tmp_path))
     damage_row(entries, 0)
-    monkeypatch.setattr("cache.entries.write_atomically", refuse)
+    monkeypatch.setattr("cache.core.entries.write_atomically", refuse)
     report = verify([tmp_path])
     assert report.unnoted == [os.fspath(segments(entries)[0])]
 
@@ -297,7 +297,7 @@ def test_a_segment_that_is_collected_meanwhile_is_passed_over(tmp_path, monkeypa
 
 def test_long_verifications_say_how_far_they_are(tmp_path, capsys, monkeypatch):
     fill(entries_of(tmp_path), max_items=8)
-    monkeypatch.setattr(command_line, "PROGRESS_SECONDS", 0)
+    monkeypatch.setattr(commands, "PROGRESS_SECONDS", 0)
     code, out, err = run(capsys, "verify", tmp_path)
     assert [line.split(",")[0] for line in err.splitlines()] == [f"verify: {n} of 3 segments" for n in (1, 2, 3)]
     assert len(out.splitlines()) == 1

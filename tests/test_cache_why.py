@@ -13,9 +13,9 @@ from cache import (
     Store,
     caption_item,
 )
-from cache import __main__ as command_line
-from cache.compare import diff, differences, held_in, needed
-from cache.explain import why
+from cache.tools import experiments
+from cache.tools.compare import diff, differences, held_in, needed
+from cache.tools.explain import why
 
 
 def reasons_of(answer):
@@ -25,7 +25,7 @@ def reasons_of(answer):
 def test_what_is_all_there_is_said_in_one_line_for_each_stage(tmp_path, capsys, monkeypatch):
     latents = fill(entries_of(tmp_path))
     needs = [need_of(latents, image(0), image(1))]
-    monkeypatch.setattr(command_line, "_needs", lambda experiment: (Store(tmp_path), needs))
+    monkeypatch.setattr(experiments, "needs_of", lambda experiment: (Store(tmp_path), needs))
     code, out, _ = run(capsys, "why", "my.toml")
     assert (code, out) == (0, f"EncodeImages (latents-{latents.id[:12]}): all 2 are there\n")
 
@@ -60,6 +60,19 @@ def test_the_photo_that_was_encoded_last_under_a_name_is_the_one_that_changed(tm
     entries = write(write(entries_of(tmp_path), (ITEMS[0], "cat.jpg")), (ITEMS[1], "cat.jpg"))
     [reason] = why(Store(tmp_path), [need_of(entries, image(2, "cat.jpg"))])[0].reasons
     assert f"({ITEMS[1][:8]} -> {ITEMS[2][:8]})" in reason.items[0].text
+
+
+def test_a_photo_is_no_older_content_of_the_condition_that_has_its_recipe_and_name(tmp_path):
+    entries = write(entries_of(tmp_path), (ITEMS[0], "cat.jpg"))
+    photo, condition = need_of(entries, image(0, "cat.jpg")), need_of(entries, image(1, "cat.jpg"), role="controls")
+    assert [reasons_of(answer) for answer in why(Store(tmp_path), [photo, condition])] == [{}, {"new": ["cat.jpg"]}]
+
+
+def test_a_changed_caption_is_told_where_another_photo_still_has_the_old_one(tmp_path):
+    entries = write(entries_of(tmp_path, kind="txt"), (caption_item("a cat"), "cat.jpg"))
+    captions = {"cat.jpg": "a black cat", "dog.jpg": "a cat"}
+    need = need_of(entries, *(Source(caption_item(text), name, text) for name, text in captions.items()))
+    assert reasons_of(why(Store(tmp_path), [need])[0]) == {"changed": ["cat.jpg"]}
 
 
 def test_other_weights_are_named_by_component_and_digest(tmp_path):
@@ -124,7 +137,7 @@ def test_with_several_stores_it_is_said_how_many_come_from_each(tmp_path, capsys
     store, need = Store(tmp_path / "a", tmp_path / "b"), need_of(ours, *map(image, range(9)))
     [answer] = why(store, [need])
     assert answer.present == {str(tmp_path / "a"): 3, str(tmp_path / "b"): 4} and answer.num_missing == 2
-    monkeypatch.setattr(command_line, "_needs", lambda experiment: (store, [need]))
+    monkeypatch.setattr(experiments, "needs_of", lambda experiment: (store, [need]))
     line = run(capsys, "why")[1].splitlines()[0]
     assert line.endswith(f"7 of 9 are there (3 from {tmp_path}/a, 4 from {tmp_path}/b), 2 missing")
     assert theirs.path.exists()
@@ -132,7 +145,7 @@ def test_with_several_stores_it_is_said_how_many_come_from_each(tmp_path, capsys
 
 def test_ten_examples_are_shown_and_all_on_request(tmp_path, capsys, monkeypatch):
     need = need_of(entries_of(tmp_path), *map(image, range(12)))
-    monkeypatch.setattr(command_line, "_needs", lambda experiment: (Store(tmp_path), [need]))
+    monkeypatch.setattr(experiments, "needs_of", lambda experiment: (Store(tmp_path), [need]))
     lines = run(capsys, "why")[1].splitlines()
     assert lines[1:3] == ["  12 new:", "    0.png"] and lines[-1] == "    and 2 more (--all names them)"
     assert len(lines) == 13 and len(run(capsys, "why", "--all")[1].splitlines()) == 14

@@ -13,7 +13,7 @@ from commands import ROOT, command, environment, ran, stages_under, wait_until
 from safetensors.numpy import load_file
 
 from cache import find_garbage
-from cache.needs import needs_of_runs
+from cache.core.needs import needs_of_runs
 from pipeline.flux.family import Flux
 from pipeline.methods import LORA
 from pipeline.plan import families

@@ -13,7 +13,7 @@ from floor_lab import cpu_name, unpack, write_model
 from safetensors.numpy import load_file
 
 from cache import find_garbage, needs_text
-from cache.needs import needs_of_runs
+from cache.core.needs import needs_of_runs
 from pipeline import stages
 from pipeline.methods import CONTROLNET, LORA
 from pipeline.plan import needs

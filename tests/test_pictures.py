@@ -15,7 +15,7 @@ from lab import Lab
 from PIL import Image
 
 from cache import Store, collect, read_needs
-from cache.needs import needs_of_runs
+from cache.core.needs import needs_of_runs
 from pipeline import stages
 from pipeline.errors import UserError
 from pipeline.estimate import preflight

@@ -39,8 +39,8 @@ def image(number, name=""):
     return Source(ITEMS[number], name, name)
 
 
-def need_of(entries, *sources, stage="EncodeImages", component="vae"):
-    return Need.of(stage, component, entries.recipe, sources)
+def need_of(entries, *sources, stage="EncodeImages", component="vae", role=""):
+    return Need.of(stage, component, entries.recipe, sources, role)
 
 
 def shard(segment):

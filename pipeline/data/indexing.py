@@ -11,7 +11,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from cache import FileFacts, digest
-from cache.digests import RACY_NS
+from cache.core.digests import RACY_NS
 from pipeline.data.images import BadImage, read_image
 from pipeline.data.photos import METADATA, Photo, Problem, list_photos
 from pipeline.errors import UserError

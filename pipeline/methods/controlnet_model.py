@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cache import write_atomically, write_tensors
-from cache.files import make_folder
+from cache.core.files import make_folder
 from pipeline.devices import simulation, tensors
 from pipeline.devices.precision import LONG_NAMES, Policy
 from pipeline.errors import UserError

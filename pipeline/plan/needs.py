@@ -27,12 +27,11 @@ def encoded(plan: Plan) -> list[Need]:
         Need(encoder.stage, encoder.component, entries.recipe, captions.items, sources)
         for encoder, entries in zip(plan.family.caption_encoders.values(), (plan.pooled, plan.txt))
     ]
-    of_images = [(IMAGES, each, "") for each in plan.image_needs] + [
-        (CONTROLS, each, " control") for each in controls(plan)
-    ]
+    of_images = [(IMAGES, "", each) for each in plan.image_needs]
+    of_images += [(CONTROLS, "controls", each) for each in controls(plan)]
     return of_captions + [
-        Need(stage, image_encoder, need.entries.recipe, need.items, partial(_sources, plan, need, words))
-        for stage, need, words in of_images
+        Need(stage, image_encoder, need.entries.recipe, need.items, partial(_sources, plan, need), role)
+        for stage, role, need in of_images
     ]
 
 
@@ -61,11 +60,13 @@ def _sources_of_pictures(series: pictures.Series) -> tuple[Source, ...]:
     return tuple(Source(item, series.words(item), series.words(item)) for item in series.pictures)
 
 
-def _sources(plan: Plan, need: ImageNeed, words: str) -> Iterator[Source]:
-    """Where each photo is needed in several variants, their tensors get names of their own in an export."""
+def _sources(plan: Plan, need: ImageNeed) -> Iterator[Source]:
+    """The photo of each item. Its key tells apart variants of one photo, and the conditions that [sample] names."""
     several = len(plan.variants(need.photos[0])) > 1  # as many for each photo
-    words += f" {_words(need.variant)}" if several else ""
-    return (Source(item, photo.name, photo.name + words) for item, photo in zip(need.items, need.photos))
+    words, for_sampling = f" {_words(need.variant)}" if several else "", set(plan.sample_conditions)
+    for item, photo in zip(need.items, need.photos):
+        origin = " (for sampling)" if photo in for_sampling else ""
+        yield Source(item, photo.name, f"{photo.name}{origin}{words}")
 
 
 def _words(variant: Variant) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from cache import write_atomically
-from cache.files import make_folder
+from cache.core.files import make_folder
 from pipeline.data import conditions, indexing
 from pipeline.devices import dtypes, tensors
 from pipeline.devices.tensors import to_storage

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cache import write_atomically
-from cache.files import make_folder
+from cache.core.files import make_folder
 from pipeline.study.figures import short
 from pipeline.study.study import Study
 from pipeline.study.subject import AGAINST, COMPONENTS, OWN

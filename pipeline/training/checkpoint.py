@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cache import canonical, digest, write_tensors
-from cache.files import make_folder
+from cache.core.files import make_folder
 from pipeline.errors import UserError
 from pipeline.plan.run_folder import RunFolder, step_of
 

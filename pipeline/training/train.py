@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict
 
 from cache import write_atomically
-from cache.files import make_folder
+from cache.core.files import make_folder
 from pipeline.estimate import preflight
 from pipeline.methods import observed
 from pipeline.plan import mode

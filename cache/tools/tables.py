@@ -8,14 +8,14 @@ MAX_TEXT = 80  # characters of a caption in one line
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence]) -> str:
-    """One line for the column names and one for each row; a column whose name begins with ">" is set to the right."""
+    """One line for the column names and one for each row; a column whose name begins with ">" is right-aligned."""
     names = [column.removeprefix(">") for column in columns]
     lines = [names, *([printable(str(cell)) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join(_line(columns, widths, line) for line in lines)
 
 
-def _line(columns, widths, cells):
+def _line(columns: Sequence[str], widths: Iterable[int], cells: Iterable[str]) -> str:
     padded = [
         cell.rjust(width) if column.startswith(">") else cell.ljust(width)
         for column, width, cell in zip(columns, widths, cells)

@@ -13,89 +13,40 @@ import json
 import mmap
 import os
 import resource
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
-import google_crc32c
-import ml_dtypes
 import numpy as np
 
-from .address import DIGEST_BYTES, item_keys
-from .errors import CorruptEntry, StoreError
-from .files import sync_folder, write_all, write_durably
+from cache.core.address import DIGEST_BYTES, item_keys
+from cache.core.errors import CorruptEntry, StoreError
+from cache.core.files import sync_folder, write_all, write_durably
+from cache.core.layout import CRC_BYTES, SIZE_BYTES, Layout, checksum
 
-STORED = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "bfloat16": np.dtype("<u2")}  # zarr has no bfloat16
-REAL = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-CRC_BYTES = 4
-SIZE_BYTES = 8
-PAGE_BYTES = 4096
 PREFETCH_BYTES = 1 << 20
-LARGE_BYTES = 16 * PAGE_BYTES  # rows from this size on begin at a page, for mapped reads; smaller ones lie side by side
-
-
-class Layout:
-    """Where the rows of a segment lie in its shard: row i is at i * ``stride_bytes``."""
-
-    def __init__(self, dtype, shape):
-        self.dtype, self.shape = dtype, tuple(shape)
-        self.stored, self.real = STORED[dtype], REAL[dtype]
-        self.num_values = int(np.prod(shape, dtype=np.int64))
-        self.data_bytes = self.num_values * self.stored.itemsize
-        self.row_bytes = self.data_bytes + CRC_BYTES
-        align = PAGE_BYTES if self.row_bytes >= LARGE_BYTES else 1
-        self.stride_bytes = -(-self.row_bytes // align) * align
-        self.shard_name = "c.0" + ".0" * len(self.shape)
-
-    def rows_bytes(self, num_rows):
-        """Bytes from the first row's beginning to the last one's end."""
-        return (num_rows - 1) * self.stride_bytes + self.row_bytes if num_rows else 0
-
-    def index(self, num_rows):
-        """The shard's index, as the sharding codec wants it: (offset, length) of each chunk, crc32c."""
-        pairs = np.full((num_rows, 2), self.row_bytes, "<u8")
-        pairs[:, 0] = np.arange(num_rows, dtype=np.uint64) * np.uint64(self.stride_bytes)
-        return pairs.tobytes() + checksum(pairs)
-
-    def metadata(self, num_rows, attributes):
-        """What zarr.json says."""
-        little, crc = {"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}
-        sharding = {
-            "chunk_shape": [1, *self.shape],
-            "codecs": [little, crc],
-            "index_codecs": [little, crc],
-            "index_location": "end",
-        }
-        shape = [num_rows, *self.shape]
-        return {
-            "zarr_format": 3,
-            "node_type": "array",
-            "shape": shape,
-            "data_type": self.stored.name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shape}},
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-            "fill_value": 0,
-            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-            "attributes": {"dtype": self.dtype, **attributes},
-        }
 
 
 class SegmentWriter:
-    """Writes the rows of a segment into ``folder`` in order. Nothing is promised of it before ``finish``.
+    """Writes the rows of a segment into ``folder`` in order; ``finish`` makes it complete and durable.
 
     An ``append`` that fails, or is interrupted, leaves the rows before it whole, and another may follow.
-    Raises OSError from every method. names: item -> name of its source, of the rows so far.
+    All methods raise OSError. names: of the source of each item so far.
     """
 
-    def __init__(self, folder, layout):
-        self.folder, self.layout, self.names = Path(folder), layout, {}
+    def __init__(self, folder: str | Path, layout: Layout):
+        self.folder, self.layout = Path(folder), layout
+        self.names: dict[str, str] = {}
         self.folder.mkdir(exist_ok=True)  # it is there where the rows of a dead writer are taken over
         self._shard = os.open(self.folder / layout.shard_name, os.O_CREAT | os.O_RDWR, 0o666)
 
     @property
-    def num_bytes(self):
+    def num_bytes(self) -> int:
+        """Bytes of the rows so far."""
         return self.layout.rows_bytes(len(self.names))
 
-    def append(self, item, array, name):
+    def append(self, item: str, array: np.ndarray, name: str) -> bytes:
         """Add one row and return its checksum. array: of the item's shape, C-contiguous, in the stored dtype."""
         data = array.reshape(-1).view(np.uint8)
         crc = checksum(data)
@@ -103,7 +54,7 @@ class SegmentWriter:
         self.names[item] = name
         return crc
 
-    def take_over(self, item, name, crc):
+    def take_over(self, item: str, name: str, crc: bytes) -> bool:
         """Add the row that a dead writer left next in the shard. Returns whether it is there and has this checksum."""
         data = os.pread(self._shard, self.layout.row_bytes, len(self.names) * self.layout.stride_bytes)
         if len(data) != self.layout.row_bytes or data[-CRC_BYTES:] != crc or checksum(data[:-CRC_BYTES]) != crc:
@@ -111,7 +62,7 @@ class SegmentWriter:
         self.names[item] = name
         return True
 
-    def finish(self, attributes):
+    def finish(self, attributes: dict) -> None:
         """Complete the segment and wait until it is on disk. Doing it again does no harm."""
         index = self.layout.index(len(self.names))
         write_all(self._shard, [index], self.num_bytes)
@@ -125,7 +76,8 @@ class SegmentWriter:
         write_durably(self.folder / "zarr.json", json.dumps(metadata, indent=1))
         sync_folder(self.folder)
 
-    def close(self):
+    def close(self) -> None:
+        """Close the shard, finished or not."""
         os.close(self._shard)
 
 
@@ -136,22 +88,25 @@ class Segment:
     Reading from several threads at once is safe.
     """
 
-    def __init__(self, folder, layout):
+    _map: mmap.mmap
+    _rows: np.ndarray
+
+    def __init__(self, folder: str | Path, layout: Layout):
         """Raises OSError or ValueError where the folder is not a whole segment."""
         self.folder, self.layout = os.fspath(folder), layout
         self.name = os.path.basename(self.folder)
         self.shard_path = os.path.join(self.folder, layout.shard_name)
         self.keys, self.size_bytes = self._read_keys()
         self.num_rows = len(self.keys) // DIGEST_BYTES
-        self._map = self._rows = self._verified = None
+        self._verified: np.ndarray | None = None  # which rows' checksums held; None until ``_open`` maps the shard
 
-    def items(self):
+    def items(self) -> list[str]:
         """The rows' items, in order."""
         text = self.keys.hex()
         return [text[start : start + 2 * DIGEST_BYTES] for start in range(0, len(text), 2 * DIGEST_BYTES)]
 
-    def metadata(self):
-        """What zarr.json says. Raises OSError, or ValueError where it is damaged."""
+    def metadata(self) -> dict:
+        """The content of zarr.json. Raises OSError, or ValueError where it is damaged."""
         metadata = json.loads(Path(self.folder, "zarr.json").read_bytes())
         attributes = metadata.get("attributes") if isinstance(metadata, dict) else None
         rest = {key: attributes[key] for key in attributes if key != "dtype"} if isinstance(attributes, dict) else {}
@@ -159,14 +114,14 @@ class Segment:
             raise ValueError(f"{self.folder}/zarr.json is damaged")
         return metadata
 
-    def is_whole(self):
+    def is_whole(self) -> bool:
         """Whether the shard is there, in its full size; its bytes are checked when they are read."""
         try:
             return os.stat(self.shard_path).st_size == self.size_bytes
         except OSError:
             return False
 
-    def read_into(self, out, row):
+    def read_into(self, out: np.ndarray, row: int) -> None:
         """Copy one item into ``out``, flat, in the stored dtype, C-contiguous.
 
         Raises CorruptEntry where it is damaged, StoreError where it cannot be read now.
@@ -181,7 +136,7 @@ class Segment:
             self._read_and_verify(out, row)
             verified[row] = True
 
-    def prefetch(self, rows):
+    def prefetch(self, rows: np.ndarray) -> None:
         """Ask the kernel to read some rows, ascending, into its page cache, in requests that it does not cut short."""
         breaks = np.flatnonzero(np.diff(rows) != 1) + 1
         with _opened(self.shard_path) as file:
@@ -190,7 +145,7 @@ class Segment:
                 for start in range(offset, offset + num_bytes, PREFETCH_BYTES):
                     os.posix_fadvise(file, start, PREFETCH_BYTES, os.POSIX_FADV_WILLNEED)
 
-    def damaged_rows(self):
+    def damaged_rows(self) -> list[int]:
         """The rows whose bytes on disk are not those that were written, found by reading all of them."""
         buffer, damaged = np.empty(self.layout.num_values, self.layout.stored), []
         for row in range(self.num_rows):
@@ -200,14 +155,14 @@ class Segment:
                 damaged.append(row)
         return damaged
 
-    def index_is_sound(self):
+    def index_is_sound(self) -> bool:
         """Whether the shard's index, by which other zarr readers find the rows, is as it was written."""
         index = self.layout.index(self.num_rows)
         with open(self.shard_path, "rb") as file:
             file.seek(self.layout.rows_bytes(self.num_rows))
             return file.read() == index
 
-    def _read_keys(self):
+    def _read_keys(self) -> tuple[bytes, int]:
         with open(os.path.join(self.folder, "keys"), "rb") as file:
             data = file.read()
         keys, size = data[: -SIZE_BYTES - CRC_BYTES], data[-SIZE_BYTES - CRC_BYTES : -CRC_BYTES]
@@ -215,8 +170,8 @@ class Segment:
             raise ValueError(f"{self.folder}/keys is damaged")
         return keys, int.from_bytes(size, "little")
 
-    def _open(self, row):
-        """Map the shard, to read a row, and return which rows are verified: none. Raises as ``read_into`` does."""
+    def _open(self, row: int) -> np.ndarray:
+        """Map the shard, to read a row, and return the new list of verified rows. Raises as ``read_into`` does."""
         _allow_many_files()
         try:
             with _opened(self.shard_path) as file:
@@ -229,51 +184,47 @@ class Segment:
         verified = self._verified = np.zeros(self.num_rows, bool)
         return verified
 
-    def _check_size(self, row):
-        """What a truncated file has lost reads as zeros, or ends the process (SIGBUS)."""
+    def _check_size(self, row: int) -> None:
+        """Raise CorruptEntry where the mapped shard was truncated: its end would read as zeros, or end the process
+        (SIGBUS)."""
         if self._map.size() != self.size_bytes:
             self._verified = None  # so that what may replace the shard is mapped anew
             self._fail(row, None)
 
-    def _read_and_verify(self, out, row):
+    def _read_and_verify(self, out: np.ndarray, row: int) -> None:
         """Read by a system call, not through the map: a bad disk is then an error and not the end of the process."""
         crc = bytearray(CRC_BYTES)
         try:
             with _opened(self.shard_path) as file:
-                num_bytes = os.preadv(file, [out, crc], row * self.layout.stride_bytes)
+                num_bytes = os.preadv(file, [out.data, crc], row * self.layout.stride_bytes)
         except OSError as error:
             self._fail(row, error)
         if num_bytes != self.layout.row_bytes or checksum(out) != crc:
             self._fail(row, None)
 
-    def _fail(self, row, error):
+    def _fail(self, row: int, error: Exception | None) -> NoReturn:
         item = self.items()[row]
         if error is not None and getattr(error, "errno", None) not in (None, errno.ENOENT, errno.EIO):
-            raise StoreError(f"{self.shard_path}: cannot read item {item}: {error.strerror}") from error
+            what = error.strerror if isinstance(error, OSError) else error
+            raise StoreError(f"{self.shard_path}: cannot read item {item}: {what}") from error
         raise CorruptEntry(
             f"{self.shard_path}: item {item} is damaged; run the stage that encodes it again, which encodes what is "
             "damaged and nothing else"
         ) from error
 
 
-def _allow_many_files():
-    """Every map keeps a file open, a big store has more segments than the usual soft limit of 1024, and others in this
-    process open files too."""
+def _allow_many_files() -> None:
+    """Raise the soft limit of open files, usually 1024: each mapped segment keeps one open, a big store has more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextmanager
-def _opened(path):
+def _opened(path: str) -> Iterator[int]:
     """A file for reading."""
     file = os.open(path, os.O_RDONLY)
     try:
         yield file
     finally:
         os.close(file)
-
-
-def checksum(data):
-    """The crc32c of some bytes, as the 4 bytes that stand behind them in the file."""
-    return google_crc32c.value(data).to_bytes(CRC_BYTES, "little")

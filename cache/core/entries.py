@@ -4,21 +4,27 @@ import errno
 import json
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from .address import canonical, digest, recipe_id
-from .errors import CorruptEntry, MissingEntry, StoreError, explained
-from .files import make_folder, write_atomically
-from .index import Index
-from .recipes import check_recipe
-from .segment import Layout, Segment
-from .writer import ID, Writer
+from cache.core.address import canonical, digest, recipe_id
+from cache.core.errors import CorruptEntry, MissingEntry, StoreError, explained
+from cache.core.files import make_folder, write_atomically
+from cache.core.index import Index
+from cache.core.layout import Layout
+from cache.core.recipe import check_recipe
+from cache.core.segment import Segment
+from cache.core.workspace import ID
+from cache.core.writer import Writer
 
 NOT_OURS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError)  # a foreign file, or a damaged one
+
+
+Missed = tuple[tuple[str, ...] | None, Index | None, list[str]]
+"""Items, the index that was asked about them, and which of them it has not."""
 
 
 class Entries:
@@ -34,28 +40,30 @@ class Entries:
         except (TypeError, ValueError) as error:
             raise StoreError(f"{stores[0]}: cannot use this recipe: {error}") from error
         check_recipe(stores[0], self.recipe)
-        self.dtype, self.shape = self.recipe["dtype"], tuple(self.recipe["shape"])
+        self.dtype: str = self.recipe["dtype"]
+        self.shape: tuple[int, ...] = tuple(self.recipe["shape"])
         self.layout = Layout(self.dtype, self.shape)
         self.stores = tuple(stores)
         self.paths = tuple(store / "entries" / f"{self.recipe['kind']}-{self.id}" for store in stores)
         self.path = self.paths[0]
         self.segments_path = self.path / "segments"
-        self._segments = []  # of all stores, best first
-        self._damaged = {}  # folder of a segment -> its damaged rows, as noted
-        self._unnoted = {}  # the same, where no note could be left
-        self._index = None
-        self._missed = (None, None, [])  # a tuple of items, the index that was asked about them, and its answer
+        self._segments: list[Segment] = []  # of all stores, best first
+        self._damaged: dict[str, list[int]] = {}  # damaged rows by the segment's folder, as noted
+        self._unnoted: dict[str, list[int]] = {}  # the same, where no note could be left
+        self._index: Index | None = None
+        self._missed: Missed = (None, None, [])
         self._lock = threading.RLock()  # the segments, the damage and the index are of one moment
 
-    def refresh(self):
-        """See what was committed, removed or found damaged since. Costs one look at each segment's file.
+    def refresh(self) -> None:
+        """See what was committed, removed or found damaged since the last look. Costs one look at each segment's file.
 
         Raises StoreError where a store is there but cannot be read, or one of those that are only read is not there.
         """
         with self._lock:
             known = {segment.folder: segment for segment in self._segments}
             index, before = self._index, (self._segments, self._damaged)
-            segments, self._index, self._damaged = [], None, dict(self._unnoted)
+            segments: list[Segment] = []
+            self._index, self._damaged = None, dict(self._unnoted)
             for store, path in zip(self.stores, self.paths):
                 with explained(path, verb="read"):
                     if store != self.stores[0] and not store.is_dir():
@@ -67,7 +75,7 @@ class Entries:
                 self._index = index  # to sort millions of keys takes longer than to look at their segments' files
 
     def missing(self, items: Iterable[str]) -> list[str]:
-        """Those of the items that have no entry, in order, each once: what is not committed or known to be damaged."""
+        """The items, in order and each once, that have no entry or one that is known to be damaged."""
         self.refresh()
         index, (asked, of, found) = self.index(), self._missed
         if asked is not items or of is not index:
@@ -80,8 +88,8 @@ class Entries:
         """One committed entry, a new array of the recipe's shape and dtype (bfloat16 as ml_dtypes has it).
 
         Its checksum is verified the first time that this object reads it. Raises MissingEntry where there is none,
-        CorruptEntry where its checksum does not hold. What else is damaged in that segment is then noted in the store,
-        and counts as missing from there on.
+        CorruptEntry where its checksum does not hold; then all damaged rows of that segment are noted in the store, and
+        count as missing from there on.
         """
         return self.read_many([item])[0]
 
@@ -105,25 +113,26 @@ class Entries:
                 self._read_where_it_is_sound(row, item)
         return out
 
-    def prefetch(self, items: Sequence[str]):
-        """Have the disk read what will be needed, in the order in which it lies there, while the caller goes on.
+    def prefetch(self, items: Sequence[str]) -> None:
+        """Start reading entries from the disk into the page cache, in the order in which they lie there, and return.
 
-        Single rows in random order are several times slower to get from a disk. Nothing is done where the items would
-        not fit into half of the memory that is free: what is read first would be gone before it is used.
+        A disk gives single rows in random order several times more slowly. Does nothing where the entries would not fit
+        into half of the free memory: the first of them would be gone before they are used.
         """
         if len(items) * self.layout.stride_bytes < available_bytes() / 2:
             index = self.index()
             work = zip(index.segments, index.rows_by_segment(items))
             threading.Thread(target=_prefetch, args=(list(work),), name="prefetch", daemon=True).start()
 
-    def writer(self, **limits) -> Writer:
+    def writer(self, **limits: float) -> Writer:
         """A writer of new entries, for a ``with`` block. limits: see ``Writer``."""
         return Writer(self, **limits)
 
     def index(self) -> Index:
-        """Where the entries are, as they were at the last ``refresh``."""
+        """Where each entry is, as of the last ``refresh``."""
         with self._lock:
-            if self._index is None:
+            index = self._index
+            if index is None:
                 if not self._segments:
                     self.refresh()
                 damaged = {
@@ -131,15 +140,15 @@ class Entries:
                     for place, segment in enumerate(self._segments)
                     if segment.folder in self._damaged
                 }
-                self._index = Index(self._segments, damaged)
-            return self._index
+                index = self._index = Index(self._segments, damaged)
+            return index
 
     def damaged_rows(self, segment: Segment) -> list[int]:
         """The rows of a segment that are known to be damaged."""
         return self._damaged.get(segment.folder, [])
 
-    def note_damage(self, segment: Segment, rows: Sequence[int]):
-        """Remember which rows of a segment are damaged, for later runs too where the first store can be written."""
+    def note_damage(self, segment: Segment, rows: Sequence[int]) -> None:
+        """Remember which rows of a segment are damaged, also for later runs if the first store can be written."""
         path = self._note_paths(Path(segment.folder))[-1]
         with self._lock:
             self._index, self._damaged[segment.folder] = None, list(rows)
@@ -153,8 +162,8 @@ class Entries:
         except OSError:
             self._unnoted[segment.folder] = list(rows)
 
-    def _read_where_it_is_sound(self, row, item):
-        error = MissingEntry(f"{self.path}: item {item} is not there; run the stage that encodes it")
+    def _read_where_it_is_sound(self, row: np.ndarray, item: str) -> None:
+        error: StoreError = MissingEntry(f"{self.path}: item {item} is not there; run the stage that encodes it")
         for _ in range(2):  # the collector may have moved it since the last look
             for segment, place in self.index().all(item):
                 try:
@@ -166,7 +175,7 @@ class Entries:
             self.refresh()
         raise error
 
-    def _segments_in(self, path, known):
+    def _segments_in(self, path: Path, known: dict[str, Segment]) -> Iterator[Segment]:
         for name in filter(ID.fullmatch, names_in(path / "segments")):
             folder = os.path.join(path, "segments", name)
             try:
@@ -180,8 +189,9 @@ class Entries:
             if segment.is_whole():
                 yield segment
 
-    def _read_notes(self, path):
-        """Learn what is noted as damaged of the segments in ``path``, by whoever may write there and by us."""
+    def _read_notes(self, path: Path) -> None:
+        """Read the notes about damaged rows of the segments in ``path``: those beside them, and those in the first
+        store."""
         for folder, suffix in ((path, ""), (self.path, self._suffix(path))):
             for name in names_in(folder / "damaged"):
                 if ID.fullmatch(name.removesuffix(suffix)) and name.endswith(suffix):
@@ -192,16 +202,16 @@ class Entries:
                         segment = os.path.join(path, "segments", name.removesuffix(suffix))
                         self._damaged[segment] = sorted({*self._damaged.get(segment, []), *rows})
 
-    def _note_paths(self, segment_folder):
+    def _note_paths(self, segment_folder: Path) -> tuple[Path, Path]:
         """Where the damage of a segment is noted: in its store, and in ours where that is another one."""
         path, name = segment_folder.parent.parent, segment_folder.name
         return path / "damaged" / name, self.path / "damaged" / f"{name}{self._suffix(path)}"
 
-    def _suffix(self, path):
+    def _suffix(self, path: Path) -> str:
         return "" if path == self.path else f".{digest(os.fsencode(os.path.abspath(path)))[:8]}"
 
 
-def _prefetch(work):
+def _prefetch(work: list[tuple[Segment, np.ndarray]]) -> None:
     for segment, rows in work:
         if len(rows):
             with suppress(OSError):  # whoever reads it will say so
@@ -217,7 +227,7 @@ def available_bytes() -> int:
     return 0
 
 
-def names_in(folder):
+def names_in(folder: str | Path) -> list[str]:
     """The names in a folder, sorted; none where it is not there."""
     try:
         return sorted(os.listdir(folder))

@@ -1,6 +1,6 @@
-"""What is known of files by path, size, inode and times of change, so that a 9.5 GB file is read once.
+"""Facts about files, remembered by path, size, inode and times of change, so that a 9.5 GB file is read once.
 
-It is a memory and no more: lost, damaged or not writable, everything still works, only slower.
+Losing this memory costs time and nothing else: a file that nothing is remembered about is read again.
 """
 
 import json
@@ -8,12 +8,19 @@ import os
 import sqlite3
 import sys
 import time
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import TypeVar
 
-from .address import hasher
-from .errors import StoreError
-from .files import make_folder
+from cache.core.address import hasher
+from cache.core.errors import StoreError
+from cache.core.files import make_folder
+
+AnyPath = str | Path
+Stamp = tuple[int, int, int, int, bool]
+Path_ = TypeVar("Path_", bound=str | Path)
+Result = TypeVar("Result")
 
 CHUNK_BYTES = 1 << 22
 LOCKED_SECONDS = 30
@@ -26,58 +33,61 @@ TABLE = f"CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, {STAMP}, fact
 class FileFacts:
     """JSON facts about files, in one SQLite file that any number of processes may use at once.
 
-    Nothing is created before the first ``put``. Where the file cannot be used, a line on stderr says so.
+    The first ``put`` creates the SQLite file. Where it cannot be used, a line on stderr says so.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: AnyPath):
         self.path = Path(path)
-        self._seen = {}  # file -> its stamp when it was looked up, which is what new facts are about
-        self._digested = {}  # file -> its stamp when it had the digest that was given out first
-        self._warned = set()
+        self._seen: dict[bytes, Stamp | None] = {}  # by file, when it was looked up: what new facts are about
+        self._digested: dict[bytes, Stamp | None] = {}  # by file, when it had the digest that was given out first
+        self._warned: set[str] = set()
 
-    def get(self, path):
+    def get(self, path: AnyPath) -> dict | None:
         """The facts remembered about a file, or None where there are none or the file has changed since."""
         return self.get_many([path]).get(path)
 
-    def get_many(self, paths):
-        """As ``get`` for many files: a dict of those paths, as given, about which something is remembered."""
+    def get_many(self, paths: Iterable[Path_]) -> dict[Path_, dict]:
+        """The facts about many files, by path as given; files that nothing is remembered about are left out."""
         stamps = {path: _stamp(path) for path in paths}
         self._seen.update((_name(path), stamp) for path, stamp in stamps.items())
         return self._use(lambda db: _find_many(db, stamps), "rw") or {}
 
-    def look_up(self, paths):
-        """As ``get_many``, for who puts nothing about these files: nothing of it is kept in memory."""
+    def look_up(self, paths: Iterable[Path_]) -> dict[Path_, dict]:
+        """As ``get_many``, for callers that will not ``put``: saves the memory that a ``put`` would need."""
         stamps = {path: _stamp(path) for path in paths}
         return self._use(lambda db: _find_many(db, stamps), "rw") or {}
 
-    def put(self, path, facts):
+    def put(self, path: AnyPath, facts: dict) -> None:
         """Add to the facts about a file as it was at the last ``get``, or as it is now if there was none.
 
-        Not remembered where the file has changed since, or had changed in the three seconds before that moment: it
-        may change again without a trace in size and mtime.
+        Nothing is remembered where the file has changed since, or was changed less than three seconds before that
+        moment: another change could then leave its size and mtime as they are.
         """
         self.put_many({path: facts})
 
-    def put_many(self, facts):
-        """As ``put`` for many files in one transaction: a dict of path -> facts."""
-        stamps = {path: self._seen.pop(_name(path), None) or _stamp(path) for path in facts}
-        sure = [path for path, stamp in stamps.items() if stamp and stamp[-1] and _is_same(stamp, _stamp(path))]
-        rows = [(path, stamps[path], json.loads(json.dumps(facts[path], allow_nan=False))) for path in sure]
+    def put_many(self, facts: Mapping[Path_, dict]) -> None:
+        """As ``put`` for many files, facts by path, in one transaction."""
+        rows = []
+        for path, new in facts.items():
+            stamp = self._seen.pop(_name(path), None) or _stamp(path)
+            if stamp and stamp[-1] and _is_same(stamp, _stamp(path)):
+                rows.append((path, stamp, json.loads(json.dumps(new, allow_nan=False))))
         if rows:
-            self._use(lambda db: [_remember(db, *row) for row in rows], "rwc")
+            self._use(lambda db: _remember(db, rows), "rwc")
 
-    def file_digest(self, path):
+    def file_digest(self, path: AnyPath) -> str:
         """The address of a file's bytes, read only where it is not remembered. Raises OSError, or StoreError where
         the file keeps changing."""
         return self.file_digests([path])[path]
 
-    def file_digests(self, paths):
-        """As ``file_digest`` for many files: a dict of path -> digest. Remembered about once a second."""
+    def file_digests(self, paths: Iterable[Path_]) -> dict[Path_, str]:
+        """As ``file_digest`` for many files: digests by path. New ones are saved about once a second."""
         paths = list(paths)
         known = {path: facts["digest"] for path, facts in self.get_many(paths).items() if "digest" in facts}
         for path in known:
             self._digested.setdefault(_name(path), self._seen[_name(path)])
-        fresh, saved = {}, time.monotonic()
+        fresh: dict[Path_, dict] = {}
+        saved = time.monotonic()
         for path in dict.fromkeys(path for path in paths if path not in known):
             known[path] = self._read(path)
             fresh[path] = {"digest": known[path]}
@@ -87,7 +97,7 @@ class FileFacts:
         self.put_many(fresh)
         return {path: known[path] for path in paths}
 
-    def _read(self, path):
+    def _read(self, path: AnyPath) -> str:
         for _ in range(3):
             before, name = _stamp(path), hasher()
             with open(path, "rb") as file:
@@ -99,17 +109,17 @@ class FileFacts:
                 return name.hexdigest()
         raise StoreError(f"{path}: changes while it is read; wait until it is complete, then run again")
 
-    def confirm(self, paths):
-        """Raise StoreError where one of some files is not the one whose digest this object has given out.
+    def confirm(self, paths: Iterable[AnyPath]) -> None:
+        """Raise StoreError where a file has changed since this object first gave out its digest.
 
-        Call it once a file's content is used, before anything that was made of it is kept: a file that was replaced
-        or written to in the meantime has another inode or another time of change.
+        Call it when the files have been used and before the result is kept: a file that was replaced or written to in
+        the meantime has another inode or another time of change.
         """
         for path in paths:
             if not _is_same(self._digested[_name(path)], _stamp(path)):
                 raise StoreError(f"{path}: was replaced or written to after its digest was taken; run again")
 
-    def _use(self, work, mode):
+    def _use(self, work: Callable[[sqlite3.Connection], Result], mode: str) -> Result | None:
         """The result of ``work(connection)`` in one transaction, or None where there is nothing to work with."""
         for _ in range(2):
             try:
@@ -126,12 +136,13 @@ class FileFacts:
                         db.execute(TABLE)
                     return work(db)
             except (sqlite3.OperationalError, OSError) as error:  # locked, read-only, full, or without a table yet
-                return self._warn(f"cannot be used now ({error}); files are read again")
+                self._warn(f"cannot be used now ({error}); files are read again")
+                return None
             except (sqlite3.DatabaseError, ValueError, TypeError) as error:
                 self._replace(inode, error)
         return None
 
-    def _replace(self, inode, error):
+    def _replace(self, inode: int | None, error: Exception) -> None:
         """Move a damaged file aside, unless another process has done so already."""
         if self.path.exists() and self.path.stat().st_ino == inode:
             self._warn(f"is damaged ({error}); moved to {self.path.name}.damaged and begun anew, files are read again")
@@ -139,17 +150,17 @@ class FileFacts:
                 os.replace(self.path, f"{self.path}.damaged")
                 Path(f"{self.path}-journal").unlink(missing_ok=True)
 
-    def _warn(self, text):
+    def _warn(self, text: str) -> None:
         if text not in self._warned:
             self._warned.add(text)
             print(f"{self.path}: the memory of file digests {text}", file=sys.stderr)
 
 
-def _name(path):
+def _name(path: AnyPath) -> bytes:
     return os.fsencode(os.path.abspath(path))
 
 
-def _stamp(path):
+def _stamp(path: AnyPath) -> Stamp | None:
     """(size in bytes, mtime in ns, inode, ctime in ns, whether any later change must show); None without the file."""
     try:
         stat = os.stat(path)
@@ -159,26 +170,34 @@ def _stamp(path):
     return stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns, is_old
 
 
-def _is_same(stamp, other):
+def _is_same(stamp: Stamp | None, other: Stamp | None) -> bool:
     """Whether two stamps are of one unchanged file."""
-    return other is not None and stamp[:-1] == other[:-1]
+    return stamp is not None and other is not None and stamp[:-1] == other[:-1]
 
 
-def _find_many(db, stamps):
-    """Path -> facts, of those files in a dict of path -> stamp that are remembered as of these stamps."""
+def _find_many(db: sqlite3.Connection, stamps: Mapping[Path_, Stamp | None]) -> dict[Path_, dict]:
+    """The facts about those files, by path, that are remembered with the given stamps."""
     if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'files'").fetchone():
         return {}  # an older version wrote this file, which knew no inodes
-    names, rows = {path: _name(path) for path, stamp in stamps.items() if stamp}, {}
+    names = {path: _name(path) for path, stamp in stamps.items() if stamp}
+    rows: dict[bytes, tuple] = {}
     wanted = list(dict.fromkeys(names.values()))
     for start in range(0, len(wanted), QUERY_PATHS):
         part = wanted[start : start + QUERY_PATHS]
         query = f"SELECT path, {STAMP}, facts FROM files WHERE path IN ({','.join('?' * len(part))})"
         rows.update((row[0], row) for row in db.execute(query, part))
-    known = [path for path, name in names.items() if name in rows and rows[name][1:-1] == stamps[path][:-1]]
+    known = [path for path, name in names.items() if name in rows and _is_of(rows[name], stamps[path])]
     texts = ",".join([rows[names[path]][-1] for path in known])  # parsed at once: a million one by one take longer
     return dict(zip(known, json.loads(f"[{texts}]"), strict=True))
 
 
-def _remember(db, path, stamp, facts):
-    facts = {**_find_many(db, {path: stamp}).get(path, {}), **facts}
-    db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", (_name(path), *stamp[:-1], json.dumps(facts)))
+def _is_of(row: tuple, stamp: Stamp | None) -> bool:
+    """Whether a row of the table is about a file as it has this stamp."""
+    return stamp is not None and row[1:-1] == stamp[:-1]
+
+
+def _remember(db: sqlite3.Connection, rows: Iterable[tuple[AnyPath, Stamp, dict]]) -> None:
+    """Add facts, each as (path, stamp, facts), to those with the same stamp."""
+    for path, stamp, new in rows:
+        facts = json.dumps(_find_many(db, {path: stamp}).get(path, {}) | new)
+        db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", (_name(path), *stamp[:-1], facts))

@@ -1,4 +1,4 @@
-"""Safetensors files, written tensor by tensor: nothing is ever whole in memory, and equal contents give equal files.
+"""Writing safetensors files, with one tensor in memory at a time; equal contents give equal files.
 
 The format, from https://github.com/huggingface/safetensors: the header's length (8 bytes, little-endian), the header (a
 JSON table of dtype, shape and place of each tensor, padded with spaces), then the tensors' bytes, one after the other.
@@ -11,11 +11,12 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
-from .errors import StoreError
-from .files import sync_folder
+from cache.core.errors import StoreError
+from cache.core.files import sync_folder
 
 DTYPES = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
 METADATA = "__metadata__"
@@ -28,8 +29,8 @@ def write_tensors(
     tensors: Mapping[str, tuple[str, Sequence[int]]],
     arrays: Iterable[np.ndarray],
     metadata: Mapping[str, str],
-):
-    """Write a file that appears, durably, when it is whole. The folder must exist.
+) -> None:
+    """Write a safetensors file; it appears, durably, when it is whole. The folder must exist.
 
     tensors: dtype (of ``DTYPES``) and shape by key.  arrays: their numbers, C-contiguous, in the same order; each is
     asked for when its turn comes. Raises StoreError where readers would not accept the header; OSError, or whatever
@@ -39,11 +40,12 @@ def write_tensors(
     with _appearing(Path(path)) as file:
         file.write(len(header).to_bytes(LENGTH_BYTES, "little") + header)
         for array in arrays:
-            file.write(array.reshape(-1).view(np.uint8))
+            file.write(array.reshape(-1).view(np.uint8).data)
 
 
-def _header(path, tensors, metadata) -> bytes:
-    table, end = {METADATA: dict(sorted(metadata.items()))}, 0
+def _header(path: Path, tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
+    table: dict[str, dict] = {METADATA: dict(sorted(metadata.items()))}
+    end = 0
     for key, (dtype, shape) in tensors.items():
         code, size = DTYPES[dtype]
         begin, end = end, end + math.prod(shape) * size
@@ -58,7 +60,7 @@ def _header(path, tensors, metadata) -> bytes:
 
 
 @contextmanager
-def _appearing(path) -> Iterator:
+def _appearing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to that gets its name, durably, at the end of the block, or leaves nothing behind."""
     temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
     try:

@@ -1,4 +1,4 @@
-"""Leases: what running processes need from a store, so that the collector leaves it where it is.
+"""Leases: a running process says what it needs from a store, so that the collector does not remove it.
 
 leases/<id>    what one process needs, as ``needs_text`` says it, locked for as long as the process lives
 lock           held while a lease is put down, and by the collector while it removes
@@ -8,26 +8,26 @@ import errno
 import fcntl
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .entries import names_in
-from .errors import explained
-from .files import make_folder, write_all
-from .needs import Need, Needs, needs_text, read_needs, union
-from .writer import ID, NOT_ALLOWED, new_id
+from cache.core.entries import names_in
+from cache.core.errors import explained
+from cache.core.files import make_folder, write_all
+from cache.core.needs import Need, Needs, needs_text, read_needs, union
+from cache.core.workspace import ID, NOT_ALLOWED, new_id
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 
 
 @contextmanager
-def lease(store: Path, needs: Iterable[Need]):
-    """Keep what is needed from the collector while the block runs; waits while a collector is at work.
+def lease(store: Path, needs: Iterable[Need]) -> Iterator[None]:
+    """Keep the collector from removing what is needed while the block runs; waits while a collector is at work.
 
-    Nothing is put down in a store that cannot be written or has no locks: the latter is never collected, and whoever
-    collects the former may take what a running process reads, which then says so. Raises StoreError where the disk
-    is full.
+    A store that this process cannot write or lock gets no lease. Without locks it is never collected; where it is only
+    read-only here, another process may collect it, and reading what that removed raises MissingEntry.
+    Raises StoreError where the disk is full.
     """
     path = Path(store) / "leases" / new_id()
     with explained(store), guarded(store, "its garbage is being collected; waiting until that is done") as is_guarded:
@@ -42,7 +42,7 @@ def lease(store: Path, needs: Iterable[Need]):
 
 
 def living_leases(store: Path) -> Needs:
-    """What all living processes need; the leases of dead ones are removed. To be called in a ``guarded`` block.
+    """What all living processes need; removes the leases of dead ones. Call it in a ``guarded`` block.
 
     Raises StoreError where a lease is damaged.
     """
@@ -51,10 +51,11 @@ def living_leases(store: Path) -> Needs:
 
 
 @contextmanager
-def guarded(store: Path, reason: str = "leases are being read"):
-    """Let no other process put down a lease or collect during the block; yields whether that can be had here.
+def guarded(store: Path, reason: str = "leases are being read") -> Iterator[bool]:
+    """Keep other processes from putting down a lease or collecting during the block.
 
-    Where another one does so already, it says the reason and waits.
+    Yields False where that cannot be had, as the store cannot be written or locked. Where another process is in such a
+    block, prints the reason and waits.
     """
     file = _open_guard(store)
     try:
@@ -64,7 +65,7 @@ def guarded(store: Path, reason: str = "leases are being read"):
             os.close(file)
 
 
-def _open_guard(store):
+def _open_guard(store: Path) -> int | None:
     try:
         make_folder(store)
         return os.open(Path(store) / "lock", os.O_CREAT | os.O_RDWR, 0o666)
@@ -74,7 +75,7 @@ def _open_guard(store):
         return None
 
 
-def _lock(file, store, reason):
+def _lock(file: int, store: Path, reason: str) -> bool:
     """Lock the guard, waiting for it. Returns whether there are locks."""
     try:
         try:
@@ -89,7 +90,8 @@ def _lock(file, store, reason):
     return True
 
 
-def _put_down(path, needs):
+def _put_down(path: Path, needs: Iterable[Need]) -> int:
+    """Write a lease. Returns its open, locked file."""
     make_folder(path.parent)
     held = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
     try:
@@ -102,7 +104,7 @@ def _put_down(path, needs):
     return held
 
 
-def _read_living(path) -> Needs:
+def _read_living(path: Path) -> Needs:
     """What the lease says; nothing where its process has ended, and then it is removed."""
     with suppress(FileNotFoundError), open(path, "r+b") as file:  # not found: it ended this moment
         try:

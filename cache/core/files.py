@@ -1,12 +1,13 @@
-"""Files that are either whole or absent, whatever happens to the process or the power."""
+"""Writing files so that each is whole or absent, even after a kill or a power cut."""
 
 import errno
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 
 
-def write_atomically(path, data):
+def write_atomically(path: str | Path, data: bytes | str) -> None:
     """Put ``data`` (bytes, or text as UTF-8) at ``path``, so that a reader sees the old file or the new one, whole.
 
     Durable on return; the mode follows the umask. The folder of ``path`` must exist. Raises OSError, and then
@@ -23,7 +24,7 @@ def write_atomically(path, data):
     sync_folder(path.parent)
 
 
-def write_durably(path, data):
+def write_durably(path: str | Path, data: bytes | str) -> None:
     """Write a file (bytes, or text as UTF-8) and wait until its bytes are on disk; its name may not be yet."""
     with open(path, "wb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
@@ -31,20 +32,20 @@ def write_durably(path, data):
         os.fsync(file.fileno())
 
 
-def write_all(file, parts, offset):
-    """Write buffers one after the other at ``offset`` of an open file. Raises OSError, and then part of it may be."""
-    parts = [memoryview(part) for part in parts]
-    while parts:
-        written = os.pwritev(file, parts, offset)
+def write_all(file: int, parts: Sequence, offset: int) -> None:
+    """Write buffers one after the other at ``offset`` of an open file. Raises OSError, perhaps after a part of them."""
+    left = [memoryview(part) for part in parts]
+    while left:
+        written = os.pwritev(file, left, offset)
         offset += written
-        while parts and written >= parts[0].nbytes:
-            written -= parts.pop(0).nbytes
-        if parts:
-            parts[0] = parts[0][written:]
+        while left and written >= left[0].nbytes:
+            written -= left.pop(0).nbytes
+        if left:
+            left[0] = left[0][written:]
 
 
-def sync_folder(path):
-    """Wait until the names in a folder are on disk. File systems that cannot do this for a folder are let be."""
+def sync_folder(path: str | Path) -> None:
+    """Wait until the names in a folder are on disk. Does nothing on a file system that offers no way to."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
@@ -55,7 +56,7 @@ def sync_folder(path):
         os.close(folder)
 
 
-def make_folder(path):
+def make_folder(path: str | Path) -> None:
     """Make a folder and its parents, durably; nothing happens where it exists."""
     path = Path(path)
     if not path.is_dir():

@@ -1,24 +1,25 @@
-"""Reading all that a store holds: what is damaged is noted, so that the next run encodes it again, and can be mended.
+"""Verification: reads everything in a store, and notes what is damaged, so that the next run encodes it again.
 
-What is mended are files whose content is known for sure: a segment's keys, its metadata, and its shard's index and
-size. Each is replaced by one rename, so that a reader sees the old file or the new one, and so does a kill on the way.
+It can mend files whose correct content is certain: a segment's keys, its metadata, and its shard's index and size. Each
+is replaced by one rename, so that a reader sees the old file or the new one, also if the repair is killed.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from .entries import Entries, names_in
-from .errors import StoreError
-from .files import write_atomically
-from .folders import FOLDER, attributes_of, check_store, entries_at, folders, kind_of, names_of
-from .leases import guarded
-from .mending import complete_shard, proven_keys, write_metadata, write_recipe
-from .segment import Segment
-from .writer import ID
+from cache.core.entries import Entries, names_in
+from cache.core.errors import StoreError
+from cache.core.files import write_atomically
+from cache.core.folders import FOLDER, attributes_of, check_store, entries_at, folders, kind_of, names_of
+from cache.core.leases import guarded
+from cache.core.segment import Segment
+from cache.core.workspace import ID
+from cache.tools.mending import complete_shard, proven_keys, write_metadata, write_recipe
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Damaged:
 
 @dataclass(frozen=True)
 class Fault:
-    """A file or folder that is not as it should be. mend: what --repair does about it; empty where that is nothing."""
+    """A file or folder that is not as it should be. mend: what --repair does about it; empty: nothing."""
 
     path: str
     what: str
@@ -46,7 +47,7 @@ class Fault:
 class Report:
     """What was read, and what was found. num_superseded: damaged rows whose items have another, sound entry.
 
-    leftovers: nobody reads them and nothing is lost by them. unnoted: segments whose damage could not be noted.
+    leftovers: files that nobody reads, which do no harm. unnoted: segments whose damage could not be noted.
     """
 
     num_expected: int = 0
@@ -61,15 +62,18 @@ class Report:
 
     @property
     def is_sound(self) -> bool:
+        """Whether no entry is damaged and no file faulty; leftovers do not count."""
         return not self.damaged and not self.faults
 
 
-def verify(stores: Sequence[Path], kind="", repair=False, progress: Callable | None = None) -> Report:
-    """Read every row of every segment, and all that stands beside them. kind: of that kind only.
+def verify(
+    stores: Sequence[Path], kind: str = "", repair: bool = False, progress: Callable[[Report], None] | None = None
+) -> Report:
+    """Read every row of every segment, and the files beside them. kind: only entries of that kind.
 
-    Damage is noted in the first store, notes that are not true are taken back there, and only there is anything
-    repaired. progress: called with the report after each segment. Raises StoreError where a store is not there, or
-    holds nothing of the kind.
+    Only the first store is changed: damage is noted there, notes that are no longer true are removed, files are mended.
+    progress: called with the report after each segment. Raises StoreError where a store is not there, or holds nothing
+    of the kind.
     """
     stores = [check_store(store) for store in stores]
     names = [name for name in folders(stores) if kind in ("", kind_of(name))]
@@ -85,18 +89,23 @@ def verify(stores: Sequence[Path], kind="", repair=False, progress: Callable | N
     return check.report
 
 
+Checked = dict[str, tuple[Segment, list[int] | None]]
+"""Segments by folder, each with its damaged rows, or None where the rows could not be read."""
+
+
 @dataclass
 class _Check:
     stores: list[Path]
     repair: bool
     report: Report
 
-    def folder(self, name, progress):
-        """All that the stores hold of one recipe."""
+    def folder(self, name: str, progress: Callable[[Report], None] | None) -> None:
+        """Check all that the stores hold of one recipe."""
         entries = self.recipe(name)
         if entries is None:
             return
-        rows_before, found = len(self.report.damaged), {}
+        rows_before = len(self.report.damaged)
+        found: Checked = {}
         for path in entries.paths:
             self.leftover_names(path / "segments", ID)
         for folder in self.segment_folders(name):
@@ -108,13 +117,14 @@ class _Check:
         self.forget_lost_notes(entries)
         self.settle(entries, found, rows_before)
 
-    def segment_folders(self, name) -> Iterator[str]:
+    def segment_folders(self, name: str) -> Iterator[str]:
+        """The folders of the recipe's segments in all stores."""
         for store in self.stores:
             parent = os.path.join(store, "entries", name, "segments")
             yield from (os.path.join(parent, each) for each in names_in(parent) if ID.fullmatch(each))
 
-    def recipe(self, name) -> Entries | None:
-        """The entries of a folder, by a recipe.json of any store that is sound; those that are not are reported."""
+    def recipe(self, name: str) -> Entries | None:
+        """The entries of a recipe, if any store has a sound recipe.json for it. Reports those that are damaged."""
         found, faulty = None, []
         for path in (store / "entries" / name for store in self.stores if (store / "entries" / name).is_dir()):
             try:
@@ -132,8 +142,8 @@ class _Check:
             found.refresh()
         return found
 
-    def segment(self, entries, folder) -> Segment | None:
-        """The segment, or None where its folder is none, which is reported."""
+    def segment(self, entries: Entries, folder: str) -> Segment | None:
+        """Open a segment. Returns None, and reports why, where that is not possible."""
         path = Path(folder, "keys")
         try:
             return Segment(folder, entries.layout)
@@ -149,7 +159,7 @@ class _Check:
             self.fault(path, "damaged; its entries count as missing, and are encoded again where they are needed")
         return None
 
-    def rows(self, entries, segment):
+    def rows(self, entries: Entries, segment: Segment) -> list[int] | None:
         """Check a segment's rows and files. Returns its damaged rows, None where they cannot be read now."""
         try:
             rows = segment.damaged_rows()
@@ -171,12 +181,14 @@ class _Check:
             self.fault(path, "damaged", "writes it anew", partial(write_metadata, entries, segment))
         return rows
 
-    def damaged_items(self, segment, rows):
+    def damaged_items(self, segment: Segment, rows: list[int]) -> None:
+        """Report damaged rows by their items."""
         path, items, names = Path(segment.folder).parents[1], segment.items(), names_of(segment)
         store = os.fspath(path.parents[1])
         self.report.damaged += [Damaged(store, path.name, items[row], names[row], segment.name) for row in rows]
 
-    def shard(self, segment, size, has_index, num_sound):
+    def shard(self, segment: Segment, size: int, has_index: bool, num_sound: int) -> None:
+        """Report a shard whose file is not as it should be. size: in bytes, -1 where there is no file."""
         mend = "completes it", partial(complete_shard, segment)
         if size < 0:
             self.fault(segment.shard_path, "is not there")
@@ -186,12 +198,15 @@ class _Check:
         elif not has_index:
             self.fault(segment.shard_path, "its index is damaged, so that other zarr readers cannot use it", *mend)
 
-    def fault(self, path, what, mend="", action=None):
-        """Report a fault; mend it where that is wanted and ``path`` is in the first store. Returns whether it was."""
+    def fault(self, path: str | Path, what: str, mend: str = "", action: Callable[[], None] | None = None) -> bool:
+        """Report a fault; mend it by ``action`` where that is wanted and ``path`` is in the first store.
+
+        Returns whether it was mended.
+        """
         is_mended = False
         if mend and self.stores[0] not in Path(path).parents:
             what, mend = f"{what}; only read from here: verify that store by itself", ""
-        elif mend and self.repair:
+        elif mend and action and self.repair:
             try:
                 with guarded(self.stores[0], "its garbage is being collected; waiting until that is done"):
                     action()
@@ -201,19 +216,23 @@ class _Check:
         self.report.faults.append(Fault(os.fspath(path), what, mend, is_mended))
         return is_mended
 
-    def leftover_names(self, parent, pattern):
+    def leftover_names(self, parent: Path, pattern: re.Pattern) -> None:
+        """Report files in a folder whose names are not of the store."""
         foreign = [name for name in names_in(parent) if not pattern.fullmatch(name)]
         self.report.leftovers += [Fault(os.fspath(parent / name), "foreign; not of the store") for name in foreign]
 
-    def forget_lost_notes(self, entries):
-        """Take back what is noted about segments that are gone."""
+    def forget_lost_notes(self, entries: Entries) -> None:
+        """Remove the notes about segments that are gone."""
         for name in names_in(entries.path / "damaged"):
             if ID.fullmatch(name) and not (entries.segments_path / name).exists():
                 with suppress(OSError):
                     (entries.path / "damaged" / name).unlink()
 
-    def settle(self, entries, found, rows_before):
-        """Tell what must be encoded again from what has been, and see that the notes are as they should be."""
+    def settle(self, entries: Entries, found: Checked, rows_before: int) -> None:
+        """Take out of the report what has been encoded again since, and report damage that could not be noted.
+
+        rows_before: how many damaged rows the report had before this folder.
+        """
         report, later = self.report, Entries(entries.stores, entries.recipe)
         missing = set(entries.missing(each.item for each in report.damaged[rows_before:]))
         kept = [each for each in report.damaged[rows_before:] if each.item in missing]
@@ -225,7 +244,7 @@ class _Check:
                 report.unnoted.append(segment.folder)
 
 
-def _metadata_is_sound(entries, segment):
+def _metadata_is_sound(entries: Entries, segment: Segment) -> bool:
     with suppress(OSError, ValueError, KeyError, AttributeError):
         segment.metadata()
         expected = {"kind": entries.recipe["kind"], "recipe": entries.id, "items": segment.items()}

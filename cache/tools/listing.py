@@ -6,23 +6,25 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .address import DIGEST_BYTES
-from .entries import Entries, names_in
-from .errors import StoreError, explained
-from .folders import born_ns, check_store, entries_at, folders, kind_of, names_of, store_of
-from .garbage import SMALL_BYTES
-from .journal import read_journal
-from .writer import ID, JOURNAL
+from cache.core.address import DIGEST_BYTES
+from cache.core.entries import Entries, names_in
+from cache.core.errors import StoreError, explained
+from cache.core.folders import born_ns, check_store, entries_at, folders, kind_of, names_of, store_of
+from cache.core.journal import read_journal
+from cache.core.segment import Segment
+from cache.core.workspace import ID, JOURNAL
+from cache.tools.garbage import SMALL_BYTES
 
 BLOCK_BYTES = 512  # what st_blocks counts
 
 
 @dataclass(frozen=True)
 class Held:
-    """What a store holds of one recipe. Where recipe.json is damaged, ``problem`` says so and most is not known.
+    """What a store holds of one recipe. problem: empty, or how recipe.json is damaged; then the numbers are not known.
 
     num_items: entries that can be read, each once. num_duplicates: sound rows beyond these. num_damaged: rows noted as
     damaged. num_unusable: segments that no reader opens. num_uncommitted: rows of writers that run or were killed.
@@ -60,7 +62,7 @@ class Row:
 
 
 def held(store: Path) -> list[Held]:
-    """What a store holds, one for each recipe, by kind and then by age. Raises StoreError where it is not there."""
+    """What a store holds, recipe by recipe, sorted by kind and age. Raises StoreError where there is no such store."""
     with explained(check_store(store), verb="read"):
         found = [_held(Path(store) / "entries" / name) for name in folders([store])]
     return sorted(found, key=lambda each: (each.kind, each.last_written_ns))
@@ -80,7 +82,7 @@ def rows(entries: Entries) -> Iterator[Row]:
 
 
 def stats(store: Path) -> dict:
-    """Totals of a store by kind, and the room that there is. Raises StoreError where it is not there."""
+    """Totals of a store by kind, and the free room on its disk. Raises StoreError where there is no such store."""
     kinds: dict[str, dict] = {}
     for each in held(store):
         total = kinds.setdefault(each.kind, {"num_recipes": 0})
@@ -97,11 +99,17 @@ def stats(store: Path) -> dict:
     }
 
 
-def _held(path):
+def _held(path: Path) -> Held:
     kind = kind_of(path.name)
-    what = {"store": os.fspath(path.parents[1]), "folder": path.name, "kind": kind, "id": path.name[len(kind) + 1 :]}
-    what["disk_bytes"] = _disk_bytes(path)
-    what["uncommitted_bytes"], what["num_uncommitted"] = _disk_bytes(path / "writing"), _num_uncommitted(path)
+    what: dict[str, Any] = {
+        "store": os.fspath(path.parents[1]),
+        "folder": path.name,
+        "kind": kind,
+        "id": path.name[len(kind) + 1 :],
+        "disk_bytes": _disk_bytes(path),
+        "uncommitted_bytes": _disk_bytes(path / "writing"),
+        "num_uncommitted": _num_uncommitted(path),
+    }
     try:
         entries = entries_at(path)
     except StoreError as error:
@@ -124,7 +132,7 @@ def _held(path):
     )
 
 
-def _num_items(entries, segments):
+def _num_items(entries: Entries, segments: list[Segment]) -> int:
     sound = []
     for segment in segments:
         keys = np.frombuffer(segment.keys, f"V{DIGEST_BYTES}")
@@ -132,7 +140,7 @@ def _num_items(entries, segments):
     return len(np.unique(np.concatenate(sound))) if sound else 0
 
 
-def _num_uncommitted(path):
+def _num_uncommitted(path: Path) -> int:
     num_rows = 0
     for journal in (path / "writing").glob(f"*/*{JOURNAL}"):
         with suppress(OSError):  # committed this moment
@@ -140,7 +148,7 @@ def _num_uncommitted(path):
     return num_rows
 
 
-def _disk_bytes(folder):
+def _disk_bytes(folder: Path) -> int:
     """What the files below a folder take on its disk; those that go away meanwhile do not count."""
     num_bytes = 0
     for parent, _, names in os.walk(folder):

@@ -1,17 +1,17 @@
-"""What the tools of the store found, as lines for people."""
+"""The results of the tools, as lines of text for people."""
 
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .compare import Pair, flat
-from .entries import Entries
-from .explain import Answer
-from .folders import kind_of, short_id
-from .garbage import Garbage
-from .listing import Held, Row
-from .tables import count, human_bytes, local_time, printable, table
-from .verify import Report
+from cache.core.entries import Entries
+from cache.core.folders import kind_of, short_id
+from cache.tools.compare import Pair, flat
+from cache.tools.explain import Answer
+from cache.tools.garbage import Garbage
+from cache.tools.listing import Held, Row
+from cache.tools.tables import count, human_bytes, local_time, printable, table
+from cache.tools.verify import Report
 
 EXAMPLES = 10
 GARBAGE = "entries", ">items", ">frees", ">segments removed", ">put together", ">half-removed"
@@ -34,7 +34,7 @@ def stores(found: dict[Path, list[Held]]) -> Iterator[str]:
         yield from (each.problem for each in all_held if each.problem)
 
 
-def _held(held):
+def _held(held: Held) -> tuple[str, ...]:
     segments = f"{held.num_segments:,}" + (f" (+{held.num_unusable} unusable)" if held.num_unusable else "")
     numbers = f"{held.num_items:,}", human_bytes(held.disk_bytes), segments, f"{held.num_damaged:,}"
     what = " x ".join(map(str, held.shape)) or "-", held.dtype or "-", local_time(held.last_written_ns)
@@ -61,7 +61,7 @@ def stats(found: list[dict]) -> Iterator[str]:
             yield table(TOTALS, [_total(kind, total) for kind, total in sorted(each["kinds"].items())])
 
 
-def _total(kind, total):
+def _total(kind: str, total: dict) -> tuple:
     overhead = 1 - total["tensor_bytes"] / total["disk_bytes"] if total["disk_bytes"] else 0
     sizes = human_bytes(total["tensor_bytes"]), human_bytes(total["disk_bytes"]), f"{max(overhead, 0):.1%}"
     names = "num_duplicates", "num_damaged", "num_uncommitted", "num_segments", "num_small_segments"
@@ -75,22 +75,22 @@ def progress(report: Report) -> str:
 
 
 def report(store: Path, found: Report) -> Iterator[str]:
-    """What a verification found, and in the last line its verdict."""
+    """What a verification found; the last line is the verdict."""
     for each in found.damaged:
         name = f" ({printable(each.name)})" if each.name else ""
         yield f"damaged: {each.folder} item {each.item}{name} in {each.store}, segment {each.segment}"
-    for each in [*found.faults, *found.leftovers]:
-        mend = "; mended" if each.is_mended else f"; --repair {each.mend}" if each.mend else ""
-        yield f"{printable(each.path)}: {each.what}{mend}"
-    for each in found.unnoted:
-        yield f"{printable(each)}: what is noted of its damage cannot be changed; a run finds it when it reads it"
+    for fault in [*found.faults, *found.leftovers]:
+        mend = "; mended" if fault.is_mended else f"; --repair {fault.mend}" if fault.mend else ""
+        yield f"{printable(fault.path)}: {fault.what}{mend}"
+    for folder in found.unnoted:
+        yield f"{printable(folder)}: what is noted of its damage cannot be changed; a run finds it when it reads it"
     if found.num_superseded:
         yield f"{count(found.num_superseded, 'damaged entry', 'damaged entries')}: encoded again since, nothing is lost"
     read = f"{count(found.num_segments, 'segment')}, {count(found.num_rows, 'entry', 'entries')}"
     yield f"{store}: {read}, {human_bytes(found.num_bytes)} read: {_verdict(found)}"
 
 
-def _verdict(found):
+def _verdict(found: Report) -> str:
     parts = []
     if found.damaged:
         entries = count(len(found.damaged), "entry is", "entries are")
@@ -102,23 +102,24 @@ def _verdict(found):
 
 
 def why(answers: Iterable[Answer], limit: int | None) -> Iterator[str]:
-    """What is there of each stage, and why the rest is not. limit: examples of each reason, None for all."""
+    """How many entries each stage has, and why the others are missing. limit: examples of each reason, None for all."""
     for answer in answers:
         yield f"{answer.stage} ({_short(answer.folder)}): {_presence(answer)}"
         for reason in answer.reasons:
             number = f"{len(reason.items):,} " if reason.items else ""
             yield f"  {number}{reason.text}:"
-            yield from (f"    {each.text}" for each in [*reason.differences, *reason.items[:limit]])
+            yield from (f"    {difference.text}" for difference in reason.differences)
+            yield from (f"    {missing.text}" for missing in reason.items[:limit])
             if limit and len(reason.items) > limit:
                 yield f"    and {len(reason.items) - limit:,} more (--all names them)"
 
 
-def _short(folder):
+def _short(folder: str) -> str:
     kind = kind_of(folder)
     return f"{kind}-{short_id(folder[len(kind) + 1 :])}"
 
 
-def _presence(answer):
+def _presence(answer: Answer) -> str:
     num_there = answer.wanted - answer.num_missing
     by_store = ", ".join(f"{num:,} from {store}" for store, num in answer.present.items())
     where = f" ({by_store})" if len(answer.present) > 1 and num_there else ""
@@ -128,7 +129,7 @@ def _presence(answer):
 
 
 def diff(pairs: Iterable[Pair]) -> Iterator[str]:
-    """In what two sides differ, by kind."""
+    """How two sides differ, by kind."""
     for pair in pairs:
         yield f"{pair.kind}: {_recipes(pair)}"
         yield from (f"  {each.text}" for each in pair.differences)
@@ -136,7 +137,7 @@ def diff(pairs: Iterable[Pair]) -> Iterator[str]:
         yield f"  {count(len(pair.in_both), 'item')} in both, {only_in_a} only in A, {only_in_b} only in B"
 
 
-def _recipes(pair):
+def _recipes(pair: Pair) -> str:
     a, b = (short_id(each) if each else "" for each in pair.ids)
     if not (a and b):
         return f"only in {'A' if a else 'B'} ({a or b})"
@@ -144,7 +145,7 @@ def _recipes(pair):
 
 
 def exported(found: dict) -> Iterator[str]:
-    """What was written."""
+    """Which file was written, with how much in it."""
     what = f"{count(found['num_tensors'], 'tensor')} of {found['kind']}"
     yield f"{found['path']}: {what}, {human_bytes(found['num_bytes'])}"
 
@@ -161,7 +162,7 @@ def garbage(store: Path, found: list[Garbage], is_removed: bool) -> Iterator[str
     yield f"{store}: {count(items, 'entry', 'entries')}, {freed}, {done}"
 
 
-def _garbage(each):
+def _garbage(each: Garbage) -> tuple:
     folder, _, recipe = each.entries.path.name.rpartition("-")
     numbers = len(each.removed), len(each.rewritten), len(each.broken)
     return f"{folder}-{short_id(recipe)}", f"{each.items:,}", human_bytes(each.freed_bytes), *numbers

@@ -1,35 +1,41 @@
-"""The journal of a segment that is being written: a line per row, by which a killed writer's rows are taken over."""
+"""The journal of a segment that is being written: one line per row.
+
+By it, the next writer takes over the rows that a killed writer left.
+"""
 
 import json
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import google_crc32c
 
-from .files import write_all
+from cache.core.files import write_all
 
 
 class Journal:
     """One line of text for each row that is whole in the shard: its item, its checksum and its name.
 
-    A line begins with the crc32c of the rest of it, so that a torn line is known. Raises OSError from every method.
+    A line begins with the crc32c of the rest of it, so that a torn line is recognised. All methods raise OSError.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | Path):
         self.path = path
         self._file, self._size = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o666), 0
 
-    def append(self, item, crc, name):
+    def append(self, item: str, crc: bytes, name: str) -> None:
         """Note a row. Once this has returned, the row outlives the process; a power cut may still take it."""
         text = json.dumps([item, crc.hex(), name]).encode()
         line = b"%08x %s\n" % (google_crc32c.value(text), text)
         write_all(self._file, [line], self._size)
         self._size += len(line)
 
-    def close(self):
+    def close(self) -> None:
+        """Close the file; it stays on disk."""
         os.close(self._file)
 
 
-def read_journal(path):
+def read_journal(path: str | Path) -> Iterator[tuple[str, bytes, str]]:
     """Yield (item, checksum, name) of each line, up to the first that is torn. Raises OSError."""
     with open(path, "rb") as file:
         for line in file:

@@ -1,4 +1,4 @@
-"""Writing anew those files of a segment whose content is known for sure. All functions raise OSError."""
+"""Repair: writes files of a segment anew whose correct content is certain. All functions raise OSError."""
 
 import json
 import os
@@ -7,18 +7,21 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from .address import item_keys
-from .entries import Entries
-from .errors import StoreError
-from .files import sync_folder, write_all, write_atomically
-from .folders import attributes_of, names_of
-from .segment import CRC_BYTES, SIZE_BYTES, Layout, Segment, checksum
+from cache.core.address import item_keys
+from cache.core.entries import Entries
+from cache.core.errors import StoreError
+from cache.core.files import sync_folder, write_all, write_atomically
+from cache.core.folders import attributes_of, names_of
+from cache.core.layout import CRC_BYTES, SIZE_BYTES, Layout, checksum
+from cache.core.recipe import recipe_text
+from cache.core.segment import Segment
 
 
-def complete_shard(segment: Segment):
-    """Give a shard its index and its size. Rows that it had lost are then a hole, which no checksum takes for a row.
+def complete_shard(segment: Segment) -> None:
+    """Give a shard its index and its size. Rows that it had lost are then a hole, whose checksums do not hold.
 
-    A copy takes the shard's place: whoever has mapped the old one must see that it is not whole, and not read the hole.
+    A copy takes the shard's place: a process that has mapped the old one must see that it is not whole, and not read
+    the hole.
     """
     temporary, index = f"{segment.shard_path}.{secrets.token_hex(4)}.tmp", segment.layout.index(segment.num_rows)
     try:
@@ -34,16 +37,18 @@ def complete_shard(segment: Segment):
     sync_folder(segment.folder)
 
 
-def write_metadata(entries: Entries, segment: Segment):
-    """Write a segment's zarr.json, with those names that the old one still says."""
+def write_metadata(entries: Entries, segment: Segment) -> None:
+    """Write a segment's zarr.json, with the names of its rows if those in the old one are sound."""
     says = {"kind": entries.recipe["kind"], "recipe": entries.id, "items": segment.items(), "names": names_of(segment)}
     text = json.dumps(segment.layout.metadata(segment.num_rows, says), indent=1)
     write_atomically(Path(segment.folder, "zarr.json"), text)
 
 
 def proven_keys(folder: str, layout: Layout) -> bytes | None:
-    """What a damaged file of keys said, by the items in zarr.json, where what is left of the file proves them right:
-    its checksum is theirs, or only the checksum is wrong."""
+    """The correct content of a damaged file ``keys``, made of the items in zarr.json; None where it is not proven.
+
+    It is proven if the damaged file has the same checksum, or equals it but for the checksum.
+    """
     with suppress(OSError, TypeError, StoreError):
         found, items = Path(folder, "keys").read_bytes(), attributes_of(folder).get("items") or []
         size = layout.rows_bytes(len(items)) + len(layout.index(len(items)))
@@ -53,6 +58,6 @@ def proven_keys(folder: str, layout: Layout) -> bytes | None:
     return None
 
 
-def write_recipe(entries: Entries, path: Path):
+def write_recipe(entries: Entries, path: Path) -> None:
     """Write a recipe.json as a writer does."""
-    write_atomically(path, json.dumps(entries.recipe, indent=2, sort_keys=True))
+    write_atomically(path, recipe_text(entries.recipe))

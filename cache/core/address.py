@@ -1,4 +1,4 @@
-"""Content addresses: the same bytes, caption or recipe has the same name everywhere and for ever."""
+"""Content addresses: the same bytes, caption or recipe has the same name everywhere and forever."""
 
 import functools
 import hashlib
@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterable, Sequence
 from json.encoder import encode_basestring
 
-from .errors import StoreError
+from cache.core.errors import StoreError
 
 DIGEST_BYTES = 16
 CAPTION = b"caption"
 
 
-def hasher():
+def hasher() -> "hashlib.blake2b":
     """A BLAKE2b hash object, whose result for some bytes is their `digest`."""
     return hashlib.blake2b(digest_size=DIGEST_BYTES)
 
@@ -28,7 +28,7 @@ def caption_item(text: str) -> str:
 
 
 def caption_items(texts: Iterable[str]) -> list[str]:
-    """As ``caption_item`` of each; a million of them take half the time."""
+    """The address of each caption, in half the time of calling ``caption_item`` for each."""
     make = functools.partial(hashlib.blake2b, digest_size=DIGEST_BYTES, person=CAPTION)
     return [make(text.encode()).hexdigest() for text in texts]
 
@@ -39,10 +39,13 @@ def recipe_id(recipe: dict) -> str:
 
 
 class Spelled(str):
-    """What `canonical` has spelled already, or whoever knows a faster way to do so for a list of millions."""
+    """Text that is canonical JSON already: ``canonical`` takes it over as it is.
+
+    For callers who know a faster way to spell a list of millions.
+    """
 
 
-def canonical(obj) -> bytes:
+def canonical(obj: object) -> bytes:
     """One spelling, as UTF-8 JSON, for all equal values: keys sorted, no spaces, whole floats as integers.
 
     Raises TypeError for what JSON cannot hold (and for keys that are not text), ValueError for NaN and infinity.
@@ -75,12 +78,12 @@ def item_keys(items: Sequence[str]) -> bytes:
     return keys
 
 
-def _named(data, domain):
-    """What is hashed in one domain never has the address of something in another."""
+def _named(data: bytes, domain: bytes) -> str:
+    """The address of ``data``; equal data in two domains have two addresses."""
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES, person=domain).hexdigest()
 
 
-def _spelled(obj):
+def _spelled(obj: object) -> str:
     if isinstance(obj, str):
         return obj if isinstance(obj, Spelled) else encode_basestring(obj)
     if isinstance(obj, (list, tuple)):

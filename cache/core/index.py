@@ -1,24 +1,27 @@
-"""Where each item of many segments is: sorted keys in memory, 20 bytes an item beside the segments' own."""
+"""Finds the row of an item among many segments, by sorted keys in memory.
+
+It takes 20 bytes an item, besides the 16 that the segments hold.
+"""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .address import DIGEST_BYTES, item_key, item_keys
+from cache.core.address import DIGEST_BYTES, item_key, item_keys
 
 HALF = np.dtype(">u8")
 MOST_ROWS = np.iinfo(np.uint32).max
 
 
 class Index:
-    """Finds the rows of items. Where several segments hold an item, the one that was given first comes first.
+    """Finds the rows of items. Where several segments hold an item, it prefers the one that was given first.
 
     segments: in the order of preference, each with ``keys`` (16 bytes a row) and ``num_rows``.
     damaged: per segment, rows that are left out, by the segment's position.
     """
 
-    def __init__(self, segments: Sequence, damaged: dict[int, Sequence[int]]):
+    def __init__(self, segments: Sequence, damaged: Mapping[int, Sequence[int]]):
         self.segments = list(segments)
         self._starts = np.cumsum([0] + [segment.num_rows for segment in self.segments]).tolist()
         keys = np.empty((self._starts[-1], 2), np.uint64)
@@ -35,7 +38,7 @@ class Index:
         self._rows = order  # row numbers, counted through all segments, in the order of the keys
         self._first, self._second = keys[order, 0], keys[order, 1]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._rows)
 
     def best(self, items: Sequence[str]) -> list[tuple]:
@@ -55,13 +58,13 @@ class Index:
         return self._places(items) >= 0
 
     def rows_by_segment(self, items: Sequence[str]) -> list[np.ndarray]:
-        """For each segment, the rows in it from which those of the items that are there would be read, ascending."""
+        """For each segment, the rows that a reader of the items would read there, ascending."""
         places = self._places(items)
         rows = np.unique(self._rows[places[places >= 0]]).astype(np.int64)
         ends = np.searchsorted(rows, self._starts)
         return [rows[a:b] - start for a, b, start in zip(ends[:-1], ends[1:], self._starts)]
 
-    def _places(self, items):
+    def _places(self, items: Sequence[str]) -> np.ndarray:
         """Where in the sorted keys each item is first met, -1 where it is not."""
         keys = _halves(item_keys(items))
         order, places = np.argsort(keys[:, 0]), np.empty(len(keys), np.int64)
@@ -77,11 +80,11 @@ class Index:
                 places[number] = following if is_same else -1
         return places
 
-    def _locate(self, row):
+    def _locate(self, row: int) -> tuple:
         place = bisect_right(self._starts, row) - 1
         return self.segments[place], row - self._starts[place]
 
 
-def _halves(keys):
-    """Keys of 16 bytes, one after the other, as (n, 2) numbers that sort as the keys do."""
+def _halves(keys: bytes) -> np.ndarray:
+    """Keys of 16 bytes, one after the other, as (n, 2) numbers in the same order of size."""
     return np.frombuffer(keys, HALF).reshape(-1, DIGEST_BYTES // HALF.itemsize).astype(np.uint64)

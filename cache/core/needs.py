@@ -1,4 +1,4 @@
-"""What somebody needs from the store: the items of some recipes, kept in a small file that the collector reads."""
+"""What an experiment needs from the store: items of some recipes. A run keeps them in needs.json for the collector."""
 
 import json
 import os
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from .address import canonical, item_keys, recipe_id
-from .errors import StoreError
+from cache.core.address import canonical, item_keys, recipe_id
+from cache.core.errors import StoreError
 
 NEEDS_NAME = "needs.json"
 
@@ -27,6 +27,8 @@ class Need:
 
     stage: what encodes them. component: the model that it encodes them with. describe: gives the source of each item,
     in their order; it is called only where somebody asks, for most ask for the items of a million photos alone.
+    role: what the items are to the experiment, where that is not the recipe's kind: the conditions of a ControlNet
+    ("controls") may have the very recipe of the photos.
     """
 
     stage: str
@@ -34,13 +36,16 @@ class Need:
     recipe: dict
     items: Sequence[str]
     describe: Callable[[], Iterable[Source]] = field(repr=False, compare=False)
+    role: str = ""
 
     @classmethod
-    def of(cls, stage: str, component: str, recipe: dict, sources: Sequence[Source]) -> "Need":
-        return cls(stage, component, recipe, tuple(source.item for source in sources), lambda: sources)
+    def of(cls, stage: str, component: str, recipe: dict, sources: Sequence[Source], role: str = "") -> "Need":
+        """A need whose sources are known already."""
+        return cls(stage, component, recipe, tuple(source.item for source in sources), lambda: sources, role)
 
     @property
     def sources(self) -> list[Source]:
+        """The source of each item, in the items' order."""
         return list(self.describe())
 
 
@@ -49,12 +54,13 @@ Needs = dict[str, set[str]]
 
 
 def needs_text(needs: Iterable[Need]) -> str:
-    """What such a file says: per recipe its id, the recipe itself for people who look, and its items in one string.
+    """The text of needs.json: for each recipe its id, the recipe for people who look, and its items in one string.
 
-    Items that an earlier recipe has are not repeated, its place, from 0, stands for them: both text encoders have the
-    same captions, all variants of photos the same photos.
+    Where an earlier recipe has the same items, that recipe's place, from 0, stands for them: both text encoders have
+    the same captions, all variants of photos the same photos.
     """
-    rows, places = [], {}
+    rows: list[dict] = []
+    places: dict[str, int] = {}
     for place, need in enumerate(needs):
         items = "".join(need.items)
         first = places.setdefault(items, place)
@@ -64,7 +70,10 @@ def needs_text(needs: Iterable[Need]) -> str:
 
 
 def read_needs(path: Path) -> Needs:
-    """Raises OSError where there is no such file, StoreError where it is damaged: to guess would lose entries."""
+    """The items by recipe id in a needs.json.
+
+    Raises OSError where it cannot be read, StoreError where it is damaged: a guess could lose entries.
+    """
     try:
         found: Needs = {}
         several: list[list[str]] = []
@@ -85,7 +94,7 @@ def _items_in(text: str) -> list[str]:
 
 
 def needs_of_runs(folder: Path) -> Needs:
-    """What all runs in a folder need.  Raises StoreError where a run does not say so, or says it in a damaged file."""
+    """What all runs in a folder need.  Raises StoreError where a run has no needs.json, or a damaged one."""
     runs = sorted(path.parent for name in (NEEDS_NAME, "experiment.json") for path in Path(folder).glob(f"*/{name}"))
     for run in runs:
         if not (run / NEEDS_NAME).is_file():

@@ -1,47 +1,50 @@
-"""Garbage: what nobody needs any more leaves the store, while others read from it and write to it."""
+"""Garbage collection: removes entries that nobody needs, while other processes read from the store and write to it."""
 
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from .entries import Entries, names_in
-from .errors import CorruptEntry, StoreError, explained
-from .folders import names_of
-from .leases import guarded, living_leases
-from .needs import Needs
-from .segment import Segment
-from .writer import ID, salvage
+from cache.core.entries import Entries, names_in
+from cache.core.errors import CorruptEntry, StoreError, explained
+from cache.core.folders import born_ns, names_of
+from cache.core.leases import guarded, living_leases
+from cache.core.needs import Needs
+from cache.core.salvage import salvage
+from cache.core.segment import Segment
+from cache.core.workspace import ID
+from cache.core.writer import Writer
 
 REWRITE_SHARE = 0.25
-"""A segment of which less than this is garbage is left as it is: to copy the rest costs more than it frees."""
+"""A segment of which less than this share is garbage is left as it is: copying the rest costs more than it frees."""
 
 SMALL_BYTES = 1 << 26
 MANY_SMALL = 32
-"""So many segments of less than SMALL_BYTES are put together, so that a store that grows by a few items a day opens
-as fast after years."""
+"""Where more segments than this are smaller than SMALL_BYTES, they are put together: a store that grows by a few items
+a day then opens as fast after years."""
 
 
 @dataclass
 class Garbage:
-    """What is to leave one folder of entries. items: rows that nobody needs, that are damaged or held twice."""
+    """What to remove from one folder of entries. items: rows that nobody needs, that are damaged or held twice."""
 
     entries: Entries
     items: int = 0
     freed_bytes: int = 0
     removed: list[Segment] = field(default_factory=list)
     rewritten: list[tuple[Segment, np.ndarray]] = field(default_factory=list)  # with the rows that are kept
-    broken: list[Path] = field(default_factory=list)  # what a collector or a fault left of a segment
+    broken: list[Path] = field(default_factory=list)  # remains of a segment, after a collector was killed or a fault
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return bool(self.removed or self.rewritten or self.broken)
 
     def summary(self) -> dict:
+        """The garbage as names and numbers, for JSON."""
         return {
             "folder": self.entries.path.name,
             "items": self.items,
@@ -53,7 +56,7 @@ class Garbage:
 
 
 def find_garbage(store: Path, keep: Needs, min_age_seconds: float) -> list[Garbage]:
-    """What ``collect`` would remove now. Raises as it does."""
+    """What ``collect`` would remove now. Raises StoreError as ``collect`` does."""
     with explained(store), guarded(store) as is_guarded:
         _refuse_without_locks(store, is_guarded)
         leased = living_leases(store)
@@ -61,7 +64,7 @@ def find_garbage(store: Path, keep: Needs, min_age_seconds: float) -> list[Garba
 
 
 def collect(store: Path, keep: Needs, min_age_seconds: float) -> list[Garbage]:
-    """Remove what is not in ``keep`` (items by recipe id), not leased and at least so old; return what was removed.
+    """Remove what is not in ``keep`` (items by recipe id), not leased and older than the age; return what was removed.
 
     What a running process has leased is neither removed nor moved. A process that is killed here leaves the store
     whole: what is kept is committed anew before its old segment goes. Raises StoreError where the store cannot be
@@ -76,7 +79,7 @@ def collect(store: Path, keep: Needs, min_age_seconds: float) -> list[Garbage]:
         return found
 
 
-def _refuse_without_locks(store, is_guarded):
+def _refuse_without_locks(store: Path, is_guarded: bool) -> None:
     if not is_guarded:
         raise StoreError(
             f"{store}: nothing is collected where files cannot be written and locked, as it could not be known what "
@@ -84,7 +87,7 @@ def _refuse_without_locks(store, is_guarded):
         )
 
 
-def _all_garbage(store, keep, leased, min_age_seconds) -> Iterator[Garbage]:
+def _all_garbage(store: Path, keep: Needs, leased: Needs, min_age_seconds: float) -> Iterator[Garbage]:
     before = time.time_ns() - int(min_age_seconds * 1e9)
     for entries in all_entries(store):
         needed = keep.get(entries.id, set()) | leased.get(entries.id, set())
@@ -93,8 +96,8 @@ def _all_garbage(store, keep, leased, min_age_seconds) -> Iterator[Garbage]:
 
 
 def all_entries(store: Path) -> Iterator[Entries]:
-    """The entries of each recipe in a store whose recipe.json is sound; others are let be, as nobody can say of what
-    they are."""
+    """The entries of each recipe in a store. A folder whose recipe.json is damaged is left out: nobody can tell what
+    its entries are."""
     for name in names_in(Path(store) / "entries"):
         try:
             recipe = json.loads((Path(store) / "entries" / name / "recipe.json").read_bytes())
@@ -106,15 +109,15 @@ def all_entries(store: Path) -> Iterator[Entries]:
             yield entries
 
 
-def _garbage_of(entries, needed, leased, before):
-    """before: segments that are younger than this time, in ns since 1970, are kept whole."""
+def _garbage_of(entries: Entries, needed: list[str], leased: list[str], before: int) -> Garbage:
+    """The garbage in one folder of entries. before: segments begun later, in ns since 1970, are kept whole."""
     index, garbage = entries.index(), Garbage(entries, broken=_broken(entries, needed, before))
     kept, in_use = index.rows_by_segment(needed), index.rows_by_segment(leased)
     are_many_small = sum(map(_is_small, index.segments)) > MANY_SMALL
     for segment, rows, leased_rows in zip(index.segments, kept, in_use):
         num_gone = segment.num_rows - len(rows)
         is_worth_it = num_gone >= REWRITE_SHARE * segment.num_rows or (are_many_small and _is_small(segment))
-        if _born(segment.name) > before or len(leased_rows) or not is_worth_it:
+        if born_ns(segment.name) > before or len(leased_rows) or not is_worth_it:
             continue
         garbage.items += num_gone
         garbage.freed_bytes += num_gone * entries.layout.stride_bytes
@@ -125,30 +128,30 @@ def _garbage_of(entries, needed, leased, before):
     return garbage
 
 
-def _prove_what_is_held_twice(entries, needed):
-    """Read what would be kept of items with several rows: where that is damaged, a sound one is kept instead."""
+def _prove_what_is_held_twice(entries: Entries, needed: Iterable[str]) -> None:
+    """Read each item that has several rows: if the row to keep is damaged, that is noted and a sound one is kept."""
     index = entries.index()
     for item in [item for item in needed if len(index.all(item)) > 1]:
         with suppress(CorruptEntry):
             entries.read(item)
 
 
-def _is_small(segment):
+def _is_small(segment: Segment) -> bool:
     return segment.size_bytes < SMALL_BYTES
 
 
-def _broken(entries, needed, before):
-    """Folders of segments that no reader can use: half removed, or truncated.  Where a shard is still there that
-    ``verify --repair`` could mend, and is needed for what it holds, it stays."""
+def _broken(entries: Entries, needed: list[str], before: int) -> list[Path]:
+    """Folders of segments that no reader can use: half removed, or truncated.  One whose shard ``verify --repair``
+    could mend stays if it holds an item that is needed and nowhere else."""
     usable = {segment.name for segment in entries.index().segments}
     names = [name for name in names_in(entries.segments_path) if ID.fullmatch(name) and name not in usable]
-    folders = [entries.segments_path / name for name in names if _born(name) <= before]
+    folders = [entries.segments_path / name for name in names if born_ns(name) <= before]
     is_there = entries.index().holds(needed)
     missing = {item for item, is_held in zip(needed, is_there) if not is_held}
     return [folder for folder in folders if not _could_be_mended(entries, folder, missing)]
 
 
-def _could_be_mended(entries, folder, missing):
+def _could_be_mended(entries: Entries, folder: Path, missing: set[str]) -> bool:
     try:
         items = Segment(folder, entries.layout).items()
     except (OSError, ValueError):
@@ -156,11 +159,7 @@ def _could_be_mended(entries, folder, missing):
     return (folder / entries.layout.shard_name).exists() and not missing.isdisjoint(items)
 
 
-def _born(name):
-    return int(name.partition("-")[0], 16)
-
-
-def _remove(garbage):
+def _remove(garbage: Garbage) -> None:
     entries = garbage.entries
     salvage(entries)
     with entries.writer() as writer:
@@ -172,7 +171,7 @@ def _remove(garbage):
         _remove_folder(entries, folder)
 
 
-def _copy(segment, rows, writer):
+def _copy(segment: Segment, rows: np.ndarray, writer: Writer) -> None:
     names = names_of(segment)
     items, buffer = segment.items(), np.empty(segment.layout.num_values, segment.layout.stored)
     for row in rows.tolist():
@@ -183,8 +182,8 @@ def _copy(segment, rows, writer):
         writer.write(items[row], buffer.reshape(segment.layout.shape), names[row])
 
 
-def _remove_folder(entries, folder):
-    """Without its keys a segment is none any more, so these go first; what a kill leaves then is collected later."""
+def _remove_folder(entries: Entries, folder: Path) -> None:
+    """Remove a segment, its keys first: without them it is no segment, and after a kill the rest is collected later."""
     (folder / "keys").unlink(missing_ok=True)
     shutil.rmtree(folder)
     (entries.path / "damaged" / folder.name).unlink(missing_ok=True)

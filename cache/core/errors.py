@@ -1,7 +1,8 @@
-"""What can go wrong in the store, said in one line: what, where, and what to do next."""
+"""The errors of the store. Each says in one line what is wrong, where, and what to do next."""
 
 import errno
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +28,7 @@ class CorruptEntry(StoreError):
 
 
 @contextmanager
-def explained(path, needed_bytes=0, verb="write to"):
+def explained(path: str | Path, needed_bytes: int = 0, verb: str = "write to") -> Iterator[None]:
     """Turn an OSError of the block, which writes ``needed_bytes`` under ``path``, into a StoreError of one line."""
     try:
         yield
@@ -35,7 +36,7 @@ def explained(path, needed_bytes=0, verb="write to"):
         raise StoreError(_explanation(error, Path(path), needed_bytes, verb)) from error
 
 
-def _explanation(error, path, needed_bytes, verb):
+def _explanation(error: OSError, path: Path, needed_bytes: int, verb: str) -> str:
     if error.errno not in FULL:
         return f"{path}: cannot {verb} the store: {error}; check the path and its permissions"
     return (
@@ -44,7 +45,7 @@ def _explanation(error, path, needed_bytes, verb):
     )
 
 
-def _free_bytes(path):
+def _free_bytes(path: Path) -> int:
     while not path.exists() and path != path.parent:
         path = path.parent
     disk = os.statvfs(path)

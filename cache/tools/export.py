@@ -2,32 +2,35 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .entries import Entries
-from .errors import StoreError
-from .leases import lease
-from .needs import Need
-from .store import Store
-from .tables import count, quoted
-from .tensors import METADATA, write_tensors
+from cache.core.entries import Entries
+from cache.core.errors import StoreError
+from cache.core.leases import lease
+from cache.core.needs import Need
+from cache.core.store import Store
+from cache.core.tensors import METADATA, write_tensors
+from cache.tools.tables import count, quoted
 
 KINDS = {"prompts": "txt", "pooled": "pooled", "latents": "latents", "controls": "controls"}
+"""What --kind may say, and the role, or else the recipe's kind, of the needs that it means."""
 
 Tensors = dict[str, tuple[Entries, str]]
 """The entries and the item of each tensor, by its key in the file."""
 
 
-def export(store: Store, needs: Sequence[Need], kind: str, path: Path, force=False, experiment: str = "") -> dict:
-    """Write what an experiment needs of a kind (one of ``KINDS``) to ``path``, by caption or by file name.
+def export(
+    store: Store, needs: Sequence[Need], kind: str, path: Path, force: bool = False, experiment: str = ""
+) -> dict:
+    """Write the tensors that an experiment needs of a kind (one of ``KINDS``) to ``path``, by caption or file name.
 
-    Tensors are read and written one by one, in the order of their keys; the file appears when it is whole. Returns
-    what it holds. Raises StoreError where entries are missing or damaged, where the file is there already (unless
-    ``force``) or cannot be written; then nothing is written. experiment: the name of its file, for that error.
+    Tensors are read and written one by one, in the order of their keys; the file appears when it is whole. Returns a
+    summary of the file. Raises StoreError where entries are missing or damaged, where the file is there already
+    (unless ``force``) or cannot be written; then nothing is written. experiment: its file, to be named in errors.
     """
-    path, needs = Path(path), [need for need in needs if need.recipe["kind"] == KINDS[kind]]
+    path, needs = Path(path), [need for need in needs if (need.role or need.recipe["kind"]) == KINDS[kind]]
     if not needs:
         raise StoreError(f"{path}: not written: the experiment has no {kind}; choose another --kind")
     if os.path.lexists(path) and not force:
@@ -50,7 +53,7 @@ def export(store: Store, needs: Sequence[Need], kind: str, path: Path, force=Fal
     }
 
 
-def _refuse_missing(path, need, entries, experiment):
+def _refuse_missing(path: Path, need: Need, entries: Entries, experiment: str) -> None:
     option = f" --experiment {experiment}" if experiment else ""
     if missing := entries.missing(need.items):
         wanted = count(len(need.items), "entry", "entries")
@@ -60,7 +63,7 @@ def _refuse_missing(path, need, entries, experiment):
         )
 
 
-def _tensors(path, with_entries) -> Tensors:
+def _tensors(path: Path, with_entries: Iterable[tuple[Need, Entries]]) -> Tensors:
     found: Tensors = {}
     for need, entries in with_entries:
         for source in need.sources:
@@ -70,7 +73,7 @@ def _tensors(path, with_entries) -> Tensors:
     return dict(sorted(found.items()))
 
 
-def _problem(key, found):
+def _problem(key: str, found: Tensors) -> str:
     """Why a tensor cannot have this key; empty where it can."""
     if key == METADATA:
         return f"would be called {METADATA}, which the format keeps for itself; rename it"
@@ -83,15 +86,15 @@ def _problem(key, found):
     return ""
 
 
-def _metadata(kind, several: Sequence[Entries]) -> dict[str, str]:
-    """What the file says of itself. With several recipes of the kind, their ids and recipes stand in one list each."""
+def _metadata(kind: str, several: Sequence[Entries]) -> dict[str, str]:
+    """The file's own metadata. Several recipes of the kind are listed, and so are their ids."""
     ids, recipes = [entries.id for entries in several], [entries.recipe for entries in several]
     recipe = json.dumps(recipes[0] if len(recipes) == 1 else recipes, sort_keys=True)
     return {"kind": kind, "recipe_id": ",".join(ids), "recipe": recipe}
 
 
 @contextmanager
-def _explained(path) -> Iterator:
+def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

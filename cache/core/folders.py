@@ -1,4 +1,4 @@
-"""The folders of a store as they lie on the disk, for tools that know no recipe beforehand."""
+"""Finding the folders of a store on disk, for tools that do not know its recipes."""
 
 import json
 import re
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from .entries import Entries, names_in
-from .errors import StoreError
-from .segment import Segment
+from cache.core.entries import Entries, names_in
+from cache.core.errors import StoreError
+from cache.core.segment import Segment
 
 FOLDER = re.compile(r"[a-z0-9][a-z0-9_]*-[0-9a-f]{32}")
 
@@ -22,13 +22,13 @@ def check_store(store: Path) -> Path:
 
 
 def folders(stores: Sequence[Path]) -> list[str]:
-    """The names, KIND-ID, of the folders of entries in some stores, each once."""
+    """The names, KIND-ID, of all folders of entries in some stores, each once."""
     names = [name for store in stores for name in names_in(Path(store) / "entries")]
     return sorted({name for name in names if FOLDER.fullmatch(name)})
 
 
 def entries_called(prefix: str, stores: Sequence[Path]) -> Entries:
-    """The entries, in all stores together, of the one folder whose name begins so.
+    """The entries, from all stores together, of the only folder whose name begins with ``prefix``.
 
     Raises StoreError where there is none, or more than one, and as ``entries_at`` does.
     """
@@ -41,17 +41,20 @@ def entries_called(prefix: str, stores: Sequence[Path]) -> Entries:
 
 
 def kind_of(folder: str) -> str:
+    """The kind in a folder's name KIND-ID."""
     return folder.rpartition("-")[0]
 
 
 def short_id(recipe_id: str) -> str:
-    """As much of a recipe's id as people read."""
+    """The beginning of a recipe's id, which is what people are shown."""
     return recipe_id[:12]
 
 
 def entries_at(folder: Path, stores: Sequence[Path] = ()) -> Entries:
-    """The entries in a folder STORE/entries/KIND-ID, by the recipe that lies there; or those of that recipe in
-    ``stores``. Raises StoreError where the recipe is damaged or another's."""
+    """The entries of the recipe in a folder STORE/entries/KIND-ID: those in ``stores``, or in that store alone.
+
+    Raises StoreError where recipe.json is damaged or belongs to another folder.
+    """
     path = Path(folder) / "recipe.json"
     try:
         entries = Entries(list(stores) or [path.parents[2]], json.loads(path.read_bytes()))
@@ -82,15 +85,16 @@ def store_of(segment: Segment) -> Path:
 
 
 def born_ns(segment_name: str) -> int:
-    """When a segment was begun, in ns since 1970: its name says it."""
+    """When a segment was begun, in ns since 1970, by its name."""
     return int(segment_name.partition("-")[0], 16)
 
 
 def names_of(segment: Segment) -> list[str]:
-    """The names of a segment's rows, as far as zarr.json still says them."""
+    """The name of each row of a segment, by its zarr.json; all empty where that is damaged."""
     names = attributes_of(segment.folder).get("names")
-    is_sound = isinstance(names, list) and len(names) == segment.num_rows
-    return names if is_sound and all(isinstance(name, str) for name in names) else [""] * segment.num_rows
+    if isinstance(names, list) and len(names) == segment.num_rows and all(isinstance(name, str) for name in names):
+        return names
+    return [""] * segment.num_rows
 
 
 def attributes_of(segment_folder: str) -> dict:

@@ -1,0 +1,1 @@
+"""What `python -m cache` does with a store: list, check, compare, explain, export, clean up."""
