@@ -1,5 +1,6 @@
 """A plan works each of its answers out once: with a million photos every one of them takes seconds."""
 
+import inspect
 from collections import Counter
 from functools import cached_property
 
@@ -9,6 +10,7 @@ from pipeline import stages
 from pipeline.plan import identity
 from pipeline.plan.plan import Plan
 from pipeline.plan.survey import Survey
+from pipeline.training import loop
 
 ANSWERS = [name for name, value in vars(Plan).items() if isinstance(value, cached_property)]
 
@@ -38,9 +40,18 @@ def test_luigis_process_works_each_answer_out_once_for_all_stages(encoded, tmp_p
     assert set(worked_out.values()) == {1}, worked_out
 
 
-def test_a_whole_training_works_each_answer_out_once(encoded, tmp_path, worked_out):
-    lab = encoded.copy(tmp_path / "lab")
+def test_a_whole_training_works_each_answer_out_once_and_nothing_stands_between_stage_and_step(
+    encoded, tmp_path, worked_out, monkeypatch
+):
+    lab, advance, callers = encoded.copy(tmp_path / "lab"), loop.Training.advance, set()
+
+    def advanced(self, batches):
+        callers.add(tuple(frame.function for frame in inspect.stack()[1:] if "/pipeline/" in frame.filename))
+        return advance(self, batches)
+
+    monkeypatch.setattr(loop.Training, "advance", advanced)
     worked_out.clear()
     lab.run("TrainLoRA")
+    assert callers == {("run", "train", "run")}  # of the loop, of the training, of the stage
     assert {"photos", "captions", "samples", "image_needs", "run_id", "_spelled_samples"} <= worked_out.keys()
     assert set(worked_out.values()) == {1}, worked_out

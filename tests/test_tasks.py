@@ -1,6 +1,5 @@
 """Luigi and the stages' processes, for real: what runs, what is left alone, and that nothing outlives Luigi."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -111,21 +110,6 @@ def test_no_encoding_outlives_a_killed_luigi(encoded, tmp_path):
     wait_until(lambda: not is_alive(stage), 20)
     photos = lab.plan.photos
     assert len(lab.latents.missing(photo.digest for photo in photos)) < len(photos)
-
-
-def test_a_killed_training_fails_and_is_run_alone_the_next_time(lab):
-    process, stage = start_training(lab)
-    os.kill(stage, signal.SIGKILL)
-    output = process.communicate(timeout=GRACE_SECONDS + 60)[1].decode()
-    assert process.returncode == TASK_FAILED
-    assert (
-        "TrainLoRA failed (killed by SIGKILL; perhaps the machine had no memory left" in output
-        and "Traceback" not in output
-    )
-    assert not lab.done("TrainLoRA")
-    lab.set("train", steps=2)
-    result = run_luigi("TrainLoRA", lab)
-    assert result.returncode == 0 and ran(result.stderr) == ["TrainLoRA"]
 
 
 def test_a_stage_killed_while_it_encodes_keeps_what_was_committed(encoded, tmp_path):
