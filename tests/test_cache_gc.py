@@ -1,9 +1,12 @@
 """`python -m cache gc`, as it is typed; what it may collect is in test_cache_garbage."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
+from nobody import as_nobody, open_folder
 
 from cache import (
     NEEDS_NAME,
@@ -21,6 +24,10 @@ RECIPE = {"kind": "latents", "dtype": "float32", "shape": [64]}
 @pytest.fixture
 def two_runs(tmp_path):
     """A store of nine latents in three segments, and runs that need the first and the second."""
+    return make_two_runs(tmp_path)
+
+
+def make_two_runs(tmp_path):
     entries = Store(tmp_path / "store").entries(RECIPE)
     items = [digest(f"gc {number}".encode()) for number in range(9)]
     with entries.writer(max_items=3) as writer:
@@ -101,3 +108,25 @@ def test_gc_refuses_an_age_that_is_none(two_runs, capsys):
     with pytest.raises(SystemExit):
         gc(two_runs[0], "--older-than", "soon")
     assert "'soon' is no age" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("hidden", ["runs", "runs/b", "runs/b/needs.json"])
+def test_gc_removes_nothing_where_it_may_not_look(hidden, capsys):
+    with open_folder() as folder:
+        _, entries, items = make_two_runs(folder)
+        with as_nobody(folder):
+            os.chmod(folder / hidden, 0)
+            assert gc(folder, "--yes") == 1
+            os.chmod(folder / hidden, 0o755)
+        said = capsys.readouterr().err
+        assert f"{folder / hidden}: Permission denied" in said and "nothing is collected" in said
+        assert entries.missing(items) == []
+
+
+@pytest.mark.parametrize("gone", ["runs", "runs/b"])
+def test_gc_removes_nothing_where_a_link_leads_to_what_is_away(two_runs, gone, capsys):
+    folder, entries, items = two_runs
+    shutil.move(folder / gone, folder / "away")
+    (folder / gone).symlink_to(folder / "elsewhere")
+    assert gc(folder, "--yes") == 1
+    assert str(folder / gone) in capsys.readouterr().err and entries.missing(items) == []

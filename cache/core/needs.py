@@ -94,14 +94,48 @@ def _items_in(text: str) -> list[str]:
 
 
 def needs_of_runs(folder: Path) -> Needs:
-    """What all runs in a folder need.  Raises StoreError where a run has no needs.json, or a damaged one."""
-    runs = sorted(path.parent for name in (NEEDS_NAME, "experiment.json") for path in Path(folder).glob(f"*/{name}"))
-    for run in runs:
-        if not (run / NEEDS_NAME).is_file():
+    """What all runs in a folder need; nothing where there is no such folder yet.
+
+    Raises StoreError where a run has no needs.json, or a damaged one, and where anything in the folder cannot be looked
+    into: what cannot be read is not absent.
+    """
+    found = []
+    for name in _names_in(Path(folder)):
+        run = Path(folder, name)
+        try:
+            names = os.listdir(run)
+        except NotADirectoryError:
+            continue
+        except OSError as error:
+            raise _unknown(run, error) from error
+        if NEEDS_NAME in names:
+            try:
+                found.append(read_needs(run / NEEDS_NAME))
+            except OSError as error:
+                raise _unknown(run / NEEDS_NAME, error) from error
+        elif "experiment.json" in names:
             raise StoreError(
                 f"{run}: does not say what it needs from the store; run it again, or remove it if it is not needed"
             )
-    return union([read_needs(run / NEEDS_NAME) for run in dict.fromkeys(runs)])
+    return union(found)
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        if folder.is_symlink():  # what it leads to is away, perhaps for now
+            raise StoreError(f"{folder}: a link to what is not there; bring it back, or remove the link") from None
+        return []
+    except OSError as error:
+        raise _unknown(folder, error) from error
+
+
+def _unknown(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"{path}: {error.strerror}, so that what it needs from the store is not known; nothing is collected: make it "
+        "readable, or collect as who may read it"
+    )
 
 
 def union(several: Sequence[Needs]) -> Needs:
