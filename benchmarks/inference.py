@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.memory import resident_bytes
 from pipeline.estimate import memory
 from pipeline.estimate.model import CONFIGS
-from pipeline.flux import checkpoints
+from pipeline.flux import pretrained
 
 ROOT = Path(__file__).parents[1]
 CASES = {f"{what} {side} px": [what, side] for side in (256, 512, 768, 1024) for what in ("encode", "decode")}
@@ -44,7 +44,7 @@ def estimated(what: str, *sizes: int) -> int:
         heads, batch, tokens, blocks = sizes
         return memory.of_prediction(memory.Shape(batch, tokens, heads * 128, heads, 2 * blocks), 0, "CPU", 4)
     tensors = memory.ENCODED if what == "encode" else memory.DECODED
-    return memory.of_picture(tensors, checkpoints.config(CONFIGS / "FLUX.1-dev", "vae"), sizes[0], sizes[0], 4)
+    return memory.of_picture(tensors, pretrained.config(CONFIGS / "FLUX.1-dev", "vae"), sizes[0], sizes[0], 4)
 
 
 def run_child(name: str) -> int:
@@ -68,7 +68,7 @@ def measured(what: str, *sizes: int) -> int:
 def vae_work(what: str, side: int):
     from mindone.diffusers import AutoencoderKL
 
-    config = checkpoints.config(CONFIGS / "FLUX.1-dev", "vae")
+    config = pretrained.config(CONFIGS / "FLUX.1-dev", "vae")
     levels = len(config["block_out_channels"])
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels}
     vae = frozen(AutoencoderKL(**{key: value for key, value in config.items() if key != "_class_name"} | blocks))

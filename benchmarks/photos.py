@@ -172,11 +172,11 @@ def parts(path: Path) -> None:
     from cache import lease, needs_text, read_needs, write_atomically
     from pipeline.estimate import preflight
     from pipeline.plan import needs
-    from pipeline.plan import plan as recipes
+    from pipeline.plan.plan import resolve
     from pipeline.training.batches import Batches
     from pipeline.training.checkpoint import identity_of
 
-    plan = recipes.resolve(load_experiment(path), LORA)
+    plan = resolve(load_experiment(path), LORA)
     watch("part: photos", lambda: plan.photos)
     watch("part: captions", lambda: plan.captions)
     watch("part: image_needs", lambda: plan.image_needs)

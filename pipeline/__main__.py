@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_precision(commands)
 
-    tiny = commands.add_parser("tiny-model", help="write a tiny, untrained checkpoint in FLUX.1 format")
+    tiny = commands.add_parser("tiny-model", help="write a tiny, untrained model in FLUX.1's format")
     tiny.add_argument("folder", type=Path, metavar="DIR")
     tiny.add_argument("--seed", type=int, default=0)
     tiny.add_argument("--schnell", action="store_true", help="FLUX.1-schnell's format: without guidance embedding")

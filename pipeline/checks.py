@@ -3,7 +3,7 @@
 from cache import FileFacts, Store
 from pipeline.data import indexing
 from pipeline.errors import UserError
-from pipeline.flux import checkpoints
+from pipeline.flux import pretrained
 from pipeline.process.progress import Progress
 from pipeline.settings.fields import Experiment
 
@@ -12,32 +12,32 @@ QUICK_BYTES = 1 << 30
 
 
 def model_is_here(experiment: Experiment) -> bool:
-    """Whether the checkpoint is on this machine, and the digests of its weights are known or soon are.
+    """Whether the pretrained model is on this machine, and the digests of its weights are known or soon are.
 
-    Raises UserError where there is no checkpoint.
+    Raises UserError where there is no such model.
     """
-    checkpoint = _checkpoint(experiment)
-    return checkpoints.unread_bytes(checkpoint, _facts(experiment), experiment.model.variant) < QUICK_BYTES
+    folder = _model_folder(experiment)
+    return pretrained.unread_bytes(folder, _facts(experiment), experiment.model.variant) < QUICK_BYTES
 
 
 def get_model(experiment: Experiment) -> None:
     """Download the model where it is the Hub's, and read all weights once for their digests."""
     if isinstance(experiment.model_path, str) and not _is_downloaded(experiment):
-        checkpoints.download(experiment.model_path, experiment.model.revision, experiment.model.variant)
-    checkpoint, facts, variant = _checkpoint(experiment), _facts(experiment), experiment.model.variant
-    if checkpoints.unread_bytes(checkpoint, facts, variant) >= QUICK_BYTES:
-        checkpoints.read_weights(checkpoint, facts, variant)
-        _check_memory(facts, checkpoints.unread_bytes(checkpoint, facts, variant) < QUICK_BYTES)
+        pretrained.download(experiment.model_path, experiment.model.revision, experiment.model.variant)
+    folder, facts, variant = _model_folder(experiment), _facts(experiment), experiment.model.variant
+    if pretrained.unread_bytes(folder, facts, variant) >= QUICK_BYTES:
+        pretrained.read_weights(folder, facts, variant)
+        _check_memory(facts, pretrained.unread_bytes(folder, facts, variant) < QUICK_BYTES)
 
 
-def _checkpoint(experiment: Experiment):
-    return checkpoints.local_folder(experiment.model_path, experiment.model.revision, experiment.model.variant)
+def _model_folder(experiment: Experiment):
+    return pretrained.local_folder(experiment.model_path, experiment.model.revision, experiment.model.variant)
 
 
 def _is_downloaded(experiment: Experiment) -> bool:
-    """Whether the Hub's checkpoint is here and whole: a machine without network must do with that."""
+    """Whether the Hub's model is here and whole: a machine without network must do with that."""
     try:
-        _checkpoint(experiment)
+        _model_folder(experiment)
     except UserError:
         return False
     return True

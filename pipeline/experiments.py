@@ -26,7 +26,7 @@ def needs_of(path: Path | str) -> tuple[Store, list[Need]]:
     """The store of an experiment and what the experiment needs from it; photos that are new are decoded.
 
     Conditions are needed where the file has a table of a method that reads some, as [controlnet] is.
-    Raises StoreError where the file, the photos or the checkpoint are faulty.
+    Raises StoreError where the file, the photos or the model are faulty.
     """
     with _as_store_error():
         experiment = load_experiment(path)

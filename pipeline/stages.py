@@ -235,7 +235,7 @@ GROUPS = {"EncodePrompts": ("Captions through both text encoders, one after the 
 TABLE: list[Stage] = [
     Preparation(
         "GetModel",
-        "The checkpoint on this machine: a local folder, a download from the Hub, or what this package brings.",
+        "The pretrained model on this machine: a local folder, a download from the Hub, or what this package brings.",
         (),
         0,
         lambda survey: checks.model_is_here(survey.experiment),

@@ -7,7 +7,7 @@ from lab import Lab
 from PIL import Image
 
 from pipeline.methods import CONTROLNET
-from pipeline.plan import plan as recipes
+from pipeline.plan.plan import resolve
 
 STAGES = ("EncodeCLIP", "EncodeT5", "EncodeImages", "EncodeControls")
 
@@ -50,7 +50,7 @@ def first_control(plan):
 
 
 def plan_of(lab: Lab):
-    return recipes.resolve(lab.experiment, CONTROLNET)
+    return resolve(lab.experiment, CONTROLNET)
 
 
 def run_folder(lab: Lab):

@@ -7,7 +7,7 @@ from model_files import COMPONENTS, STEMS, each_component, edit_config, shard, s
 
 from cache import FileFacts
 from pipeline.errors import UserError
-from pipeline.flux import checkpoints
+from pipeline.flux import pretrained
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -19,18 +19,18 @@ pytestmark = pytest.mark.usefixtures("cpu")
     "make, message",
     [
         (lambda path: None, "no such folder"),
-        (Path.mkdir, "not a FLUX.1 checkpoint in diffusers layout: no model_index.json"),
+        (Path.mkdir, "not a FLUX.1 model in diffusers layout: no model_index.json"),
         (Path.touch, "a single file, which is not read"),
     ],
 )
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path, make, message):
     make(tmp_path / "none")
     with pytest.raises(UserError, match=message):
-        checkpoints.local_folder(tmp_path / "none")
+        pretrained.local_folder(tmp_path / "none")
 
 
 def test_a_local_checkpoint_is_used_where_it_is(tiny_model):
-    assert checkpoints.local_folder(tiny_model) == tiny_model
+    assert pretrained.local_folder(tiny_model) == tiny_model
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def hub_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["owner/name", "owner/my flux", "../name", "owner/..", "owner/a--b"])
 def test_a_hub_id_that_was_not_downloaded_is_refused_without_network(hub_cache, name):
     with pytest.raises(UserError) as error:
-        checkpoints.local_folder(name)
+        pretrained.local_folder(name)
     assert str(error.value).startswith(f"{name}: neither a local folder nor downloaded from the Hub yet")
 
 
@@ -65,12 +65,12 @@ def downloaded(tiny_model, hub_cache, commit="0123456789abcdef0123456789abcdef01
 
 def test_a_downloaded_hub_id_is_found_without_network(hub_cache, tiny_model):
     folder = downloaded(tiny_model, hub_cache)
-    assert checkpoints.local_folder("owner/name") == folder
-    assert checkpoints.local_folder("owner/name", revision=folder.name) == folder
+    assert pretrained.local_folder("owner/name") == folder
+    assert pretrained.local_folder("owner/name", revision=folder.name) == folder
     with pytest.raises(UserError, match="nor downloaded"):
-        checkpoints.local_folder("owner/name", revision="other")
+        pretrained.local_folder("owner/name", revision="other")
     with pytest.raises(UserError, match="check \\[model\\] variant"):
-        checkpoints.local_folder("owner/name", variant="fp16")
+        pretrained.local_folder("owner/name", variant="fp16")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_download_that_was_cut_short_does_not_pass_for_a_checkpoint(hub_cache,
     folder = downloaded(tiny_model, hub_cache)
     (folder / gone).unlink()
     with pytest.raises(UserError) as error:
-        checkpoints.local_folder("owner/name")
+        pretrained.local_folder("owner/name")
     assert str(error.value).startswith(f"{folder / gone}: missing")
 
 
@@ -98,7 +98,7 @@ def test_a_download_never_asks_for_pickles_or_code():
     unwanted = ["flux1-dev.safetensors", "text_encoder/pytorch_model.bin", "vae/diffusion_pytorch_model.ckpt", "run.py"]
     unwanted += ["vae/diffusion_pytorch_model.fp16.safetensors"]
     unwanted += ["text_encoder/flax_model.msgpack", "transformer/model.py"]
-    found = filter_repo_objects(wanted + unwanted, allow_patterns=checkpoints._patterns(""))
+    found = filter_repo_objects(wanted + unwanted, allow_patterns=pretrained._patterns(""))
     assert sorted(found) == sorted(wanted)
 
 
@@ -107,8 +107,8 @@ def test_a_download_never_asks_for_pickles_or_code():
 
 def digests(folder, tmp_path):
     facts = FileFacts(tmp_path / "facts.sqlite")
-    found = {component: checkpoints.component_digest(folder, component, facts) for component in COMPONENTS}
-    return found | {name: checkpoints.tokenizer_digest(folder, name, facts) for name in ("tokenizer", "tokenizer_2")}
+    found = {component: pretrained.component_digest(folder, component, facts) for component in COMPONENTS}
+    return found | {name: pretrained.tokenizer_digest(folder, name, facts) for name in ("tokenizer", "tokenizer_2")}
 
 
 def changed(before, after):

@@ -65,7 +65,7 @@ def test_counts_are_those_of_models_that_are_made(cpu, seed):
 
 @pytest.mark.parametrize("component", ["text_encoder", "text_encoder_2", "vae"])
 def test_counts_of_the_encoders_are_those_of_the_tiny_ones(tiny_model, component):
-    from pipeline.flux.checkpoints import config
+    from pipeline.flux.pretrained import config
 
     found = getattr(counts, component)(config(tiny_model, component))
     expected = size(models.load_model(tiny_model, component, "fp32").get_parameters())
@@ -74,7 +74,7 @@ def test_counts_of_the_encoders_are_those_of_the_tiny_ones(tiny_model, component
 
 def test_the_part_of_t5_that_stays_in_fp32_beside_fp16_is_counted(tiny_model):
     from pipeline.devices import dtypes
-    from pipeline.flux.checkpoints import config
+    from pipeline.flux.pretrained import config
 
     found = dtypes.parameters_by_dtype(models.load_model(tiny_model, "text_encoder_2", "fp16").get_parameters())
     assert found["float32"] == counts.text_encoder_2_outputs(config(tiny_model, "text_encoder_2"))

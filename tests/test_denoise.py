@@ -17,14 +17,14 @@ from safetensors.numpy import load_file, save_file
 from cache import caption_item, digest
 from pipeline.devices import dtypes
 from pipeline.errors import UserError
-from pipeline.flux import checkpoints, flow, models, noise_levels, tiny
+from pipeline.flux import flow, models, noise_levels, pretrained, tiny
 from pipeline.flux.prediction import prediction
 from pipeline.methods import CONTROLNET
 from pipeline.methods import controlnet_model as controlnet
 from pipeline.methods import lora_layers as lora
 from pipeline.plan import pictures
-from pipeline.plan import plan as recipes
 from pipeline.plan.method import untrained
+from pipeline.plan.plan import resolve
 from pipeline.sampling import denoise
 
 pytestmark = pytest.mark.usefixtures("cpu")
@@ -96,7 +96,7 @@ def test_final_latents_are_those_of_mindones_flux_pipeline(tmp_path, tiny_model,
     series, frozen = pictures.base(plan), plan.load_frozen()
     transformer, several = frozen[lora.TRANSFORMER], list(series.pictures.values())
     denoise.draw(plan, untrained(plan, frozen), plan.pooled.read_many, series, series.missing())
-    settings = checkpoints.config(folder, "scheduler")
+    settings = pretrained.config(folder, "scheduler")
     vae = models.load_model(folder, "vae", "fp32")
     pipeline = FluxPipeline(
         FlowMatchEulerDiscreteScheduler.from_config(settings), vae, None, None, None, None, transformer
@@ -212,7 +212,7 @@ def draw_square(path: Path, margin: int) -> None:
 
 
 def guided_plan(lab: Lab):
-    return recipes.resolve(lab.experiment, CONTROLNET)
+    return resolve(lab.experiment, CONTROLNET)
 
 
 def guided_folder(lab: Lab) -> Path:
@@ -247,7 +247,7 @@ def test_without_a_scale_a_controlnets_pictures_are_the_bases(guided):
     plan = guided_plan(guided)
     frozen = plan.load_frozen()
     model, transformer = plan.method.load(plan, frozen), frozen[lora.TRANSFORMER]
-    network = models.load_model(guided_folder(guided) / controlnet.FOLDER, checkpoints.CONTROLNET, "fp32")
+    network = models.load_model(guided_folder(guided) / controlnet.FOLDER, pretrained.CONTROLNET, "fp32")
     several = list(pictures.base(plan).pictures.values())
     noise, sigmas = denoise.noise(plan, several), denoise.noise_levels(plan)
 

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from pipeline.data import images
-from pipeline.flux import checkpoints, flow, models
+from pipeline.flux import flow, models, pretrained
 from pipeline.settings.fields import EMBEDDED
 from pipeline.synthetic import shapes
 
@@ -16,7 +16,7 @@ WEIGHTS = sorted(FOLDER.rglob("*.safetensors"))
 
 
 def test_it_is_whole_and_takes_at_most_15_megabytes():
-    assert checkpoints.local_folder(FOLDER) == FOLDER
+    assert pretrained.local_folder(FOLDER) == FOLDER
     assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 15e6
 
 
@@ -62,7 +62,7 @@ def test_its_latents_are_normalized_by_its_own_config(cpu):
     """Mean 0 and deviation 1 over drawn pictures: what noise levels and the transformer are made for."""
     import mindspore as ms
 
-    vae, config = models.load_model(FOLDER, "vae", "fp32"), checkpoints.config(FOLDER, "vae")
+    vae, config = models.load_model(FOLDER, "vae", "fp32"), pretrained.config(FOLDER, "vae")
     pictures = [shapes.picture(2, index, 64).image() for index in range(64)]
     pixels = np.stack([images.to_array(picture) for picture in pictures])
     posterior = vae.encode(ms.Tensor(pixels))[0].asnumpy()

@@ -16,7 +16,7 @@ from pipeline.flux import models
 from pipeline.flux.prediction import prediction
 from pipeline.methods import LORA
 from pipeline.methods import lora_layers as lora
-from pipeline.plan import plan as recipes
+from pipeline.plan.plan import resolve
 from pipeline.plan.run_folder import RunFolder
 from pipeline.settings.fields import WEIGHTING_SCHEMES, Lora, Train
 from pipeline.training import loop, train
@@ -105,7 +105,7 @@ def test_every_setting_that_decides_weights_is_another_run_and_no_other_is(lab, 
 
     def run_id(**values):
         settings = dataclasses.replace(getattr(experiment, name), **values)
-        return recipes.resolve(dataclasses.replace(experiment, **{name: settings}), LORA).run_id
+        return resolve(dataclasses.replace(experiment, **{name: settings}), LORA).run_id
 
     same = []
     for field in dataclasses.fields(table):
@@ -162,7 +162,7 @@ def test_the_loss_is_the_weighted_mean_of_squared_errors(lab, tmp_path, scheme):
     """Recomputed in NumPy from the model's own prediction; the weights are arXiv:2403.03206's and diffusers'."""
     other = lab.copy(tmp_path / "lab").set("train", weighting_scheme=scheme)
     plan = other.plan
-    transformer = models.load_model(plan.checkpoint, "transformer", "fp32")
+    transformer = models.load_model(plan.model_folder, "transformer", "fp32")
     batch = Batches(plan).training(1)
     arguments = tensors_of(plan, transformer)(batch)
     x, target, txt, pooled, timestep, img_ids, txt_ids, _, guidance = arguments

@@ -110,7 +110,7 @@ def test_mindone_loads_clips_part_too(lab, path, as_trained):
     tokens = pooled_reader(plan)([plan.caption_items[0]])
     with safe_open(path, "np") as file:
         metadata = json.loads(file.metadata()["lora_adapter_metadata"])
-    theirs = models.load_model(plan.checkpoint, "text_encoder", "fp32")
+    theirs = models.load_model(plan.model_folder, "text_encoder", "fp32")
     base = pooled_of(theirs, tokens)
     state = {key: array for key, array in load_file(path).items() if key.startswith("text_encoder.")}
     FluxLoraLoaderMixin.load_lora_into_text_encoder(

@@ -63,7 +63,7 @@ def answers(folder: Path, path: Path, of: dict) -> tuple:
     """What a stage's process works out of the photos that it is given."""
     plan = plan_of(folder, LORA).of(survey_file.read(path, of))
     needs = encoded(plan)
-    return plan, needs, plan.run_id, needs_text(needs), plan.samples.sizes
+    return plan, needs, plan.run_id, needs_text(needs), plan.examples.sizes
 
 
 def test_all_that_a_stage_works_out_takes_less_and_needs_little_memory(experiment, least, tmp_path):

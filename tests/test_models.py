@@ -10,7 +10,7 @@ from model_files import STEMS, each_component, edit, edit_config, shard, single_
 from safetensors.numpy import load_file, save_file
 
 from pipeline.errors import UserError
-from pipeline.flux import checkpoints, models, noise_levels, t5
+from pipeline.flux import models, noise_levels, pretrained, t5
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -101,7 +101,7 @@ def test_a_variant_is_loaded_where_it_is_asked_for_and_only_there(checkpoint, co
 def test_where_both_a_single_file_and_shards_are_the_digest_is_of_what_is_loaded(checkpoint, component):
     """Which one that is differs between mindone's text encoders and its other models."""
     shard(checkpoint, component, transform=lambda array: 2 * array)
-    files = checkpoints.weight_files(checkpoint, component)
+    files = pretrained.weight_files(checkpoint, component)
     digested = {name: array for path in files for name, array in load_file(path).items()}
     assert_same(weights(models.load_model(checkpoint, component, "fp32")), digested)
 

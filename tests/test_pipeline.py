@@ -11,7 +11,7 @@ from cache import NEEDS_NAME, StoreError, caption_item, collect, read_needs
 from pipeline.data import images, indexing
 from pipeline.errors import UserError
 from pipeline.estimate import preflight
-from pipeline.flux import checkpoints, models
+from pipeline.flux import models, pretrained
 from pipeline.training import train
 
 pytestmark = pytest.mark.usefixtures("cpu")
@@ -123,7 +123,7 @@ def test_a_renamed_photo_is_not_encoded_again(lab):
 def test_one_byte_of_an_encoder_encodes_all_of_its_entries_and_no_others(encoded, tmp_path, component, stage):
     lab = encoded.copy(tmp_path / "lab", own_model=True)
     assert lab.encode() == {}
-    weights = checkpoints.weight_files(lab.model, component)[0]
+    weights = pretrained.weight_files(lab.model, component)[0]
     content = bytearray(weights.read_bytes())
     content[-4] ^= 1  # the lowest bit of the last float32
     weights.write_bytes(content)

@@ -13,7 +13,7 @@ from pipeline import stages
 from pipeline.errors import UserError
 from pipeline.estimate import estimates, preflight, report
 from pipeline.methods import CONTROLNET
-from pipeline.plan import plan as recipes
+from pipeline.plan.plan import resolve
 from pipeline.settings.fields import Train
 
 ROOT = Path(__file__).parent.parent
@@ -122,7 +122,7 @@ def test_sizes_of_batches_and_both_kinds_of_training_are_counted(lab, tmp_path):
     other = lab.copy(tmp_path / "lab").set("data", resolution=[32, 48])
     assert preflight.of_plan(other.plan)["training"]["num_shapes"] == 2
     other.set("controlnet", condition="grey", num_double_layers=1)
-    plan = recipes.resolve(other.experiment, CONTROLNET)
+    plan = resolve(other.experiment, CONTROLNET)
     found = preflight.of_plan(plan)
     assert found["stages"]["EncodeControls"]["items"] == 6
     assert "training a ControlNet; steps in PyNative:" in report.as_table(found)

@@ -9,7 +9,7 @@ import pytest
 from pipeline.data.indexing import IndexedPhoto
 from pipeline.errors import UserError
 from pipeline.methods import LORA
-from pipeline.plan import plan as recipes
+from pipeline.plan.plan import resolve
 from pipeline.settings.reading import load_experiment
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +43,7 @@ class Project:
         for table, values in tables.items():
             lines += [f"[{table}]", *(f"{key} = {toml(value)}" for key, value in values.items())]
         (self.folder / "experiment.toml").write_text("\n".join(lines))
-        return recipes.resolve(load_experiment(self.folder / "experiment.toml"), LORA)
+        return resolve(load_experiment(self.folder / "experiment.toml"), LORA)
 
     def ids(self, photos=None):
         plan = self.plan()

@@ -14,7 +14,7 @@ from pipeline.flux.prediction import prediction
 from pipeline.methods import CONTROLNET
 from pipeline.methods import controlnet_model as controlnet
 from pipeline.methods import lora_layers as lora
-from pipeline.plan import plan as recipes
+from pipeline.plan.plan import resolve
 from pipeline.settings.fields import PrecisionSettings
 from pipeline.training import loss
 from pipeline.training.batches import Batches
@@ -59,7 +59,7 @@ def test_the_transformer_gives_rounded_velocities_near_the_exact_ones(trained, m
     plan = trained.plan
     simulated, exact = (
         plan.load("transformer"),
-        models.load_model(plan.checkpoint, "transformer", "fp32"),
+        models.load_model(plan.model_folder, "transformer", "fp32"),
     )
     x, _, txt, pooled, timestep, img_ids, txt_ids, _, guidance = loss.tensors_of(plan, exact)(
         Batches(plan).evaluation(0, 2)
@@ -104,7 +104,7 @@ def test_compiled_training_simulates_the_same(trained, tmp_path):
 
 def test_a_controlnet_gives_rounded_samples(trained, tmp_path):
     lab = trained.copy(tmp_path / "lab").set("controlnet", num_double_layers=1, num_single_layers=1)
-    plan = recipes.resolve(lab.experiment, CONTROLNET)
+    plan = resolve(lab.experiment, CONTROLNET)
     transformer = plan.load("transformer")
     made = controlnet.make(transformer, plan.experiment, plan.precision.trained)
     for parameter in made.get_parameters():

@@ -259,7 +259,7 @@ def test_a_photo_is_looked_at_in_its_first_variant(lab, tmp_path):
     plan = plans_of(other.experiment, "fp32", tmp_path / "store")[OWN]
     photos = plan.photos
     (need,) = plan.image_needs
-    assert need.variant == min(other.plan.variants(photos[0])) and len(plan.samples) == ITEMS
+    assert need.variant == min(other.plan.variants(photos[0])) and len(plan.examples) == ITEMS
     assert not (tmp_path / "store").exists()
 
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from pipeline.data import images
 from pipeline.errors import UserError
-from pipeline.flux import checkpoints, models, tiny
+from pipeline.flux import models, pretrained, tiny
 from pipeline.synthetic import shapes
 
 pytestmark = pytest.mark.usefixtures("cpu")
@@ -199,7 +199,7 @@ def test_clip_pads_and_cuts_to_77_tokens_between_its_special_tokens(clip):
 
 
 def test_clips_end_token_has_the_highest_id_as_its_model_expects(tiny_model, clip):
-    config = checkpoints.config(tiny_model, "text_encoder")
+    config = pretrained.config(tiny_model, "text_encoder")
     assert clip.eos_token_id == config["eos_token_id"] == len(clip) - 1 == config["vocab_size"] - 1
     assert clip.bos_token_id == config["bos_token_id"]
 
@@ -262,7 +262,7 @@ def test_t5_marks_what_it_does_not_know_and_goes_on(t5):
 
 def test_t5_has_the_hundred_sentinels_and_its_model_a_row_for_every_token(tiny_model, t5):
     assert t5.convert_tokens_to_ids("<extra_id_99>") != t5.unk_token_id
-    assert checkpoints.config(tiny_model, "text_encoder_2")["vocab_size"] == len(t5)
+    assert pretrained.config(tiny_model, "text_encoder_2")["vocab_size"] == len(t5)
 
 
 def test_captions_that_differ_have_different_tokens(clip, t5):
@@ -295,14 +295,14 @@ def velocity(folder, guidance):
 
 
 def test_the_dev_format_embeds_its_guidance(tiny_model):
-    assert checkpoints.config(tiny_model, "transformer")["guidance_embeds"] is True
+    assert pretrained.config(tiny_model, "transformer")["guidance_embeds"] is True
     low, high = velocity(tiny_model, 1.0), velocity(tiny_model, 7.0)
     assert low.shape == (2, 6, 64) and np.isfinite(low).all()
     assert np.abs(low - high).max() > 1e-3
 
 
 def test_the_schnell_format_has_no_guidance_and_runs_without(schnell):
-    assert checkpoints.config(schnell, "transformer")["guidance_embeds"] is False
+    assert pretrained.config(schnell, "transformer")["guidance_embeds"] is False
     names = load_file(schnell / "transformer" / "diffusion_pytorch_model.safetensors")
     assert not any("guidance" in name for name in names)
     output = velocity(schnell, None)

@@ -76,12 +76,12 @@ def test_mindone_loads_the_saved_lora_and_predicts_what_training_ended_with(trai
 
     plan = trained.plan
     batch = Batches(plan).evaluation(0, 2)
-    ours = models.load_model(plan.checkpoint, "transformer", "fp32")
+    ours = models.load_model(plan.model_folder, "transformer", "fp32")
     adapted = lora.Adapted({"transformer": ours}, plan.experiment.lora, plan.precision.trained, seed=7)
     arguments = tensors_of(plan, ours)(batch)
     base = item_loss(prediction(ours))(*arguments).asnumpy()
     adapted.load(trained.run_folder / lora.WEIGHTS_NAME)
-    theirs = FluxTransformer2DModel.from_pretrained(str(plan.checkpoint), subfolder="transformer")
+    theirs = FluxTransformer2DModel.from_pretrained(str(plan.model_folder), subfolder="transformer")
     theirs.load_lora_adapter(str(trained.run_folder), weight_name=lora.WEIGHTS_NAME, prefix="transformer")
     found = item_loss(prediction(theirs.set_train(False)))(*arguments).asnumpy()
     np.testing.assert_allclose(found, item_loss(prediction(ours))(*arguments).asnumpy(), rtol=1e-5)

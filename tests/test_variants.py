@@ -19,7 +19,7 @@ from cache import caption_item, digest, recipe_id
 from pipeline.data import images, indexing, variants
 from pipeline.data.buckets import bucket_sizes, choose
 from pipeline.data.variants import Variant
-from pipeline.flux import checkpoints, models
+from pipeline.flux import models, pretrained
 from pipeline.plan.needs import needed
 from pipeline.process.stopping import Stopped, StopRequest
 from pipeline.settings.fields import Data
@@ -235,7 +235,7 @@ RECIPE = {
 
 def test_the_address_without_any_knob_is_that_of_the_release_before_there_were_knobs(plain, monkeypatch):
     """The id was printed by that release."""
-    monkeypatch.setattr(checkpoints, "component_digest", lambda *arguments: RECIPE["encoder"])
+    monkeypatch.setattr(pretrained, "component_digest", lambda *arguments: RECIPE["encoder"])
     plan = plan_of(plain, data={"resolution": 64})
     (variant,) = plan.variants(plan.photos[0])
     assert plan.latents(variant).recipe == RECIPE
@@ -305,7 +305,7 @@ def test_samples_and_variants_of_a_photo():
 def test_samples_are_all_photos_at_all_their_sizes_in_turn_as_often_as_photos_are_repeated(plain):
     plan = plan_of(plain, data={"resolution": (SIDE, 16), "repeats": 2})
     photos = plan.photos
-    samples = plan.samples
+    samples = plan.examples
     expected = [(photo, (side, side)) for photo in photos for side in (16, SIDE)] * 2
     assert list(samples) == expected and len(samples) == 4 * len(photos)
     assert samples.sizes == [size for _, size in expected] and samples[-1] == expected[-1]
@@ -317,7 +317,7 @@ def test_two_files_with_the_same_bytes_are_encoded_once_and_count_twice(plain):
     twins = [photo, photo._replace(name="copy.png", caption="another")]
     plan = plan.of(twins)
     assert [need.items for need in plan.image_needs] == [(photo.digest,)] * 2
-    assert [sample.photo.caption for sample in plan.samples] == [photo.caption, "another"]
+    assert [sample.photo.caption for sample in plan.examples] == [photo.caption, "another"]
 
 
 # --- the store's tools --------------------------------------------------------------------------------------------

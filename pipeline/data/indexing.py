@@ -133,7 +133,7 @@ def inspect(
     """
     indexed, problems = list(_looked_up(photos, facts)), []
     unseen = [place for place, found in enumerate(indexed) if found is None]
-    _settle([photos[place] for place in unseen])
+    _wait_until_old_enough([photos[place] for place in unseen])
     with ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1)) as pool:
         for start in range(0, len(unseen), BATCH):
             places, learnt = unseen[start : start + BATCH], {}
@@ -213,7 +213,7 @@ def _path(photo: Photo) -> str:
     return photo.name if photo.name.startswith("/") else f"{photo.folder}/{photo.name}"
 
 
-def _settle(photos: Iterable[Photo]) -> None:
+def _wait_until_old_enough(photos: Iterable[Photo]) -> None:
     """Wait, 3 s at most as a rule, until no photo is so new that FileFacts would not remember it."""
     waits = []
     for photo in photos:

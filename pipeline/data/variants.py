@@ -32,17 +32,17 @@ class Variant:
         return vars(self) | {"crop": CENTRE if self.crop == CENTRE else f"random-{self.crop}"}
 
 
-class Sample(NamedTuple):
+class Example(NamedTuple):
     """What counts once in an epoch: a photo at a size.  Crop and flip are drawn each time it comes."""
 
     photo: IndexedPhoto
     size: Size
 
 
-class Samples(Sequence):
-    """The samples of an epoch, each made when it is asked for: all photos in turn, each at all its sizes, repeated.
+class Examples(Sequence):
+    """The examples of an epoch, each made when it is asked for: all photos in turn, each at all its sizes, repeated.
 
-    sizes: of each sample.
+    sizes: of each example.
     """
 
     def __init__(self, settings: Data, photos: Sequence[IndexedPhoto]):
@@ -53,9 +53,9 @@ class Samples(Sequence):
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def __getitem__(self, place: int) -> Sample:
+    def __getitem__(self, place: int) -> Example:
         size = self.sizes[place]
-        return Sample(self._photos[place // self._per_photo % len(self._photos)], size)
+        return Example(self._photos[place // self._per_photo % len(self._photos)], size)
 
 
 def sizes(settings: Data, photo: IndexedPhoto) -> list[Size]:

@@ -19,7 +19,7 @@ ACTIVATIONS = tuple(f"activations_{each}bytes" for each in ("", "without_checkpo
 class Epoch(NamedTuple):
     """How many samples an epoch has, and the sizes in pixels that they come in."""
 
-    num_samples: int
+    num_examples: int
     sizes: frozenset[variants.Size]
 
 
@@ -165,7 +165,7 @@ def _training(subject: Subject, epoch: Epoch) -> dict:
     }
     steps = settings.steps
     if settings.epochs:
-        steps = max(1, settings.epochs * epoch.num_samples // (settings.batch_size * settings.accumulate))
+        steps = max(1, settings.epochs * epoch.num_examples // (settings.batch_size * settings.accumulate))
     shape = _shape(subject, epoch.sizes, settings.batch_size)
     element_bytes = BYTES[subject.policy(subject.family.network).compute_on_device]
     known = dataclasses.replace(settings, steps=steps)

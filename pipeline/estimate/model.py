@@ -4,17 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.flux import checkpoints
+from pipeline.flux import pretrained
 from pipeline.settings.fields import EMBEDDED, Experiment
 
-CONFIGS = checkpoints.CONFIGS
+CONFIGS = pretrained.CONFIGS
 OWNER = "black-forest-labs"
 """Who publishes the models whose configs ship with this package, on the Hub."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """name: what people call it.  configs: a folder in a checkpoint's layout, with weights where ``is_here``.
+    """name: what people call it.  configs: a folder in diffusers' layout, with weights where ``is_here``.
 
     why: where it is not, why it is planned from these configs.  is_to_be_fetched: by GetModel, from the Hub.
     """
@@ -27,7 +27,7 @@ class Model:
 
 
 def config_folder(name: str) -> Path:
-    """A folder of configs in a checkpoint's layout: one that ships with this package, by its name, or any other."""
+    """A folder of configs in diffusers' layout: one that ships with this package, by its name, or any other."""
     found = CONFIGS / name if name in shipped() else Path(name).expanduser()
     if not found.is_dir():
         raise UserError(f"{name}: no such folder of configs; known by name: {', '.join(shipped())}")
@@ -46,7 +46,7 @@ def model_of(experiment: Experiment, model_config: str = "") -> Model:
     """
     settings, path = experiment.model, experiment.model_path
     try:
-        folder, why = checkpoints.local_folder(path, settings.revision, settings.variant), ""
+        folder, why = pretrained.local_folder(path, settings.revision, settings.variant), ""
     except UserError as error:
         folder, why = None, str(error)
     is_to_be_fetched = folder is None and isinstance(path, str)

@@ -19,7 +19,7 @@ from pipeline.estimate.listing import Listing
 from pipeline.estimate.model import Model, model_of
 from pipeline.estimate.report import in_units
 from pipeline.estimate.subject import Subject
-from pipeline.flux import checkpoints
+from pipeline.flux import pretrained
 from pipeline.plan.families import family_of
 from pipeline.plan.method import Method
 from pipeline.plan.plan import Plan, device_and_precision, resolve
@@ -44,13 +44,13 @@ def of_experiment(experiment: Experiment, method: Method, model_config: str = ""
 def _is_read(plan: Plan) -> bool:
     """Whether the digests of the weights are known, or soon are."""
     variant = plan.experiment.model.variant
-    return checkpoints.unread_bytes(plan.checkpoint, plan.store.facts, variant) < QUICK_BYTES
+    return pretrained.unread_bytes(plan.model_folder, plan.store.facts, variant) < QUICK_BYTES
 
 
 def of_plan(plan: Plan) -> dict:
     """What each stage of an experiment has, lacks and takes, all of it counted that can be."""
-    subject = Subject(plan.checkpoint, plan.experiment, plan.device, plan.method, plan.family, has_weights=True)
-    epoch = Epoch(len(plan.samples), frozenset(plan.samples.sizes))
+    subject = Subject(plan.model_folder, plan.experiment, plan.device, plan.method, plan.family, has_weights=True)
+    epoch = Epoch(len(plan.examples), frozenset(plan.examples.sizes))
     training = estimates.training(subject, epoch)  # first: it says where no ControlNet can be made
     training |= {"is_done": plan.is_trained, "run_folder": str(plan.run.path)}
     there_bytes = sum(path.stat().st_size for path in plan.run.list_checkpoints())
@@ -92,7 +92,7 @@ def _found(subject: Subject, model: Model, training: dict, written_rows: dict[st
     for name, row in written_rows.items():
         taken = estimates.stage(subject, name)
         stages[name] = taken | row | {"estimated": taken["estimated"] + row["estimated"]}
-    size = sum(subject.file_bytes(component) for component in checkpoints.WEIGHTS)
+    size = sum(subject.file_bytes(component) for component in pretrained.WEIGHTS)
     download_bytes = size if model.is_to_be_fetched else 0  # configs and tokenizers are a few megabytes
     own = {"name": model.name, "configs": str(model.configs), "is_here": model.is_here}
     return {
@@ -135,7 +135,7 @@ def _written(experiment: Experiment, stages: dict[str, dict], training: dict, th
 
 
 def _downloaded(num_bytes: int) -> list[Written]:
-    return [Written(checkpoints.hub_folder(), num_bytes, True)] if num_bytes else []
+    return [Written(pretrained.hub_folder(), num_bytes, True)] if num_bytes else []
 
 
 def _disks(several: Iterable[Written]) -> list[dict]:

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline.devices import device, precision
-from pipeline.flux import checkpoints
+from pipeline.flux import pretrained
 from pipeline.flux.family import Flux
 from pipeline.plan import pictures
 from pipeline.plan.method import Method
@@ -17,7 +17,7 @@ PUBLISHED = "bf16"
 
 @dataclass(frozen=True)
 class Subject:
-    """configs: a folder in a checkpoint's layout; ``has_weights`` says whether the weights are in it too.
+    """configs: a folder in diffusers' layout; ``has_weights`` says whether the weights are in it too.
 
     target: the device, "Ascend" or "CPU".
     """
@@ -51,7 +51,7 @@ class Subject:
         """Of the files that hold a component's weights: as they are here, or as they are published."""
         if not self.has_weights:
             return self.parameters(component) * precision.BYTES[PUBLISHED]
-        files = checkpoints.weight_files(self.configs, component, self.experiment.model.variant)
+        files = pretrained.weight_files(self.configs, component, self.experiment.model.variant)
         return sum(path.stat().st_size for path in files)
 
     def policy(self, component: str) -> precision.Policy:
@@ -59,4 +59,4 @@ class Subject:
 
     def config(self, component: str) -> dict:
         """Raises UserError where the config is missing, of another model, or lacks a size."""
-        return checkpoints.checked_config(self.configs, component)
+        return pretrained.checked_config(self.configs, component)

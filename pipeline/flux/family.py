@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.devices.precision import Policy
-from pipeline.flux import checkpoints, counts, flow, models, noise_levels
+from pipeline.flux import counts, flow, models, noise_levels, pretrained
 from pipeline.flux.prediction import prediction
 from pipeline.settings.fields import Data
 
@@ -44,7 +44,7 @@ class NetworkSize(NamedTuple):
 
 
 class Flux:
-    """FLUX.1-dev and FLUX.1-schnell, and checkpoints of their format."""
+    """FLUX.1-dev and FLUX.1-schnell, and models of their format."""
 
     name = "FLUX.1"
     network = "transformer"
@@ -61,7 +61,7 @@ class Flux:
     def caption_settings(self, kind: str, folder: Path, data: Data) -> dict:
         """What decides the outputs of a caption encoder besides its weights: the length in tokens; and their shape."""
         encoder = self.caption_encoders[kind]
-        config = checkpoints.config(folder, encoder.component)
+        config = pretrained.config(folder, encoder.component)
         if kind == "pooled":
             return {"max_length": config["max_position_embeddings"], "shape": [config["hidden_size"]]}
         length = data.max_sequence_length
@@ -86,7 +86,7 @@ class Flux:
     # --- loading ---
 
     def load(self, folder: Path, component: str, policy: Policy | None, variant: str = ""):
-        """A model of the checkpoint in ``folder``, frozen, as its policy says; or a tokenizer, which has no policy."""
+        """A component of the model in ``folder``, frozen, as its policy says; or a tokenizer, which has no policy."""
         return models.load_component(folder, component, policy, variant)
 
     def recompute_blocks(self, network) -> None:

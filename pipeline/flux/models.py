@@ -10,7 +10,7 @@ from pipeline.devices import simulation, tensors
 from pipeline.devices.precision import Policy
 from pipeline.errors import UserError
 from pipeline.flux import t5, weights
-from pipeline.flux.checkpoints import EXPECTED, TOKENIZERS, checked_config, one_line, part_of, weight_files
+from pipeline.flux.pretrained import EXPECTED, TOKENIZERS, checked_config, one_line, part_of, weight_files
 
 KEEPS_FP32 = {"text_encoder_2": "fp16"}
 """Of T5 in float16, mindone keeps the feed-forward's last projections, which overflow there, in float32."""
@@ -82,7 +82,7 @@ def _use_dtype(model, dtype: str) -> None:
 
 
 def load_component(folder: Path, component: str, policy: Policy | None, variant: str = ""):
-    """A component of a checkpoint as its precision policy says, or a tokenizer, which has none."""
+    """A component of a pretrained model as its precision policy says, or a tokenizer, which has none."""
     if component in TOKENIZERS:
         return load_tokenizer(folder, component)
     assert policy is not None, component

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.flux.checkpoints import config
+from pipeline.flux.pretrained import config
 
 
 def inference_sigmas(folder: Path, num_steps: int, num_tokens: int) -> np.ndarray:
     """The noise levels of sampling, (num_steps + 1,) float32, from high to 0, as diffusers' FluxPipeline has them.
 
-    Evenly spaced from 1 to 1 / num_steps, then shifted: by the number of an image's tokens where the checkpoint's
+    Evenly spaced from 1 to 1 / num_steps, then shifted: by the number of an image's tokens where the model's
     scheduler shifts dynamically, by its constant elsewhere.  Raises UserError for a scheduler that draws noise at
     every step.
     """

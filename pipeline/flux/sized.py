@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from cache import digest, write_tensors
-from pipeline.flux import checkpoints, models
+from pipeline.flux import models, pretrained
 from pipeline.flux.tiny import random_weight
 from pipeline.flux.weights import name_in_file
 
-CONFIGS = checkpoints.CONFIGS / "FLUX.1-dev"
+CONFIGS = pretrained.CONFIGS / "FLUX.1-dev"
 
 
 def write(folder: Path, component: str, shards: int = 1, dtype: str = "float32", **changed) -> int:
-    """Write FLUX.1-dev's component, but for what is ``changed`` in its config, to ``folder`` in a checkpoint's layout.
+    """Write FLUX.1-dev's component, but for what is ``changed`` in its config, to ``folder`` in diffusers' layout.
 
     shards: files.  dtype: of the weights.  Returns the number of parameters.  Same config, same numbers.
     """
@@ -26,7 +26,7 @@ def write(folder: Path, component: str, shards: int = 1, dtype: str = "float32",
     part.mkdir(parents=True)
     (part / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     parameters = {each.name: tuple(each.shape) for each in models.without_values(component, settings).get_parameters()}
-    stem, names, weight_map = checkpoints.WEIGHTS[component], list(parameters), {}
+    stem, names, weight_map = pretrained.WEIGHTS[component], list(parameters), {}
     for number in range(shards):
         path = part / (f"{stem}-{number + 1:05}-of-{shards:05}.safetensors" if shards > 1 else f"{stem}.safetensors")
         own = {name: parameters[name] for name in names[number::shards]}

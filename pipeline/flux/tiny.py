@@ -1,4 +1,4 @@
-"""A complete, tiny, untrained checkpoint in FLUX.1 format: same files, same classes, same loading code, a few MB.
+"""A complete, tiny, untrained model in FLUX.1's format: same files, same classes, same loading code, a few MB.
 
 It proves plumbing, not pictures: its weights are random, though scaled so that signals neither vanish nor explode.
 """
@@ -25,7 +25,7 @@ PIECES = 256
 def write_tiny_model(
     folder: Path, seed: int = 0, guidance_embeds: bool = True, blocks: tuple[int, int] = (2, 2), width: int = 128
 ) -> Path:
-    """Write the checkpoint to ``folder``, which must not exist or be empty.  Same seed, same bytes.
+    """Write the model to ``folder``, which must not exist or be empty.  Same seed, same bytes.
 
     guidance_embeds: True for FLUX.1-dev's format, False for FLUX.1-schnell's.  blocks: double and single ones of the
     transformer, FLUX.1's are 19 and 38.  width: of the transformer, a multiple of 32.  Needs `device.use` before.

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.flux.checkpoints import one_line
+from pipeline.flux.pretrained import one_line
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 NAMES = {"fp32": DTYPES["F32"], "fp16": DTYPES["F16"], "bf16": DTYPES["BF16"]}
@@ -39,7 +39,7 @@ def fill(model, part: Path, files: Iterable[Path]) -> None:
     for path in files:
         arrays = mapped(path)
         if twice := sorted(found.keys() & arrays.keys()):
-            raise UserError(f"{path}: has {twice[0]}, which another shard has too; fetch the checkpoint again")
+            raise UserError(f"{path}: has {twice[0]}, which another shard has too; fetch the model again")
         found |= arrays
     ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
     found = {name: array for name, array in found.items() if not any(re.search(each, name) for each in ignored)}
@@ -70,7 +70,7 @@ def mapped(path: Path) -> dict[str, np.ndarray]:
     header.pop("__metadata__", None)
     if other := sorted(name for name, each in header.items() if each["dtype"] not in DTYPES):
         kind = header[other[0]]["dtype"]
-        raise UserError(f"{path}: {other[0]} is {kind}, expected {', '.join(DTYPES)}; convert the checkpoint")
+        raise UserError(f"{path}: {other[0]} is {kind}, expected {', '.join(DTYPES)}; convert the model")
     return {name: _view(memory, begin, **entry) for name, entry in header.items()}
 
 

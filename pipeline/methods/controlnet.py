@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from pipeline.data import conditions
 from pipeline.data.variants import Variant
-from pipeline.flux import checkpoints, counts, models
+from pipeline.flux import counts, models, pretrained
 from pipeline.flux.family import Flux
 from pipeline.methods import controlnet_model
 from pipeline.plan import identity, pictures
@@ -30,7 +30,7 @@ class ControlNet(Method):
             settings = {
                 key: value for key, value in settings.items() if key not in ("num_double_layers", "num_single_layers")
             }
-            settings["init_from"] = checkpoints.component_digest(origin, checkpoints.CONTROLNET, plan.store.facts)
+            settings["init_from"] = pretrained.component_digest(origin, pretrained.CONTROLNET, plan.store.facts)
         return {
             "controlnet": settings,
             "controls": {
@@ -41,7 +41,7 @@ class ControlNet(Method):
 
     def confirm(self, plan: Plan) -> None:
         if plan.experiment.init_from:
-            checkpoints.confirm(plan.experiment.init_from, checkpoints.CONTROLNET, plan.store.facts)
+            pretrained.confirm(plan.experiment.init_from, pretrained.CONTROLNET, plan.store.facts)
 
     def make(self, plan: Plan, frozen: dict) -> Trainee:
         network = controlnet_model.make(frozen[plan.family.network], plan.experiment, plan.precision.trained)
@@ -55,10 +55,10 @@ class ControlNet(Method):
         return trainee
 
     def load(self, plan: Plan, frozen: dict) -> Trainee:
-        own, policy = (self._folder(plan), checkpoints.CONTROLNET), plan.precision.trained
-        checkpoints.component_digest(*own, plan.store.facts)
+        own, policy = (self._folder(plan), pretrained.CONTROLNET), plan.precision.trained
+        pretrained.component_digest(*own, plan.store.facts)
         network = models.load_model(*own, policy.params)
-        checkpoints.confirm(*own, plan.store.facts)
+        pretrained.confirm(*own, plan.store.facts)
         controlnet_model.use_precision(network, policy)
         return self._trainee(plan, frozen, network)
 
@@ -74,7 +74,7 @@ class ControlNet(Method):
 
     def drawn_with(self, plan: Plan) -> dict:
         settings = plan.experiment.controlnet
-        found = checkpoints.component_digest(self._folder(plan), checkpoints.CONTROLNET, plan.store.facts)
+        found = pretrained.component_digest(self._folder(plan), pretrained.CONTROLNET, plan.store.facts)
         scale = {"conditioning_scale": settings.conditioning_scale}
         return {
             "controlnet": found | scale | plan.precision.trained.decisive,
@@ -83,7 +83,7 @@ class ControlNet(Method):
         }
 
     def configs(self, plan: Plan) -> list[dict]:
-        return [checkpoints.config(self._folder(plan), checkpoints.CONTROLNET)]
+        return [pretrained.config(self._folder(plan), pretrained.CONTROLNET)]
 
     def num_trained(self, experiment: Experiment, family: Flux, config_of: Callable[[str], dict]) -> int:
         config = config_of(family.network)

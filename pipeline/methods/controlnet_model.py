@@ -11,7 +11,7 @@ from cache.core.files import make_folder
 from pipeline.devices import simulation, tensors
 from pipeline.devices.precision import LONG_NAMES, Policy
 from pipeline.errors import UserError
-from pipeline.flux import checkpoints, models, weights
+from pipeline.flux import models, pretrained, weights
 from pipeline.settings.fields import Experiment
 
 FOLDER, WEIGHTS_NAME = "controlnet", "controlnet/diffusion_pytorch_model.safetensors"
@@ -35,7 +35,7 @@ def make(transformer, experiment: Experiment, policy: Policy):
     origin = experiment.init_from
     check(experiment, dict(transformer.config))
     if origin:
-        controlnet = models.load_model(origin, checkpoints.CONTROLNET, policy.params)
+        controlnet = models.load_model(origin, pretrained.CONTROLNET, policy.params)
     else:
         controlnet = from_transformer(transformer, experiment.controlnet)
     for parameter in controlnet.get_parameters():
@@ -56,7 +56,7 @@ def check(experiment: Experiment, transformer: dict) -> None:
 def depths(experiment: Experiment) -> tuple[int, int]:
     """How many double and single blocks the ControlNet has."""
     if experiment.init_from:
-        found = checkpoints.checked_config(experiment.init_from, checkpoints.CONTROLNET)
+        found = pretrained.checked_config(experiment.init_from, pretrained.CONTROLNET)
         return found["num_layers"], found["num_single_layers"]
     return experiment.controlnet.num_double_layers, experiment.controlnet.num_single_layers
 
@@ -69,7 +69,7 @@ def from_transformer(transformer, settings):
     own = dict(transformer.config)
     depths = {"num_layers": settings.num_double_layers, "num_single_layers": settings.num_single_layers}
     wanted = {key: own[key] for key in (*SHARED, "guidance_embeds") if key in own}
-    controlnet = models.without_values(checkpoints.CONTROLNET, wanted | depths)
+    controlnet = models.without_values(pretrained.CONTROLNET, wanted | depths)
     base = {parameter.name: parameter for parameter in transformer.get_parameters()}
     for parameter in controlnet.get_parameters():
         if parameter.name in base:
@@ -96,8 +96,8 @@ def check_fits(folder: Path, transformer: dict) -> None:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{path}: missing; check [controlnet] init_from: the folder of a FLUX.1 ControlNet")
-    found = checkpoints.checked_config(folder, checkpoints.CONTROLNET)
-    checkpoints.weight_files(folder, checkpoints.CONTROLNET)
+    found = pretrained.checked_config(folder, pretrained.CONTROLNET)
+    pretrained.weight_files(folder, pretrained.CONTROLNET)
     for key, meaning in UNSUPPORTED.items():
         if found.get(key) is not None:
             raise UserError(f"{path}: {key} is {found[key]}: {meaning}, not supported; see [controlnet] init_from")

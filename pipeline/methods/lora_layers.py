@@ -106,7 +106,7 @@ class Adapted:
         wrong = sorted(expected.keys() ^ saved.keys())
         wrong += [key for key in expected.keys() & saved.keys() if tuple(expected[key].shape) != saved[key].shape]
         if wrong:
-            raise UserError(f"{path}: does not fit this checkpoint and these targets: {', '.join(wrong[:5])}")
+            raise UserError(f"{path}: does not fit this model and these targets: {', '.join(wrong[:5])}")
         for key, parameter in expected.items():
             set_values(parameter, saved[key])
         for prefix, cell in self.cells.items():

@@ -1,8 +1,8 @@
-"""Which family a checkpoint is of, by the pipeline that its model_index.json names."""
+"""Which family a pretrained model is of, by the pipeline that its model_index.json names."""
 
 from pathlib import Path
 
-from pipeline.flux import checkpoints
+from pipeline.flux import pretrained
 from pipeline.flux.family import Flux
 
 FLUX = Flux()
@@ -10,6 +10,6 @@ FAMILIES: dict[str, Flux] = {"FluxPipeline": FLUX}
 """By diffusers' class of the pipeline; a second family is a line here."""
 
 
-def family_of(checkpoint: Path) -> Flux:
+def family_of(folder: Path) -> Flux:
     """FLUX.1 where the pipeline's class is not known: whether its components are FLUX.1's is checked in any case."""
-    return FAMILIES.get(checkpoints.pipeline_class(checkpoint), FLUX)
+    return FAMILIES.get(pretrained.pipeline_class(folder), FLUX)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cache import Spelled
 from pipeline.data import variants
-from pipeline.flux import checkpoints
+from pipeline.flux import pretrained
 from pipeline.settings.fields import Experiment
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def decisive(plan: "Plan") -> dict:
         },
         "transformer": plan.network_digest,
         "vae": family.scaling(plan.config(family.image_encoder)),
-        "scheduler": checkpoints.working_config(plan.checkpoint, "scheduler"),
+        "scheduler": pretrained.working_config(plan.model_folder, "scheduler"),
         "precision": {name: policy.decisive for name, policy in policies.items()},
         "train": settings_in(experiment, "train"),
     } | plan.method.identity(plan)

@@ -9,7 +9,7 @@ from cache import Entries, canonical, caption_item, digest
 from pipeline.data import conditions, indexing
 from pipeline.data.variants import Variant
 from pipeline.errors import UserError
-from pipeline.flux import checkpoints
+from pipeline.flux import pretrained
 from pipeline.plan.method import Method
 from pipeline.plan.plan import Plan
 from pipeline.settings.fields import Experiment
@@ -87,7 +87,7 @@ def all_series(plan: Plan) -> list[Series]:
 
 
 def base(plan: Plan) -> Series:
-    """The pictures of the checkpoint as it is: the same for all experiments that ask for them."""
+    """The pictures of the pretrained model as it is: the same for all experiments that ask for them."""
     pictures = {_item(picture): picture for picture in _pictures(plan)}
     return Series(BASE, plan.entries(_recipe(plan, [plan.config(plan.family.network)])), pictures)
 
@@ -134,7 +134,7 @@ def _recipe(plan: Plan, networks: list[dict]) -> dict:
         **policy.decisive,
         "txt": plan.txt.id,
         "pooled": plan.pooled.id,
-        "scheduler": checkpoints.working_config(plan.checkpoint, "scheduler"),
+        "scheduler": pretrained.working_config(plan.model_folder, "scheduler"),
         "num_inference_steps": settings.num_inference_steps,
         "guidance_scale": settings.guidance_scale if plan.family.is_guided(networks) else None,
     }

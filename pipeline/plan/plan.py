@@ -15,9 +15,11 @@ from cache import Entries, Store, canonical, caption_item, caption_items, digest
 from pipeline.data import conditions, indexing, variants
 from pipeline.data.images import PREPROCESSING
 from pipeline.data.indexing import IndexedPhoto
-from pipeline.data.variants import Samples, Size, Variant
-from pipeline.devices import device, precision
-from pipeline.flux import checkpoints
+from pipeline.data.variants import Examples, Size, Variant
+from pipeline.devices import device
+from pipeline.devices.precision import Policy, Precision
+from pipeline.devices.precision import resolve as resolve_precision
+from pipeline.flux import pretrained
 from pipeline.flux.family import Flux
 from pipeline.plan import identity
 from pipeline.plan.families import family_of
@@ -48,7 +50,7 @@ class Captions(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """device: "Ascend" or "CPU".  checkpoint: the folder of the pretrained model.
+    """device: "Ascend" or "CPU".  model_folder: of the pretrained model.
 
     known: the photos where somebody has found them already; else the plan looks for them when it is asked.
     """
@@ -57,8 +59,8 @@ class Plan:
     method: Method
     family: Flux
     device: str
-    precision: precision.Precision
-    checkpoint: Path
+    precision: Precision
+    model_folder: Path
     store: Store
     known: Photos | None = None
 
@@ -85,9 +87,9 @@ class Plan:
         return self.method.has_pairs(self.experiment)
 
     @cached_property
-    def samples(self) -> Samples:
-        """What an epoch consists of, in the order of the photos; a photo at several sizes is several samples."""
-        return Samples(self.experiment.data, self.photos)
+    def examples(self) -> Examples:
+        """What an epoch consists of, in the order of the photos; a photo at several sizes is several examples."""
+        return Examples(self.experiment.data, self.photos)
 
     @cached_property
     def sample_conditions(self) -> list[IndexedPhoto]:
@@ -136,7 +138,7 @@ class Plan:
 
     def _captioned(self, kind: str) -> Entries:
         encoder = self.family.caption_encoders[kind]
-        settings = self.family.caption_settings(kind, self.checkpoint, self.experiment.data)
+        settings = self.family.caption_settings(kind, self.model_folder, self.experiment.data)
         return self._encoded(kind, encoder.component, tokenizer=self.digest_of(encoder.tokenizer), **settings)
 
     def latents(self, variant: Variant, condition: str = conditions.FILE) -> Entries:
@@ -213,20 +215,20 @@ class Plan:
     # --- the pretrained model ---
 
     def config(self, component: str) -> dict:
-        return checkpoints.config(self.checkpoint, component)
+        return pretrained.config(self.model_folder, component)
 
-    def policy(self, component: str) -> precision.Policy:
+    def policy(self, component: str) -> Policy:
         """The precision policy of a component, or of what is "trained"."""
         return getattr(self.precision, component)
 
     def load(self, component: str):
-        """A component of the checkpoint, frozen, as its precision policy says, or a tokenizer.
+        """A component of the pretrained model, frozen, as its precision policy says, or a tokenizer.
 
         Raises StoreError where its files are no longer those that the plan's addresses are about.
         """
         self.digest_of(component)  # before the files are opened
-        policy = None if component in checkpoints.TOKENIZERS else self.policy(component)
-        loaded = self.family.load(self.checkpoint, component, policy, self.experiment.model.variant)
+        policy = None if component in pretrained.TOKENIZERS else self.policy(component)
+        loaded = self.family.load(self.model_folder, component, policy, self.experiment.model.variant)
         self.confirm(component)
         return loaded
 
@@ -235,18 +237,18 @@ class Plan:
         return {component: self.load(component) for component in self.method.frozen(self.experiment, self.family)}
 
     def digest_of(self, component: str) -> dict | str:
-        """What identifies a component of the checkpoint, or a tokenizer."""
-        if component in checkpoints.TOKENIZERS:
-            return checkpoints.tokenizer_digest(self.checkpoint, component, self.store.facts)
+        """What identifies a component of the pretrained model, or a tokenizer."""
+        if component in pretrained.TOKENIZERS:
+            return pretrained.tokenizer_digest(self.model_folder, component, self.store.facts)
         variant = self.experiment.model.variant
-        return checkpoints.component_digest(self.checkpoint, component, self.store.facts, variant)
+        return pretrained.component_digest(self.model_folder, component, self.store.facts, variant)
 
     def confirm(self, component: str) -> None:
         """Raise StoreError where a file of the component has changed since `digest_of` was first asked for it.
 
         Ask it after the files were used, before what was made of them is kept.
         """
-        checkpoints.confirm(self.checkpoint, component, self.store.facts, self.experiment.model.variant)
+        pretrained.confirm(self.model_folder, component, self.store.facts, self.experiment.model.variant)
 
     @cached_property
     def network_digest(self) -> dict:
@@ -287,19 +289,19 @@ class Plan:
 def resolve(experiment: Experiment, method: Method, photos: Photos | None = None) -> Plan:
     """photos: as of `Plan.known`.
 
-    Raises UserError where the device cannot run the precision policy or there is no checkpoint yet.
+    Raises UserError where the device cannot run the precision policy or there is no pretrained model yet.
     """
     target, policies = device_and_precision(experiment)
     model = experiment.model
-    checkpoint = checkpoints.local_folder(experiment.model_path, model.revision, model.variant)
-    family, store = family_of(checkpoint), Store(*experiment.stores)
-    return Plan(experiment, method, family, target, policies, checkpoint, store, photos)
+    folder = pretrained.local_folder(experiment.model_path, model.revision, model.variant)
+    family, store = family_of(folder), Store(*experiment.stores)
+    return Plan(experiment, method, family, target, policies, folder, store, photos)
 
 
-def device_and_precision(experiment: Experiment) -> tuple[str, precision.Precision]:
-    """The device that the experiment runs on here, and every component's policy; needs no checkpoint.
+def device_and_precision(experiment: Experiment) -> tuple[str, Precision]:
+    """The device that the experiment runs on here, and every component's policy; needs no pretrained model.
 
     Raises UserError where the device cannot run the policy.
     """
     target = device.choose(experiment.device.target)
-    return target, precision.resolve(experiment.precision, target, device.COMPUTES[target])
+    return target, resolve_precision(experiment.precision, target, device.COMPUTES[target])

@@ -70,7 +70,7 @@ def _missing(series: Series) -> dict[str, Picture]:
 
 def _say_guidance(series: Series) -> None:
     if series.entries.recipe["guidance_scale"] is None:
-        print("guidance_scale: not used, as this checkpoint has no guidance embedding", flush=True)
+        print("guidance_scale: not used, as this model has no guidance embedding", flush=True)
 
 
 def draw(plan: Plan, model: Trainee, pooled: Pooled, series: Series, missing: dict[str, Picture]) -> None:
@@ -93,7 +93,7 @@ def draw(plan: Plan, model: Trainee, pooled: Pooled, series: Series, missing: di
 def noise_levels(plan: Plan) -> np.ndarray:
     """(steps + 1,), float32, from 1 to 0."""
     _, height, width = plan.latents(pictures.variant(plan)).shape
-    return plan.family.sampling_levels(plan.checkpoint, plan.experiment.sample.num_inference_steps, height, width)
+    return plan.family.sampling_levels(plan.model_folder, plan.experiment.sample.num_inference_steps, height, width)
 
 
 def noise(plan: Plan, several: Iterable[Picture]) -> np.ndarray:

@@ -9,9 +9,9 @@ import numpy as np
 from pipeline.devices import device
 from pipeline.devices.precision import BYTES, Policy
 from pipeline.estimate.report import in_units
-from pipeline.flux.checkpoints import checked_config
+from pipeline.flux.pretrained import checked_config
 from pipeline.plan.plan import Plan
-from pipeline.study import compare
+from pipeline.study import distances
 from pipeline.study.subject import AGAINST, COMPONENTS, OWN, SIDES, is_same, label
 
 WORST = {"relative_error": max, "cosine": min}
@@ -50,7 +50,7 @@ def heading(plans: Mapping[str, Plan], pairs: int) -> dict:
 
 def _weights_bytes(plan: Plan) -> dict[str, int]:
     """Of every component, in the dtype that its policy names; where that is simulated, it takes more here."""
-    numbers = {name: plan.family.num_parameters(name, checked_config(plan.checkpoint, name)) for name in COMPONENTS}
+    numbers = {name: plan.family.num_parameters(name, checked_config(plan.model_folder, name)) for name in COMPONENTS}
     return {name: number * BYTES[getattr(plan.precision, name).params] for name, number in numbers.items()}
 
 
@@ -80,8 +80,8 @@ def _add(report: dict, plans: Mapping[str, Plan], component: str, outputs, part:
         if bad and not (side == OWN and row["same_policy"]):
             report["problems"].append(_problem(plans[side], component, len(bad), len(names), side))
     if not row["same_policy"]:
-        row["by_item"] = compare.items(outputs.sides[OWN], outputs.sides[AGAINST], names, part)
-        row |= {figure: compare.summary(row["by_item"], figure, worst) for figure, worst in WORST.items()}
+        row["by_item"] = distances.items(outputs.sides[OWN], outputs.sides[AGAINST], names, part)
+        row |= {figure: distances.summary(row["by_item"], figure, worst) for figure, worst in WORST.items()}
 
 
 def _problem(plan: Plan, component: str, number: int, total: int, side: str) -> str:

@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.plan.plan import Plan
 from pipeline.process import children
 from pipeline.settings.reading import load_experiment
-from pipeline.study import compare, figures
+from pipeline.study import distances, figures
 from pipeline.study.subject import (
     AGAINST,
     COMPONENTS,
@@ -64,7 +64,7 @@ class Outputs:
     @cached_property
     def not_finite(self) -> dict[str, dict[str, int]]:
         """By side: how many values are not finite, of the items that have any."""
-        return {side: compare.not_finite(self.sides[side]) for side in SIDES}
+        return {side: distances.not_finite(self.sides[side]) for side in SIDES}
 
 
 def study(path: str, against: str, num_items: int) -> Study:
@@ -133,7 +133,7 @@ def _predict(job: Job, plans: Mapping[str, Plan], encoded: Mapping[str, Outputs]
     figures.add_transformer(report, plans, Outputs(velocities, names))
     if has_loss:
         losses = found[OWN][f"{LOSSES} {own_inputs}"], found[AGAINST][f"{LOSSES} {AGAINST}"]
-        report["loss"] = compare.change(*losses)
+        report["loss"] = distances.change(*losses)
 
 
 def _own_inputs(plans: Mapping[str, Plan]) -> str:
@@ -174,8 +174,8 @@ def _compare_decoded(job: Job, row: dict, posteriors: Outputs) -> tuple[dict, np
         return None
     decoded = {side: Tensors(job.output(side, DECODED)) for side in SIDES}
     for item, key in zip(row["by_item"], posteriors.names):
-        item["psnr_db"] = compare.psnr(decoded[OWN][key], decoded[AGAINST][key])
-    row["psnr_db"] = compare.summary(row["by_item"], "psnr_db", min)
+        item["psnr_db"] = distances.psnr(decoded[OWN][key], decoded[AGAINST][key])
+    row["psnr_db"] = distances.summary(row["by_item"], "psnr_db", min)
     known = [place for place, item in enumerate(row["by_item"]) if math.isfinite(item["psnr_db"])]
     if not known:
         return None

@@ -10,7 +10,7 @@ import numpy as np
 from cache import Entries, caption_item
 from pipeline import draws
 from pipeline.data import conditions, indexing, variants
-from pipeline.data.variants import Sample, Size, Variant
+from pipeline.data.variants import Example, Size, Variant
 from pipeline.draws import Purpose
 from pipeline.flux import flow
 from pipeline.methods.tokens import pooled_reader
@@ -45,13 +45,13 @@ class Batches:
     """Makes any batch from the cached tensors; the same number always gives the same batch.
 
     A batch is of one size of pictures.  Once made, this needs no MindSpore, and `training` may be called from a thread.
-    order: which samples are in which batch of training.  pooled: reads what `Batch.pooled` is.
+    order: which examples are in which batch of training.  pooled: reads what `Batch.pooled` is.
     """
 
     def __init__(self, plan: Plan):
         self.seed, self.train, self.data = plan.experiment.seed, plan.experiment.train, plan.experiment.data
-        self.family, self.samples = plan.family, plan.samples
-        self.sizes = self.samples.sizes
+        self.family, self.examples = plan.family, plan.examples
+        self.sizes = self.examples.sizes
         self.order = Order(self.seed, _numbered(self.sizes), self.train.batch_size)
         self.latents = {need.variant: need.entries for need in plan.image_needs}
         self.controls = {need.variant: need.entries for need in plan.control_needs}
@@ -60,7 +60,7 @@ class Batches:
         plan.txt.prefetch(plan.captions.items)
         self.txt, self.pooled = plan.txt, pooled_reader(plan)
         self.scaling = plan.config(plan.family.image_encoder)
-        self.sigmas, self.timesteps = plan.family.training_levels(plan.checkpoint)
+        self.sigmas, self.timesteps = plan.family.training_levels(plan.model_folder)
 
     @property
     def num_shapes(self) -> int:
@@ -74,13 +74,13 @@ class Batches:
             return draws.generator(self.seed, purpose, number)
 
         settings = self.train
-        samples = [self.samples[index] for index in self.order.batch(number)]
+        examples = [self.examples[index] for index in self.order.batch(number)]
         shape = settings.logit_mean, settings.logit_std, settings.mode_scale
-        u = densities(settings.weighting_scheme, generator(Purpose.SIGMA), len(samples), *shape)
+        u = densities(settings.weighting_scheme, generator(Purpose.SIGMA), len(examples), *shape)
         return self._make(
-            self._drawn_variants(samples, generator(Purpose.CROP), generator(Purpose.FLIP)),
-            [sample.photo for sample in samples],
-            self._drawn_captions(samples, generator(Purpose.CAPTION_DROPOUT)),
+            self._drawn_variants(examples, generator(Purpose.CROP), generator(Purpose.FLIP)),
+            [example.photo for example in examples],
+            self._drawn_captions(examples, generator(Purpose.CAPTION_DROPOUT)),
             level_indices(u, len(self.sigmas)),
             generator(Purpose.NOISE),
             generator(Purpose.POSTERIOR),
@@ -94,36 +94,36 @@ class Batches:
         Each photo as it is, at its first crop and with its caption; noise levels are uniform and weigh the same,
         whatever the training prefers.
         """
-        samples = self.evaluated(index, size)
+        examples = self.evaluated(index, size)
         generators = (draws.generator(self.seed, Purpose.EVALUATION, 3 * index + part) for part in range(3))
         for_levels, for_noise, for_posterior = generators
         for_control = draws.generator(self.seed, Purpose.EVALUATION, (1 << 40) + index)
         return self._make(
-            [variants.of_size(self.data, sample.size)[0] for sample in samples],
-            [sample.photo for sample in samples],
-            [caption_item(sample.photo.caption) for sample in samples],
+            [variants.of_size(self.data, example.size)[0] for example in examples],
+            [example.photo for example in examples],
+            [caption_item(example.photo.caption) for example in examples],
             level_indices(for_levels.random(size), len(self.sigmas)),
             for_noise,
             for_posterior,
             for_control,
         )
 
-    def evaluated(self, index: int, size: int) -> list[Sample]:
+    def evaluated(self, index: int, size: int) -> list[Example]:
         """What `evaluation` is of."""
         places = next(itertools.islice(_in_turn(self.sizes, size), index, None))
-        return [self.samples[place] for place in places]
+        return [self.examples[place] for place in places]
 
-    def _drawn_variants(self, samples: list[Sample], for_crops, for_flips) -> list[Variant]:
+    def _drawn_variants(self, examples: list[Example], for_crops, for_flips) -> list[Variant]:
         crops, flips = variants.crops(self.data), variants.flips(self.data)
-        drawn_crops = level_indices(for_crops.random(len(samples)), len(crops))
-        drawn_flips = level_indices(for_flips.random(len(samples)), len(flips))
-        drawn = zip(samples, drawn_crops, drawn_flips)
-        return [Variant(*sample.size, crops[crop], flips[flip]) for sample, crop, flip in drawn]
+        drawn_crops = level_indices(for_crops.random(len(examples)), len(crops))
+        drawn_flips = level_indices(for_flips.random(len(examples)), len(flips))
+        drawn = zip(examples, drawn_crops, drawn_flips)
+        return [Variant(*example.size, crops[crop], flips[flip]) for example, crop, flip in drawn]
 
-    def _drawn_captions(self, samples: list[Sample], generator) -> list[str]:
+    def _drawn_captions(self, examples: list[Example], generator) -> list[str]:
         """The captions' addresses, some of them dropped: the empty caption's instead."""
-        is_dropped = generator.random(len(samples)) < self.train.caption_dropout
-        return [caption_item("" if drop else sample.photo.caption) for sample, drop in zip(samples, is_dropped)]
+        is_dropped = generator.random(len(examples)) < self.train.caption_dropout
+        return [caption_item("" if drop else example.photo.caption) for example, drop in zip(examples, is_dropped)]
 
     def _make(
         self, chosen: list[Variant], photos, captions, levels, for_noise, for_posterior, for_control, scheme="none"
@@ -176,7 +176,7 @@ def _numbered(sizes: list[Size]) -> list[int]:
 
 
 def _in_turn(sizes: list[Size], batch_size: int) -> Iterator[list[int]]:
-    """Batches of one size without end: as `Order` has them, but the samples come in turn."""
+    """Batches of one size without end: as `Order` has them, but the examples come in turn."""
     queues = defaultdict(list)
     for place in itertools.cycle(range(len(sizes))):
         queue = queues[sizes[place]]

@@ -129,7 +129,7 @@ def _lineage(plan: Plan, settings: Train) -> dict[str, str]:
     """Where the result comes from, for its safetensors metadata.  Names no path of this machine."""
     model = plan.experiment.model
     return {
-        "base_model": (model.path if isinstance(plan.experiment.model_path, str) else "") or plan.checkpoint.name,
+        "base_model": (model.path if isinstance(plan.experiment.model_path, str) else "") or plan.model_folder.name,
         "base_model_revision": model.revision,
         "base_model_digest": plan.network_digest["weights"],
         "run_id": plan.run_id,

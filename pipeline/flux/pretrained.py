@@ -1,4 +1,4 @@
-"""A FLUX.1 checkpoint on disk, in diffusers layout: where it is, whether it is whole, and what identifies it.
+"""A pretrained FLUX.1 on disk, in diffusers layout: where it is, whether it is whole, and what identifies it.
 
 Imports no MindSpore, so that the scheduler can ask; safetensors only.  Raises UserError for what a user can put right.
 """
@@ -10,19 +10,19 @@ from cache import canonical, digest
 from pipeline.errors import UserError
 
 CONFIGS = Path(__file__).with_name("configs")
-"""Configs of the published models, a folder each in a checkpoint's layout."""
+"""Configs of the published models, a folder each in diffusers' layout."""
 
 COMPONENTS = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "vae", "transformer", "scheduler")
 WEIGHTS = {"text_encoder": "model", "text_encoder_2": "model", "vae": "diffusion_pytorch_model"}
 WEIGHTS["transformer"] = "diffusion_pytorch_model"
 CONTROLNET = "controlnet"
-"""No part of a checkpoint: its folder is its own."""
+"""No part of a pretrained model: its folder is its own."""
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 CONFIG_NAMES = dict.fromkeys(TOKENIZERS, "tokenizer_config.json")
 CONFIG_NAMES["scheduler"] = "scheduler_config.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 CONFIG_NOTES = ("_name_or_path", "_diffusers_version", "_commit_hash", "transformers_version", "torch_dtype", "dtype")
-"""Config fields that say where a checkpoint came from and change nothing of what it computes."""
+"""Config fields that say where a model came from and change nothing of what it computes."""
 
 CLIP_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 CLIP_SIZES += ("max_position_embeddings",)
@@ -41,7 +41,7 @@ EXPECTED = {
 
 
 def local_folder(path: Path | str, revision: str = "", variant: str = "") -> Path:
-    """The checkpoint's folder on this machine.  A Hub id is looked up among what has been downloaded.
+    """The model's folder on this machine.  A Hub id is looked up among what has been downloaded.
 
     Raises UserError where there is none, or where its download was cut short.
     """
@@ -68,7 +68,7 @@ def _what_is_there(path: Path) -> str:
         return "no such folder"
     if path.is_file():
         return "a single file, which is not read; convert it to diffusers layout"
-    return "not a FLUX.1 checkpoint in diffusers layout: no model_index.json in it"
+    return "not a FLUX.1 model in diffusers layout: no model_index.json in it"
 
 
 def download(repository: str, revision: str = "", variant: str = "") -> Path:
@@ -94,7 +94,7 @@ def download(repository: str, revision: str = "", variant: str = "") -> Path:
 
 
 def pipeline_class(folder: Path) -> str:
-    """The class of the checkpoint's pipeline in diffusers; "" where there is no index, as in a folder of configs."""
+    """The class of the model's pipeline in diffusers; "" where there is no index, as in a folder of configs."""
     path = folder / "model_index.json"
     return str(_json(path).get("_class_name", "")) if path.is_file() else ""
 
@@ -119,10 +119,10 @@ def _whole(folder: Path, variant: str) -> Path:
 def check_config(path: Path, settings: dict, expected: str, required: tuple) -> None:
     found = settings.get("_class_name") or (settings.get("architectures") or ["none named"])[0]
     if found != expected:
-        raise UserError(f"{path}: class {found}, expected {expected}; not a FLUX.1 checkpoint")
+        raise UserError(f"{path}: class {found}, expected {expected}; not a FLUX.1 model")
     missing = [key for key in required if not isinstance(settings.get(key), int | float | list)]
     if missing:
-        raise UserError(f"{path}: no usable {', '.join(missing)}; the checkpoint is damaged")
+        raise UserError(f"{path}: no usable {', '.join(missing)}; the model is damaged")
 
 
 def _patterns(variant: str) -> list[str]:
@@ -135,7 +135,7 @@ def _patterns(variant: str) -> list[str]:
 
 
 def part_of(folder: Path, component: str) -> Path:
-    """The folder of a checkpoint's component."""
+    """The folder of a model's component."""
     return folder if component == CONTROLNET else folder / component
 
 
@@ -158,11 +158,11 @@ def _json(path: Path) -> dict:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; the checkpoint is incomplete") from None
+        raise UserError(f"{path}: missing; the model is incomplete") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(document, dict):
-        raise UserError(f"{path}: found a {type(document).__name__}, expected a JSON object; the checkpoint is damaged")
+        raise UserError(f"{path}: found a {type(document).__name__}, expected a JSON object; the model is damaged")
     return document
 
 
@@ -195,7 +195,7 @@ def weight_files(folder: Path, component: str, variant: str = "") -> list[Path]:
 def _shards(part: Path, index: Path) -> list[Path]:
     weight_map = _json(index).get("weight_map")
     if not (isinstance(weight_map, dict) and weight_map):
-        raise UserError(f"{index}: lists no shards; the checkpoint is damaged")
+        raise UserError(f"{index}: lists no shards; the model is damaged")
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
@@ -255,7 +255,7 @@ def tokenizer_digest(folder: Path, component: str, facts) -> str:
 def _tokenizer_files(part: Path) -> list[Path]:
     files = sorted(path for path in part.glob("*") if path.suffix in (".json", ".txt", ".model") and path.is_file())
     if not files:
-        raise UserError(f"{part}: no tokenizer files; the checkpoint is incomplete")
+        raise UserError(f"{part}: no tokenizer files; the model is incomplete")
     return files
 
 
