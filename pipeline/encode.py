@@ -79,8 +79,9 @@ def encode_controls(plan: Plan) -> dict:
 
 def photo_in(photo: indexing.IndexedPhoto, variant: Variant, read: Callable):
     """The photo in the variant; ``read(photo)`` decodes its file."""
-    picture, size = read(photo), (variant.width, variant.height)
-    return images.fit(picture, *size, crop_box(photo.digest, *picture.size, *size, variant.crop), variant.flip)
+    picture, width, height = read(photo), variant.width, variant.height
+    box = crop_box(photo.digest, picture.width, picture.height, width, height, variant.crop)
+    return images.fit(picture, width, height, box, variant.flip)
 
 
 def load_caption_encoder(plan: Plan, kind: str) -> Encoder:
@@ -114,7 +115,8 @@ def load_picture_encoder(plan: Plan, picture_in: Callable = photo_in) -> Encoder
 
 def _checked(plan: Plan, model, compute: Callable, component: str) -> Encoder:
     """An encoder whose first output is looked at."""
-    policy, found = plan.policy(component), {}
+    policy = plan.policy(component)
+    found: dict = {}
 
     def checked(source):
         output = compute(source)

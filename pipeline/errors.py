@@ -1,4 +1,4 @@
-"""What goes wrong for reasons outside our code."""
+"""Errors that the user can put right."""
 
 
 class UserError(Exception):

@@ -1,4 +1,4 @@
-"""The table of stages: a row for each, with what it comes after, when it is done, and what its process does.
+"""The table of stages: a row for each, with what comes before it, when it is done, and the function that does it.
 
 `is_done` imports no MindSpore, so that the scheduler can ask; `run` is what a stage's own process calls.  Luigi's tasks
 and ``python -m pipeline run`` are made from this table.
@@ -81,6 +81,9 @@ class Work(Stage):
     is_of_pictures: bool = False
 
 
+Row = Preparation | RoomCheck | Work
+
+
 def is_done(name: str, survey: Survey) -> bool:
     """Whether the stage's output is there, complete, for the experiment and its files as surveyed."""
     stage = STAGES[name]
@@ -114,22 +117,26 @@ def run(name: str, experiment: Experiment, survey: str = "") -> None:
     """
     stage, began = STAGES[name], time.time()
     if isinstance(stage, Preparation):
-        return stage.work(experiment)
+        stage.work(experiment)
+        return
     of = survey_file.subject(experiment, stage.method.has_pairs(experiment))
     plan = resolve(experiment, stage.method, survey_file.read(survey, of) if survey else None)
     if isinstance(stage, RoomCheck):
         print(report.as_table(preflight.of_plan(plan)), flush=True)
-        return preflight.check_room(plan)
+        preflight.check_room(plan)
+        return
     if stage.done(plan):
         print(f"{name}: done already, in {stage.place(plan)}", flush=True)
-        return stage.again(plan) if stage.again else None
+        if stage.again:
+            stage.again(plan)
+        return
     device.use(plan.device)
     with lease(plan.store.path, stage.needs(plan)):
         outcome = stage.work(plan)
     folder = stage.place(plan)
     if 0 in map(outcome.get, COUNTED) and records.exists(name, folder):
-        return None  # the record of when there was something to do stays
-    return records.write(name, plan, stage.addresses(plan), folder, time.time() - began, outcome)
+        return  # the record of when there was something to do stays
+    records.write(name, plan, stage.addresses(plan), folder, time.time() - began, outcome)
 
 
 # --- the table ----------------------------------------------------------------------------------------------------
@@ -232,7 +239,7 @@ def _asks(plan: Plan) -> bool:
 GROUPS = {"EncodePrompts": ("Captions through both text encoders, one after the other.", ("EncodeCLIP", "EncodeT5"))}
 """Stages that are asked for together: a line for people, and their names."""
 
-TABLE: list[Stage] = [
+TABLE: list[Row] = [
     Preparation(
         "GetModel",
         "The pretrained model on this machine: a local folder, a download from the Hub, or what this package brings.",
@@ -328,7 +335,7 @@ TABLE: list[Stage] = [
 ]
 
 
-def _rows_of(method: Method) -> list[Stage]:
+def _rows_of(method: Method) -> list[Row]:
     """The stages of a method that another package brings."""
     names, label = method.stages, method.label
     encoded = ("EncodePrompts", "EncodeImages", *(("EncodeControls",) if method.reads_conditions else ()))
@@ -346,7 +353,7 @@ for _method in METHODS.values():
     if _method not in (LORA, CONTROLNET):
         TABLE += _rows_of(_method)
 
-STAGES: dict[str, Stage] = {stage.name: stage for stage in TABLE}
+STAGES: dict[str, Row] = {stage.name: stage for stage in TABLE}
 
 
 def described(with_groups: bool) -> str:

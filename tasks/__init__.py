@@ -57,6 +57,7 @@ class OfExperiment:
 
     experiment = ExperimentParameter()
     after: tuple[str, ...] = ()
+    task_family: str  # Luigi's
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -105,6 +106,7 @@ class RoomTask(StageTask):
 
     def is_finished(self):
         stage = stages.STAGES[self.task_family]
+        assert isinstance(stage, stages.RoomCheck)
         return self.complete() and stages.is_done(stage.method.stages.train, survey(self.experiment))
 
 

@@ -43,7 +43,7 @@ def describe(tasks: str) -> None:
         parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, f"tasks:\n{tasks}"
         return parser
 
-    CmdlineParser._build_parser = staticmethod(with_tasks)
+    CmdlineParser._build_parser = staticmethod(with_tasks)  # type: ignore[method-assign]  # Luigi offers no other way
 
 
 def set_default(section: str, option: str, value: object) -> None:
@@ -64,6 +64,6 @@ class _Readable(logging.Filter):
         if isinstance(error, StageFailed | UserError | StoreError | RPCError):
             record.msg, record.args = "%s", (f"{error}; {SILENT}" if isinstance(error, RPCError) else error,)
             record.exc_info = record.exc_text = None
-        elif str(record.msg).startswith(PREFIX):
+        elif str(record.msg).startswith(PREFIX) and isinstance(record.args, tuple):
             record.msg, record.args = record.msg.removeprefix(PREFIX), record.args[2:]
         return record.levelno > logging.INFO or not str(record.msg).startswith(NOISE)

@@ -1,4 +1,4 @@
-"""A stage's process beside Luigi's: how it is tied to it, and how its failure is said."""
+"""Tying a stage's process to Luigi's, and saying how it failed."""
 
 import contextlib
 import multiprocessing
@@ -20,7 +20,7 @@ class StageFailed(Exception):
 @contextlib.contextmanager
 def tied_to_luigi() -> Iterator[None]:
     """A block that waits for a stage's process, which ends with this one, however that ends: see `children.run`."""
-    if (luigi := multiprocessing.parent_process()) is not None:  # one of several workers: end with Luigi too
+    if (luigi := multiprocessing.parent_process()) and luigi.pid:  # one of several workers: end with Luigi too
         end_with_parent(luigi.pid)
     try:
         yield

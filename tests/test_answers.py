@@ -53,5 +53,5 @@ def test_a_whole_training_works_each_answer_out_once_and_nothing_stands_between_
     worked_out.clear()
     lab.run("TrainLoRA")
     assert callers == {("run", "train", "run")}  # of the loop, of the training, of the stage
-    assert {"photos", "captions", "samples", "image_needs", "run_id", "_spelled_samples"} <= worked_out.keys()
+    assert {"photos", "captions", "examples", "image_needs", "run_id", "_spelled_samples"} <= worked_out.keys()
     assert set(worked_out.values()) == {1}, worked_out

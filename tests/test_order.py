@@ -131,7 +131,7 @@ def test_a_million_samples_take_less_than_two_seconds_an_epoch():
 
 @pytest.mark.parametrize("bucket_of, batch_size", [([], 4), ([0, 1], 0)])
 def test_nothing_to_order_is_refused(bucket_of, batch_size):
-    with pytest.raises(ValueError, match=f"{len(bucket_of)} samples in batches of {batch_size}"):
+    with pytest.raises(ValueError, match=f"{len(bucket_of)} examples in batches of {batch_size}"):
         Order(0, bucket_of, batch_size)
 
 

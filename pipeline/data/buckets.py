@@ -59,15 +59,15 @@ def crop_box(
     of the scaled photo from the edge, every such place as likely as another; only digest, number and sizes decide.
     Raises ValueError for another ``crop``.
     """
-    if crop != CENTRE and (not isinstance(crop, int) or crop < 0):
-        raise ValueError(f"crop must be {CENTRE!r} or a number from 0, found {crop!r}")
     scale = max(target_w / width, target_h / height)
     box_w, box_h = min(target_w / scale, width), min(target_h / scale, height)
     if crop == CENTRE:
         left, top = (width - box_w) / 2, (height - box_h) / 2  # to the bit what images.fit computes
-    else:
+    elif isinstance(crop, int) and crop >= 0:
         left, top = (_offset(digest, crop, room) / scale for room in _room(width, height, target_w, target_h))
         left, top = min(left, width - box_w), min(top, height - box_h)
+    else:
+        raise ValueError(f"crop must be {CENTRE!r} or a number from 0, found {crop!r}")
     return left, top, left + box_w, top + box_h
 
 

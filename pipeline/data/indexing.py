@@ -96,28 +96,30 @@ def file_photos(folder: Path, names: Iterable[str]) -> list[Photo]:
     return [Photo(str(folder), os.path.expanduser(name), "") for name in dict.fromkeys(names)]
 
 
-def conditions_of(photos: Sequence[Photo]) -> list[Photo]:
+def conditions_of(photos: Sequence[Photo | IndexedPhoto]) -> list[Photo]:
     """The images that the photos name as their conditions, each once, without those that are photos themselves."""
     own = {photo.name for photo in photos}
     folders = {photo.conditioning: photo.folder for photo in photos if photo.conditioning is not None}
     return [Photo(folder, name, "") for name, folder in folders.items() if name not in own]
 
 
-def _paired(indexed: Iterable[IndexedPhoto], photos: Iterable[Photo]) -> list[IndexedPhoto]:
+def _paired(indexed: Iterable[IndexedPhoto], photos: Iterable[Photo | IndexedPhoto]) -> list[IndexedPhoto]:
     """Those of the photos that were indexed and whose conditions were."""
-    known = {photo.name: photo for photo in indexed}
+    known: dict[str | None, IndexedPhoto] = {photo.name: photo for photo in indexed}
     found = [photo for photo in photos if photo.name in known and photo.conditioning in known]
     return [known[photo.name]._replace(condition=known[photo.conditioning]) for photo in found]
 
 
 def _fits(pair: IndexedPhoto) -> bool:
     """Whether a photo and its condition have the same aspect, up to the rounding of a scaled file."""
+    assert pair.condition is not None
     across, down = pair.width * pair.condition.height, pair.height * pair.condition.width
     return max(across, down) <= ASPECT_TOLERANCE * min(across, down)
 
 
 def _mismatch(pair: IndexedPhoto) -> str:
     condition = pair.condition
+    assert condition is not None
     return (
         f"{pair.width} x {pair.height}, but its conditioning_image {condition.name} is {condition.width} x "
         f"{condition.height}: expected the same shape"
@@ -159,7 +161,7 @@ def _digest_of(condition: IndexedPhoto | None) -> str:
     return condition.digest if condition else ""
 
 
-def remembered(photos: Sequence[Photo], facts: FileFacts) -> list[IndexedPhoto] | None:
+def remembered(photos: Sequence[Photo | IndexedPhoto], facts: FileFacts) -> list[IndexedPhoto] | None:
     """Return what ``inspect`` would, where it had nothing to decode; None where it had."""
     indexed = []
     for found in _looked_up(photos, facts):
@@ -197,7 +199,7 @@ def read_photo(photo: IndexedPhoto) -> Image.Image:
     return read_image(content)
 
 
-def _looked_up(photos: Sequence[Photo], facts: FileFacts) -> Iterator[IndexedPhoto | None]:
+def _looked_up(photos: Sequence[Photo | IndexedPhoto], facts: FileFacts) -> Iterator[IndexedPhoto | None]:
     """Each photo as it was indexed; None where it has changed since, or has only been digested and never decoded."""
     for start in range(0, len(photos), LOOKED_UP):
         batch = photos[start : start + LOOKED_UP]
@@ -208,7 +210,7 @@ def _looked_up(photos: Sequence[Photo], facts: FileFacts) -> Iterator[IndexedPho
             yield _indexed(photo, found) if "width" in found else None
 
 
-def _path(photo: Photo) -> str:
+def _path(photo: Photo | IndexedPhoto) -> str:
     """As ``photo.path``, which costs more than all else that is done here with a million photos."""
     return photo.name if photo.name.startswith("/") else f"{photo.folder}/{photo.name}"
 
@@ -236,7 +238,7 @@ def _examine(photo: Photo) -> dict | str:
     return {"digest": digest(content), "width": width, "height": height}
 
 
-def _indexed(photo: Photo, found: dict) -> IndexedPhoto:
+def _indexed(photo: Photo | IndexedPhoto, found: dict) -> IndexedPhoto:
     known = found["digest"], found["width"], found["height"]
     return IndexedPhoto(photo.folder, photo.name, photo.caption, *known, photo.conditioning)
 

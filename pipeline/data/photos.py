@@ -209,7 +209,9 @@ def _from_metadata(folder: _Folder, prompt: str) -> tuple[list[Photo], list[Prob
         content = folder.content(METADATA)
     except _Unusable as reason:
         raise UserError(f"{folder.path / METADATA}: {reason}") from None
-    photos, problems, first_lines = [], [], {}
+    photos: list[Photo] = []
+    problems: list[Problem] = []
+    first_lines: dict[str, int] = {}
     for number, line in enumerate(io.BytesIO(content.removeprefix(codecs.BOM_UTF8)), 1):
         if not line.strip():
             continue

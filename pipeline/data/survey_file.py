@@ -32,6 +32,9 @@ def subject(experiment: Experiment, with_conditions: bool) -> dict:
     return {"version": VERSION, "folder": folder, "prompt": prompt, "with_conditions": with_conditions}
 
 
+Photos = tuple[IndexedPhoto, ...]
+
+
 class SurveyFile:
     """A file for the survey of one process, of those that it forks, and of the children that it starts.
 
@@ -54,7 +57,7 @@ class SurveyFile:
         with open(self.path, "rb") as file:
             return _is_whole(file)
 
-    def photos(self, of: dict, look: Callable[[], Sequence | None]) -> Sequence[IndexedPhoto] | None:
+    def photos(self, of: dict, look: Callable[[], Photos | None]) -> Photos | None:
         """The photos in the file; where there are none yet, what ``look()`` gives, and that is kept here if not None.
 
         of: see `subject`.  Where another process does so already, this one waits for it.

@@ -53,7 +53,7 @@ class Examples(Sequence):
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def __getitem__(self, place: int) -> Example:
+    def __getitem__(self, place) -> Example:  # of a place; slices are not asked for
         size = self.sizes[place]
         return Example(self._photos[place // self._per_photo % len(self._photos)], size)
 

@@ -34,7 +34,7 @@ def num_npus() -> int:
 
 def _has_ascend_plugin() -> bool:
     spec = importlib.util.find_spec("mindspore")
-    return bool(spec and any(Path(spec.origin).parent.glob("lib/plugin/libmindspore_ascend*")))
+    return bool(spec and spec.origin and any(Path(spec.origin).parent.glob("lib/plugin/libmindspore_ascend*")))
 
 
 def memory_bytes(device: str, memory_gb: float) -> int:

@@ -1,4 +1,4 @@
-"""What models were found to be, not what the policy asked for: dtypes of parameters and of outputs."""
+"""The dtypes that models really have: of parameters and outputs, measured instead of taken from the policy."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ SIMULATED = "bfloat16, simulated"
 
 def parameters_by_dtype(parameters: Iterable, simulated: bool = False) -> dict[str, int]:
     """How many weights are kept in each dtype, such as {"float16": 4, ...}; whole numbers, such as seeds, are none."""
-    counts = Counter()
+    counts: Counter[str] = Counter()
     for parameter in parameters:
         counts[dtype_of(parameter, simulated)] += parameter.size
     return {dtype: count for dtype, count in counts.items() if "int" not in dtype}

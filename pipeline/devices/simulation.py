@@ -34,11 +34,11 @@ def round_outputs(model, last_layers: Iterable[str]) -> None:
 
 def round_output(layer) -> None:
     """Let a layer of one input and one output round its output."""
-    layer.__class__ = _rounding_class(type(layer))
+    layer.__class__ = _rounding_class(layer.__class__)
 
 
 @functools.cache
-def _rounding_class(base: type) -> type:
+def _rounding_class(base) -> type:
     rounded = rounding()
 
     class Rounded(base):

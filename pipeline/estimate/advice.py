@@ -92,7 +92,11 @@ def of_method(subject: Subject) -> list[Knob]:
     values: dict[tuple[str, str], list] = {}
     for saving in subject.method.savings(subject.experiment):
         values.setdefault((saving.table, saving.name), []).append(saving.value)
-    return [Knob(*name, lambda _, several=several: several) for name, several in values.items()]
+    return [Knob(table, name, _always(several)) for (table, name), several in values.items()]
+
+
+def _always(values: list) -> Callable[[Subject], list]:
+    return lambda subject: values
 
 
 PRESET = Knob("precision", "preset", _half_preset)

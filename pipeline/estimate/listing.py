@@ -1,4 +1,4 @@
-"""The photos of an experiment as they are listed in their folder, and as they are known without decoding many."""
+"""The photos of an experiment as listed in their folder, before they are decoded."""
 
 from dataclasses import dataclass
 from pathlib import Path

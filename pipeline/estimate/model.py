@@ -1,4 +1,4 @@
-"""Which model an experiment is planned with: the one that is here, or the configs of one that is not."""
+"""Which model an estimate is for: the one on this machine, or one of which only the configs are known."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,8 @@ def model_of(experiment: Experiment, model_config: str = "") -> Model:
     """
     settings, path = experiment.model, experiment.model_path
     try:
-        folder, why = pretrained.local_folder(path, settings.revision, settings.variant), ""
+        folder: Path | None = pretrained.local_folder(path, settings.revision, settings.variant)
+        why = ""
     except UserError as error:
         folder, why = None, str(error)
     is_to_be_fetched = folder is None and isinstance(path, str)
@@ -54,7 +55,7 @@ def model_of(experiment: Experiment, model_config: str = "") -> Model:
         return Model(model_config, config_folder(model_config), False, "planned from configs alone", is_to_be_fetched)
     if folder:
         return Model("the small one that comes with this package" if path == EMBEDDED else str(path), folder)
-    if not is_to_be_fetched:
+    if isinstance(path, Path):
         raise UserError(why)
     owner, _, name = path.partition("/")
     if owner != OWNER or name not in shipped():

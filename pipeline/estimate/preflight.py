@@ -140,7 +140,9 @@ def _downloaded(num_bytes: int) -> list[Written]:
 
 def _disks(several: Iterable[Written]) -> list[dict]:
     """By file system: what will be written to it, and what is free there."""
-    disks = defaultdict(lambda: {"folders": [], "needed_bytes": 0, "is_complete": True, "estimated": []})
+    disks: defaultdict[int, dict] = defaultdict(
+        lambda: {"folders": [], "needed_bytes": 0, "is_complete": True, "estimated": []}
+    )
     for written_to in several:
         existing = next(each for each in (written_to.folder, *written_to.folder.parents) if each.exists())
         disk = disks[os.stat(existing).st_dev]

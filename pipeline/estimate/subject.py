@@ -1,4 +1,4 @@
-"""What is planned: an experiment on one device, with the models that some configs describe.  Imports no MindSpore."""
+"""What an estimate is about: an experiment, a device, and the configs of the models.  Imports no MindSpore."""
 
 from dataclasses import dataclass
 from functools import cached_property

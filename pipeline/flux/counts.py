@@ -88,9 +88,9 @@ def _linear(shape: tuple[int, int]) -> int:
 
 def component(name: str, config: dict) -> int:
     """All parameters of a component; of the VAE, of encoder and decoder."""
-    number = {"transformer": transformer, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "vae": vae}
-    found = number[name](config)
-    return sum(found) if name == "vae" else found
+    if name == "vae":
+        return sum(vae(config))
+    return {"transformer": transformer, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2}[name](config)
 
 
 # --- the encoders -------------------------------------------------------------------------------------------------

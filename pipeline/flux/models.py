@@ -1,4 +1,4 @@
-"""Loading FLUX.1's models and tokenizers by component, and finding that what was loaded is what the files hold.
+"""Loading the models and tokenizers of FLUX.1, component by component, and checking that the files fit the configs.
 
 Every loader raises UserError for what a user can put right, and returns nothing that lacks a weight or ignored one.
 """
@@ -29,7 +29,7 @@ def load_tokenizer(folder: Path, component: str):
     """The fast tokenizer: the slow CLIP one gives other tokens with ftfy installed than without."""
     from transformers import CLIPTokenizerFast, T5TokenizerFast
 
-    cls = {"tokenizer": CLIPTokenizerFast, "tokenizer_2": T5TokenizerFast}[component]
+    cls = CLIPTokenizerFast if component == "tokenizer" else T5TokenizerFast
     try:
         return cls.from_pretrained(str(folder / component), local_files_only=True)
     except Exception as error:  # a damaged tokenizer.json is a bare Exception

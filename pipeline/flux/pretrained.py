@@ -24,13 +24,17 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 CONFIG_NOTES = ("_name_or_path", "_diffusers_version", "_commit_hash", "transformers_version", "torch_dtype", "dtype")
 """Config fields that say where a model came from and change nothing of what it computes."""
 
-CLIP_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-CLIP_SIZES += ("max_position_embeddings",)
+CLIP_SIZES = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
+    "max_position_embeddings",
+)
 T5_SIZES = ("d_model", "d_ff", "d_kv", "num_heads", "num_layers", "vocab_size")
 VAE_SIZES = ("block_out_channels", "layers_per_block", "latent_channels", "scaling_factor", "shift_factor")
-TRANSFORMER_SIZES = ("num_layers", "num_single_layers", "num_attention_heads", "attention_head_dim", "in_channels")
-TRANSFORMER_SIZES += ("joint_attention_dim", "pooled_projection_dim")
-EXPECTED = {
+TRANSFORMER_SIZES = (
+    *("num_layers", "num_single_layers", "num_attention_heads", "attention_head_dim", "in_channels"),
+    *("joint_attention_dim", "pooled_projection_dim"),
+)
+EXPECTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "text_encoder": ("CLIPTextModel", CLIP_SIZES),
     "text_encoder_2": ("T5EncoderModel", T5_SIZES),
     "vae": ("AutoencoderKL", VAE_SIZES),

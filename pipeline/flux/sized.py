@@ -26,7 +26,8 @@ def write(folder: Path, component: str, shards: int = 1, dtype: str = "float32",
     part.mkdir(parents=True)
     (part / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     parameters = {each.name: tuple(each.shape) for each in models.without_values(component, settings).get_parameters()}
-    stem, names, weight_map = pretrained.WEIGHTS[component], list(parameters), {}
+    stem, names = pretrained.WEIGHTS[component], list(parameters)
+    weight_map: dict[str, str] = {}
     for number in range(shards):
         path = part / (f"{stem}-{number + 1:05}-of-{shards:05}.safetensors" if shards > 1 else f"{stem}.safetensors")
         own = {name: parameters[name] for name in names[number::shards]}

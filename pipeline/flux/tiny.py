@@ -124,9 +124,10 @@ def _merges(words: Counter) -> list[tuple[str, str]]:
 
     The trainer in tokenizers breaks ties by the order of a hash map, another one each time; here spelling does.
     """
-    merges, pieces = [], {word: [*word[:-1], f"{word[-1]}</w>"] for word in words}
+    merges: list[tuple[str, str]] = []
+    pieces = {word: [*word[:-1], f"{word[-1]}</w>"] for word in words}
     while True:
-        counts = Counter()
+        counts: Counter[tuple[str, str]] = Counter()
         for word, parts in pieces.items():
             for pair in itertools.pairwise(parts):
                 counts[pair] += words[word]
@@ -137,7 +138,7 @@ def _merges(words: Counter) -> list[tuple[str, str]]:
 
 
 def _joined(parts: list[str], pair: tuple[str, str]) -> list[str]:
-    joined = []
+    joined: list[str] = []
     for part in parts:
         if joined and (joined[-1], part) == pair:
             joined[-1] += part

@@ -16,7 +16,11 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.flux.pretrained import one_line
 
-DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+DTYPES: dict[str, np.dtype] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
 NAMES = {"fp32": DTYPES["F32"], "fp16": DTYPES["F16"], "bf16": DTYPES["BF16"]}
 MINDSPORE_NAMES = {"Float32": "fp32", "Float16": "fp16", "BFloat16": "bf16"}
 PYTORCH_NAMES = {"gamma": "weight", "beta": "bias", "embedding_table": "weight"}

@@ -17,8 +17,10 @@ from pipeline.settings.fields import Experiment
 FOLDER, WEIGHTS_NAME = "controlnet", "controlnet/diffusion_pytorch_model.safetensors"
 CONFIG_NAME = "controlnet/config.json"
 PREFIX = "controlnet."
-SHARED = ("in_channels", "joint_attention_dim", "pooled_projection_dim", "attention_head_dim", "num_attention_heads")
-SHARED += ("axes_dims_rope", "patch_size")
+SHARED = (
+    *("in_channels", "joint_attention_dim", "pooled_projection_dim", "attention_head_dim", "num_attention_heads"),
+    *("axes_dims_rope", "patch_size"),
+)
 """What the ControlNet's config must have in common with the transformer's."""
 
 UNSUPPORTED = {"num_mode": "a union of several conditions", "conditioning_embedding_channels": "a pixel encoder"}

@@ -9,7 +9,7 @@ from pipeline.methods import lora_layers
 from pipeline.plan import identity
 from pipeline.plan.method import Method, StageNames, Trainee
 from pipeline.plan.plan import Plan
-from pipeline.settings.fields import LORA_TARGETS, Experiment
+from pipeline.settings.fields import Experiment
 
 
 class LoRA(Method):
@@ -56,7 +56,7 @@ class LoRA(Method):
 
     def num_trained(self, experiment: Experiment, family: Flux, config_of: Callable[[str], dict]) -> int:
         settings, layers = experiment.lora, family.network_layers(config_of(family.network))
-        targets = LORA_TARGETS.get(settings.targets, settings.targets)
+        targets = lora_layers.wanted_targets(settings)
         for target in targets:
             if not any(counts.is_meant(name, target) for name in layers):
                 raise UserError(f"lora.targets: no linear layer of the {family.network} is named {target}")

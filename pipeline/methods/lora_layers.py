@@ -26,8 +26,10 @@ MODEL_DRAWS = 1 << 32
 
 ADAPTER_METADATA = "lora_adapter_metadata"
 """Where in a saved file's metadata diffusers looks for the adapters' settings."""
-ADAPTER_SETTINGS = ("r", "lora_alpha", "lora_dropout", "bias", "target_modules", "init_lora_weights", "use_dora")
-ADAPTER_SETTINGS += ("use_rslora", "rank_pattern", "alpha_pattern", "peft_type")
+ADAPTER_SETTINGS = (
+    *("r", "lora_alpha", "lora_dropout", "bias", "target_modules", "init_lora_weights", "use_dora"),
+    *("use_rslora", "rank_pattern", "alpha_pattern", "peft_type"),
+)
 """What the saved file says of an adapter: readers pass all of it to their LoraConfig, and every PEFT knows these."""
 
 
@@ -68,7 +70,7 @@ class Adapted:
         The file declares lora_alpha = r, and alpha / rank is multiplied into lora_B: ComfyUI does not read what a file
         declares and takes lora_B @ lora_A as it is.  The rank and alpha asked for are in the file's metadata as "lora".
         """
-        adapters = {}
+        adapters: dict[str, object] = {}
         for prefix, cell in self.cells.items():
             config = cell.peft_config[ADAPTER].to_dict()
             config["lora_alpha"] = config["r"]
@@ -179,13 +181,20 @@ def _initialise(parameter, rank: int, seed: int, index: int) -> None:
 
 def _targets(transformer, settings: Lora) -> list[str]:
     """The names of the layers to train, as PEFT takes them: endings, and in place of a pattern all that it matches."""
-    wanted = LORA_TARGETS.get(settings.targets, settings.targets)
-    if isinstance(wanted, str):
-        raise UserError(
-            f"lora.targets: no preset {wanted!r}; known: {', '.join(LORA_TARGETS)}; or give a list of module names"
-        )
-    found = {target: _matching(transformer, target) for target in wanted}
+    found = {target: _matching(transformer, target) for target in wanted_targets(settings)}
     return [name for target, names in found.items() for name in (names if "*" in target else [target])]
+
+
+def wanted_targets(settings: Lora) -> tuple[str, ...]:
+    """The preset's targets, or those that are listed.  Raises UserError for an unknown preset."""
+    if isinstance(settings.targets, tuple | list):
+        return tuple(settings.targets)
+    if settings.targets not in LORA_TARGETS:
+        raise UserError(
+            f"lora.targets: no preset {settings.targets!r}; known: {', '.join(LORA_TARGETS)}; or give a list of "
+            "module names"
+        )
+    return LORA_TARGETS[settings.targets]
 
 
 def _matching(transformer, target: str) -> list[str]:

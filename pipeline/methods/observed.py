@@ -1,7 +1,8 @@
-"""The precision of all models behind a training or a picture, as it was found and not as it was asked for."""
+"""The measured precision of every model behind a training or a picture."""
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 from cache import Entries
 from pipeline.devices import dtypes
@@ -19,7 +20,7 @@ def precision(plan: Plan, trainee: Trainee, run: Callable[[], object]) -> dict[s
     frozen, family = trainee.frozen, plan.family
     made = {family.image_encoder: (plan.image_needs[0].entries, IMAGES)}
     made |= {each.component: (plan.entries_of(each.kind), each.stage) for each in family.caption_encoders.values()}
-    table = {name: _recorded(*by) for name, by in made.items() if name not in frozen}
+    table: dict[str, Any] = {name: _recorded(*by) for name, by in made.items() if name not in frozen}
     cells, policies = dict(frozen), {name: plan.policy(name) for name in frozen}
     kept = {name: [each for each in cell.get_parameters() if not each.requires_grad] for name, cell in frozen.items()}
     if trainee.layer:

@@ -1,4 +1,4 @@
-"""What a text encoder that trains reads: tokens of captions in place of the outputs that the store has."""
+"""Captions as tokens, for a text encoder that trains, so that the outputs in the store do not serve."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What is trained, as the rest of the house asks it: a LoRA, a ControlNet, and whatever comes later is such a class.
+"""The protocol of a method: what stages ask of whatever is trained, a LoRA, a ControlNet, or a later one.
 
 Only what makes or loads models imports MindSpore; the scheduler asks here too.
 """
@@ -6,7 +6,7 @@ Only what makes or loads models imports MindSpore; the scheduler asks here too.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pipeline.flux.family import Flux
 from pipeline.settings.fields import Experiment
@@ -38,6 +38,10 @@ class Saving(NamedTuple):
     value: object
 
 
+def _cannot_be_saved(folder: Path, result: Mapping, metadata: dict) -> Path:
+    raise AssertionError("this is for predicting alone")
+
+
 @dataclass
 class Trainee:
     """Models in this process, and what of them trains or has been trained.
@@ -50,18 +54,18 @@ class Trainee:
     before_batch: called with the number of each batch, where something has to happen before it.
     """
 
-    frozen: Mapping[str, object]
-    networks: Mapping[str, object]
+    frozen: Mapping[str, Any]
+    networks: Mapping[str, Any]
     predict: Callable
     trained: list
-    layer: tuple[str, object] | None = None
+    layer: tuple[str, Any] | None = None
     groups: Sequence[int] = ()
-    save: Callable[[Path, Mapping, dict], Path] | None = None
+    save: Callable[[Path, Mapping, dict], Path] = _cannot_be_saved
     before_batch: Callable[[int], object] | None = None
 
     @property
     def configs(self) -> list:
-        return [network.config for network in self.networks.values()]  # type: ignore[attr-defined]
+        return [network.config for network in self.networks.values()]
 
 
 def untrained(plan: "Plan", frozen: dict) -> Trainee:

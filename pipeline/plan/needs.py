@@ -1,4 +1,4 @@
-"""What a plan needs from the store, item by item.  Imports no MindSpore."""
+"""The items that a plan needs from the store.  Imports no MindSpore."""
 
 from collections.abc import Iterator
 from functools import partial

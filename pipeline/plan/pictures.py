@@ -1,4 +1,4 @@
-"""What is to be drawn with a trained model, and without it: pictures, the addresses of their latents, their files.
+"""The pictures that an experiment asks for: their prompts and noise, the addresses of their latents, their files.
 
 Imports no MindSpore: the scheduler asks here what is there already.
 """
@@ -177,6 +177,8 @@ def file_names(plan: Plan, series: Series) -> list[str]:
 
 
 def condition_name(plan: Plan, picture: Picture) -> str:
+    """The file that shows what a picture is conditioned on."""
+    assert picture.condition is not None
     entries = plan.latents(variant(plan), plan.method.condition(plan.experiment))
     key = canonical([entries.id, conditions.item(picture.condition, variant(plan))])
     return f"{plan.run.samples.name}/{picture.number:03}-{CONDITION}-{digest(key)[:12]}.png"

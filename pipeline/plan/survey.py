@@ -1,4 +1,4 @@
-"""What is known of an experiment before any of its stages runs: its photos, looked at once, and its plans.
+"""The survey: the photos of an experiment, looked at once before any stage runs, and its plans.
 
 Imports no MindSpore, so that the scheduler can ask.
 """

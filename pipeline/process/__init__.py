@@ -1,1 +1,1 @@
-"""The process of a stage: its children, how it is stopped, how it says how far it is."""
+"""A stage's process: starting children, stopping, saying how far the work is."""

@@ -76,7 +76,8 @@ def load_decoder(plan: Plan) -> tuple[Callable[[np.ndarray], np.ndarray], dict]:
 
     component = plan.family.image_encoder
     policy, config = plan.policy(component), plan.config(component)
-    vae, found = plan.load(component), {}
+    vae = plan.load(component)
+    found: dict[str, dict] = {}
 
     def decoded(latents):
         latents = plan.family.unscaled(latents[None], config)
@@ -103,10 +104,10 @@ def write_png(path: Path, image: Image.Image) -> None:
 
 def _write_conditions(plan: Plan, series: Series, folder: Path) -> None:
     """What the pictures are conditioned on, in the very pixels that were encoded."""
-    for picture in filter(lambda each: each.condition, series.pictures.values()):
-        path = folder / pictures.condition_name(plan, picture)
-        if not path.is_file():
-            photo, kind = picture.condition, plan.method.condition(plan.experiment)
+    for picture in series.pictures.values():
+        photo = picture.condition
+        if photo and not (path := folder / pictures.condition_name(plan, picture)).is_file():
+            kind = plan.method.condition(plan.experiment)
             write_png(path, conditions.picture(photo, indexing.read_photo(photo), pictures.variant(plan), kind))
 
 

@@ -51,7 +51,8 @@ def _drawn(plan: Plan, series: Sequence[Series]) -> dict:
     if not drawn:
         return {"drawn": 0}
     _say_guidance(series[-1])
-    frozen, network, found = plan.load_frozen(), plan.family.network, {}
+    frozen, network = plan.load_frozen(), plan.family.network
+    found: dict[str, dict] = {}
     for each in series:  # the base first: it is without the layers that are put in place for a LoRA
         if todo[each.name]:
             is_base = each.name == BASE
@@ -144,7 +145,8 @@ def control_of(plan: Plan, batch: Sequence[Picture]) -> np.ndarray:
     """The conditions' latents, (batch, tokens, channels): the posterior's mode, so that they are always the same."""
     own = pictures.variant(plan)
     entries = plan.latents(own, plan.method.condition(plan.experiment))
-    posterior = entries.read_many([conditions.item(picture.condition, own) for picture in batch])
+    photos = [picture.condition for picture in batch if picture.condition]
+    posterior = entries.read_many([conditions.item(photo, own) for photo in photos])
     return plan.family.packed(posterior, None, plan.config(plan.family.image_encoder))
 
 

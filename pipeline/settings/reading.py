@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.settings.fields import DTYPES, LR_END, Experiment
 
+ARTICLES: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 DEFAULT = Path(__file__).with_name("default.toml")
 
 
@@ -101,7 +102,7 @@ def _check(spec: dataclasses.Field, value: Any) -> tuple[str, Any]:
         problem = next(filter(None, (_rule_problem(spec, each) for each in values)), "") or _list_problem(values)
         return problem, tuple(value) if isinstance(value, list) else value
     if type(value) is not spec.type:
-        return f"must be {_article(spec.type)}, found {value!r}", value
+        return f"must be {ARTICLES[spec.type]}, found {value!r}", value
     return _rule_problem(spec, value), value
 
 
@@ -150,7 +151,3 @@ def _precision_table_problem(table: Any) -> str:
         return f"unknown field {', '.join(wrong)}; known here: params, compute, storage"
     wrong = [f"{key} = {value!r}" for key, value in table.items() if value not in DTYPES]
     return f"{', '.join(wrong)}: must be one of {', '.join(DTYPES)}" if wrong else ""
-
-
-def _article(kind: type) -> str:
-    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[kind]

@@ -1,7 +1,7 @@
 """How far the numbers of one precision lie from those of another.  NumPy alone, in float64."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -55,7 +55,7 @@ def items(found: Mapping, reference: Mapping, names: Mapping, part: Callable = l
     return rows
 
 
-def summary(rows: Sequence[dict], figure: str, worst: Callable[[Iterable[float]], float]) -> dict:
+def summary(rows: Sequence[dict], figure: str, worst: Callable[..., int]) -> dict:
     """Mean and worst of a figure over the items where it is finite, and the item where it is worst; None without any.
 
     worst: ``max`` of what should be small, ``min`` of what should be large.

@@ -12,7 +12,17 @@ from pipeline.estimate.report import in_units
 from pipeline.flux.pretrained import checked_config
 from pipeline.plan.plan import Plan
 from pipeline.study import distances
-from pipeline.study.subject import AGAINST, COMPONENTS, OWN, SIDES, is_same, label
+from pipeline.study.subject import (
+    AGAINST,
+    CAPTION_ENCODERS,
+    COMPONENTS,
+    IMAGE_ENCODER,
+    NETWORK,
+    OWN,
+    SIDES,
+    is_same,
+    label,
+)
 
 WORST = {"relative_error": max, "cosine": min}
 """Of each figure, which is the worst."""
@@ -60,11 +70,11 @@ def add_encoder(report: dict, plans: Mapping[str, Plan], component: str, outputs
     storage = {side: getattr(plan.precision, component).storage for side, plan in plans.items()}
     row = report["components"][component]
     row["item_bytes"] = {side: round(values * BYTES[dtype]) for side, dtype in storage.items()}
-    _add(report, plans, component, outputs, _mean_of if component == "vae" else np.asarray)
+    _add(report, plans, component, outputs, _mean_of if component == IMAGE_ENCODER else np.asarray)
 
 
 def add_transformer(report: dict, plans: Mapping[str, Plan], outputs) -> None:
-    _add(report, plans, "transformer", outputs, np.asarray)
+    _add(report, plans, NETWORK, outputs, np.asarray)
 
 
 def _mean_of(posterior: np.ndarray) -> np.ndarray:
@@ -96,7 +106,7 @@ def _advice(plan: Plan, component: str, policy: Policy, side: str) -> str:
         return "look at its weights"
     if side == AGAINST:
         return "compare with --against fp32"
-    if component.startswith("text_encoder") and half == policy.compute and not text:
+    if component in CAPTION_ENCODERS and half == policy.compute and not text:
         return f'try [precision] preset = "{half}-text-fp32"'
     if half == "fp16" and "bf16" in device.COMPUTES[plan.device]:
         return 'try [precision] preset = "bf16"'
@@ -166,7 +176,7 @@ def _worst(report: dict) -> list[str]:
     for name, row in report["components"].items():
         if row.get("relative_error", {}).get("worst") is not None:
             lines.append([name, f"worst at {short(row['relative_error']['worst_item'])}"])
-    psnr, loss = report["components"]["vae"].get("psnr_db"), report["loss"]
+    psnr, loss = report["components"][IMAGE_ENCODER].get("psnr_db"), report["loss"]
     if psnr and psnr["worst"] is not None:
         worst = f"{psnr['worst']:.1f} dB at {short(psnr['worst_item'])}"
         lines.append(["decoded images", f"PSNR {psnr['mean']:.1f} dB in the mean, worst {worst}"])

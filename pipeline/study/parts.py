@@ -15,7 +15,18 @@ from pipeline.devices.tensors import to_storage
 from pipeline.plan.method import untrained
 from pipeline.plan.plan import Plan
 from pipeline.process.progress import Progress
-from pipeline.study.subject import AGAINST, DECODED, LOSSES, OWN, Job, Tensors, label
+from pipeline.study.subject import (
+    AGAINST,
+    CAPTION_ENCODERS,
+    DECODED,
+    IMAGE_ENCODER,
+    LOSSES,
+    NETWORK,
+    OWN,
+    Job,
+    Tensors,
+    label,
+)
 from pipeline.training.batches import Batch, Batches
 from pipeline.training.loss import tensors_of
 
@@ -25,12 +36,12 @@ def compute(job: Job) -> None:
     plans = job.plans()
     device.use(plans[job.side].device)
     with np.errstate(over="ignore"):  # it is counted, not warned of
-        {"transformer": _velocities, "vae": _images}.get(job.component, _captions)(job, plans)
+        {NETWORK: _velocities, IMAGE_ENCODER: _images}.get(job.component, _captions)(job, plans)
 
 
 def _captions(job: Job, plans: Mapping[str, Plan]) -> None:
     plan = plans[job.side]
-    kind = next(kind for kind, each in plan.family.caption_encoders.items() if each.component == job.component)
+    kind = CAPTION_ENCODERS[job.component]
     encoder, entries = encode.load_caption_encoder(plan, kind), plan.entries_of(kind)
     items, texts, _ = plan.captions
     arrays = (_as_stored(encoder.compute(caption), entries.dtype) for caption in texts)
@@ -57,7 +68,7 @@ def _decoded(vae, plan: Plan, posteriors: Mapping[str, np.ndarray], items: Itera
     import mindspore as ms
 
     for item in items:
-        mean = tensors.as_input(ms.Tensor(np.split(posteriors[item], 2)[0][None]), plan.precision.vae)
+        mean = tensors.as_input(ms.Tensor(np.split(posteriors[item], 2)[0][None]), plan.policy(IMAGE_ENCODER))
         picture = to_storage(vae.decode(mean)[0], "float32")[0]
         yield np.clip((picture + 1) * 127.5, 0, 255)
 

@@ -11,7 +11,7 @@ from cache import write_atomically
 from cache.core.files import make_folder
 from pipeline.study.figures import short
 from pipeline.study.study import Study
-from pipeline.study.subject import AGAINST, COMPONENTS, OWN
+from pipeline.study.subject import AGAINST, COMPONENTS, IMAGE_ENCODER, OWN
 
 MARGIN, HEAD = 24, 72
 PANEL = 590, 270
@@ -47,7 +47,7 @@ def draw(study: Study) -> Image.Image:
         corner = MARGIN + place % 2 * (PANEL[0] + MARGIN), HEAD + place // 2 * (PANEL[1] + MARGIN)
         _panel(pen, corner, name, report["components"][name], limits)
     if study.worst_image is not None:
-        _images(canvas, pen, top, report["components"]["vae"]["policies"], study.worst_image)
+        _images(canvas, pen, top, report["components"][IMAGE_ENCODER]["policies"], study.worst_image)
     return canvas
 
 

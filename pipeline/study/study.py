@@ -22,10 +22,13 @@ from pipeline.settings.reading import load_experiment
 from pipeline.study import distances, figures
 from pipeline.study.subject import (
     AGAINST,
+    CAPTION_ENCODERS,
     COMPONENTS,
     DECODED,
     ENCODERS,
+    IMAGE_ENCODER,
     LOSSES,
+    NETWORK,
     OWN,
     SIDES,
     Job,
@@ -86,7 +89,7 @@ def study(path: str, against: str, num_items: int) -> Study:
         for component, outputs in encoded.items():
             figures.add_encoder(report, plans, component, outputs)
         _predict(job, plans, encoded, report)
-        return Study(report, _compare_decoded(job, report["components"]["vae"], encoded["vae"]))
+        return Study(report, _compare_decoded(job, report["components"][IMAGE_ENCODER], encoded[IMAGE_ENCODER]))
 
 
 def _encode(job: Job, plans: Mapping[str, Plan], component: str) -> Outputs:
@@ -96,7 +99,7 @@ def _encode(job: Job, plans: Mapping[str, Plan], component: str) -> Outputs:
         _run(dataclasses.replace(job, component=component, side=side), plans)
     items, texts, _ = plans[OWN].captions
     names = dict(zip(items, texts))
-    if component == "vae":
+    if component == IMAGE_ENCODER:
         names = {photo.digest: photo.name for photo in reversed(job.photos)}
     return Outputs({side: Tensors(job.output(side if side in sides else AGAINST, component)) for side in SIDES}, names)
 
@@ -117,12 +120,12 @@ def _predict(job: Job, plans: Mapping[str, Plan], encoded: Mapping[str, Outputs]
     """
     photos = _finite(job.photos, encoded, AGAINST)
     has_loss = len(photos) == len(_finite(job.photos, encoded, OWN)) == len(job.photos)
-    same, own_inputs = is_same(plans, "transformer"), _own_inputs(plans)
+    same, own_inputs = is_same(plans, NETWORK), _own_inputs(plans)
     if not photos or (same and not has_loss):
         return
     for side in SIDES if has_loss else (AGAINST,):
         _store(plans[side], _finite(job.photos, encoded, side), encoded, side)
-    job = dataclasses.replace(job, component="transformer", photos=photos)
+    job = dataclasses.replace(job, component=NETWORK, photos=photos)
     both = tuple(dict.fromkeys((AGAINST, own_inputs))) if has_loss else (AGAINST,)
     _run(dataclasses.replace(job, side=AGAINST, inputs=both if same else (AGAINST,)), plans)
     if not same:
@@ -146,7 +149,7 @@ def _finite(photos: Sequence[IndexedPhoto], encoded: Mapping[str, Outputs], side
 
     def is_finite(photo):
         item = caption_item(photo.caption)
-        keys = {"text_encoder": item, "text_encoder_2": item, "vae": photo.digest}
+        keys = dict.fromkeys(CAPTION_ENCODERS, item) | {IMAGE_ENCODER: photo.digest}
         return not any(key in encoded[component].not_finite[side] for component, key in keys.items())
 
     return list(filter(is_finite, photos))
@@ -154,9 +157,9 @@ def _finite(photos: Sequence[IndexedPhoto], encoded: Mapping[str, Outputs], side
 
 def _store(plan: Plan, photos: Sequence[IndexedPhoto], encoded: Mapping[str, Outputs], side: str) -> None:
     """Put into the study's own store what a training on the photos reads."""
-    captions = {caption_item(photo.caption) for photo in photos}
-    needs = [(plan.pooled, "text_encoder", captions), (plan.txt, "text_encoder_2", captions)]
-    needs += [(need.entries, "vae", need.items) for need in plan.of(photos).image_needs]
+    captions = tuple({caption_item(photo.caption) for photo in photos})
+    needs = [(plan.entries_of(kind), component, captions) for component, kind in CAPTION_ENCODERS.items()]
+    needs += [(need.entries, IMAGE_ENCODER, need.items) for need in plan.of(photos).image_needs]
     for entries, component, items in needs:
         _write(entries, encoded[component].sides[side], items)
 

@@ -16,6 +16,7 @@ from cache import Store
 from pipeline.data.indexing import IndexedPhoto
 from pipeline.devices.precision import Policy
 from pipeline.methods import LORA
+from pipeline.plan.families import FLUX
 from pipeline.plan.plan import Photos, Plan, resolve
 from pipeline.settings.fields import PRECISION_COMPONENTS, Experiment, PrecisionSettings
 from pipeline.settings.reading import load_experiment
@@ -23,15 +24,15 @@ from pipeline.settings.reading import load_experiment
 SIDES = OWN, AGAINST = "own", "against"
 """The two sides of a study: the experiment's own precision, and the one that it is compared with."""
 
-COMPONENTS = {
-    "text_encoder": "pooled output",
-    "text_encoder_2": "output sequence",
-    "vae": "posterior's mean",
-    "transformer": "predicted velocity",
-}
-"""What is compared of each component."""
+CAPTION_ENCODERS = {encoder.component: kind for kind, encoder in FLUX.caption_encoders.items()}
+"""The kind of what each text encoder gives, by its component."""
 
-ENCODERS = tuple(COMPONENTS)[:3]
+IMAGE_ENCODER, NETWORK = FLUX.image_encoder, FLUX.network
+ENCODERS = (*CAPTION_ENCODERS, IMAGE_ENCODER)
+COMPONENTS = dict(
+    zip((*ENCODERS, NETWORK), ("pooled output", "output sequence", "posterior's mean", "predicted velocity"))
+)
+"""What is compared of each component."""
 
 DECODED, LOSSES = "decoded", "losses"
 """Of what children write besides: the images that are decoded, and the first word of the losses' keys."""
@@ -93,7 +94,8 @@ def _precision_of(settings: PrecisionSettings, preset: str) -> PrecisionSettings
     """The preset by itself; how the device comes by bf16 is as in ``settings``."""
     if not preset.startswith("bf16"):
         return PrecisionSettings(preset)
-    return dataclasses.replace(settings, preset=preset, **{name: {} for name in PRECISION_COMPONENTS})
+    without_tables: dict = {name: {} for name in PRECISION_COMPONENTS}
+    return dataclasses.replace(settings, preset=preset, **without_tables)
 
 
 def _stored_in(folder: Path, plan: Plan, photos: Photos | None) -> Plan:

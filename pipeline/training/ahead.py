@@ -39,6 +39,7 @@ class Ahead:
 
     def _work(self, make, numbers):
         for number in numbers:
+            outcome: tuple[Any, BaseException | None]
             try:
                 outcome = make(number), None
             except BaseException as error:  # it is raised where the result is asked for

@@ -177,7 +177,7 @@ def _numbered(sizes: list[Size]) -> list[int]:
 
 def _in_turn(sizes: list[Size], batch_size: int) -> Iterator[list[int]]:
     """Batches of one size without end: as `Order` has them, but the examples come in turn."""
-    queues = defaultdict(list)
+    queues: defaultdict[Size, list[int]] = defaultdict(list)
     for place in itertools.cycle(range(len(sizes))):
         queue = queues[sizes[place]]
         queue.append(place)

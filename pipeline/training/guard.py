@@ -19,9 +19,9 @@ def frozen_digests(cells: dict) -> dict[str, str]:
     }
 
 
-def _bytes_of(array: np.ndarray) -> np.ndarray:
+def _bytes_of(array: np.ndarray) -> memoryview:
     """The array's bytes, without a copy."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def check_frozen(cells: dict, before: dict[str, str], trained: Iterable = ()) -> None:

@@ -57,8 +57,8 @@ def other_conditions(plan: Plan, batches: Batches) -> list[list[int]]:
     settings, found = plan.experiment.data, []
     for index in range(NUM_EVALUATED // SIZE):
         items = [
-            conditions.item(sample.photo, variants.of_size(settings, sample.size)[0])
-            for sample in batches.evaluated(index, SIZE)
+            conditions.item(example.photo, variants.of_size(settings, example.size)[0])
+            for example in batches.evaluated(index, SIZE)
         ]
         around = [[(row + step) % SIZE for step in range(SIZE)] for row in range(SIZE)]
         found.append([next((each for each in turn if items[each] != items[turn[0]]), turn[0]) for turn in around])
