@@ -1,19 +1,24 @@
 """A training that was interrupted, however often and however, ends as the one that never was, bit for bit."""
 
+import json
 import os
 import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 from kills import Killed, kill_at, kill_at_random, outcome
 from lab import Lab
+from nobody import as_nobody, open_folder
 
+from cache import StoreError
 from pipeline.errors import UserError
 from pipeline.plan.run_folder import RunFolder
-from pipeline.process.stopping import Stopped
+from pipeline.process.stopping import Stopped, StopRequest
 from pipeline.training import checkpoint as resume
 from pipeline.training import loop
+from pipeline.training.batches import Batches
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -109,7 +114,8 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(fi
     newest.write_bytes(data)
     other.run("TrainLoRA")
     said = capsys.readouterr().out
-    assert f"{newest}: the checkpoint is damaged; going back to the one before" in said
+    assert f"{newest}: the checkpoint is damaged; going back to the one before, and keeping it as" in said
+    assert newest.with_name(f"{newest.name}.damaged").read_bytes() == data
     assert f"going on from step 4, {before}" in said
     assert outcome(other.run_folder) == outcome(finished.run_folder)
 
@@ -188,3 +194,80 @@ def test_a_run_killed_ten_times_by_the_kernel_ends_as_the_unbroken_one(start, tm
     other = lab.copy(tmp_path / "other")
     kill_at_random(other, "TrainLoRA", other.run_folder, num_kills=10, steps=40)
     assert outcome(other.run_folder) == outcome(lab.run("TrainLoRA").run_folder)
+
+
+# --- what must not end a training, or lose it ---------------------------------------------------------------------
+
+
+def test_the_checkpoint_just_written_stays_whatever_lies_beside_it(finished, tmp_path):
+    from mindspore import Parameter, Tensor
+
+    run, state = RunFolder(tmp_path), {"trained.a": Parameter(Tensor(np.ones(3, np.float32)), name="a")}
+    run.checkpoints.mkdir()
+    run.checkpoint(9).write_bytes(b"damaged")
+    for step in (4, 5):
+        resume.save(run, step, state, {}, {}, keep=1)
+        assert run.list_checkpoints() == [run.checkpoint(9), run.checkpoint(step)]
+    assert resume.newest(run, 10).step == 5 and run.list_checkpoints() == [run.checkpoint(5)]
+
+
+def test_checkpoints_that_may_not_be_looked_at_are_not_taken_for_none():
+    with open_folder() as folder:
+        (folder / "checkpoints").mkdir()
+        with as_nobody(folder):
+            (folder / "checkpoints").chmod(0)
+            with pytest.raises(PermissionError):
+                RunFolder(folder).list_checkpoints()
+
+
+def test_side_files_that_cannot_be_written_stop_no_training(plain, finished, capsys):
+    """A folder in place of metrics.jsonl, and a file in place of TensorBoard's folder."""
+    run = RunFolder(plain.run_folder)
+    run.metrics.mkdir(parents=True)
+    run.tensorboard.write_text("in the way")
+    plain.run("TrainLoRA")
+    said = capsys.readouterr().out
+    assert f"{run.metrics}: Is a directory; no more is written there, the training goes on" in said
+    assert f"{run.tensorboard}: File exists; no more is written there, the training goes on" in said
+    name = "pytorch_lora_weights.safetensors"
+    assert (run.path / name).read_bytes() == (finished.run_folder / name).read_bytes()
+
+
+def test_a_line_of_the_metrics_that_cannot_be_read_is_left_out(plain, finished, monkeypatch, capsys):
+    kill_at(monkeypatch, [7])
+    with pytest.raises(Killed):
+        plain.run("TrainLoRA")
+    run = RunFolder(plain.run_folder)
+    first, second, *others = run.metrics.read_bytes().splitlines(keepends=True)
+    run.metrics.write_bytes(b"".join([first, b"\0" * 40 + b"\n", b"\xff{]\n", *others]))
+    plain.run("TrainLoRA")
+    assert f"{run.metrics}: 2 of its lines cannot be read and are left out" in capsys.readouterr().out
+    steps = [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()]
+    assert steps == [1, *range(3, STEPS + 1)]
+    assert outcome(plain.run_folder)["state"] == outcome(finished.run_folder)["state"]
+
+
+def test_where_a_batch_cannot_be_had_the_steps_before_are_in_a_checkpoint(plain, finished, monkeypatch):
+    make = Batches.training
+
+    def made(self, number):
+        if number == 3:
+            raise StoreError("an entry is corrupt")
+        return make(self, number)
+
+    plain.set("train", checkpoint_every=0)
+    monkeypatch.setattr(Batches, "training", made)
+    with pytest.raises(StoreError):
+        plain.run("TrainLoRA")
+    assert resume.newest(RunFolder(plain.run_folder), STEPS).step == 3
+    monkeypatch.setattr(Batches, "training", make)
+    plain.run("TrainLoRA")
+    assert outcome(plain.run_folder)["state"] == outcome(finished.run_folder)["state"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_closing_terminal_stops_a_stage_as_any_request_does(number):
+    with StopRequest() as stop:
+        os.kill(os.getpid(), number)
+        with pytest.raises(Stopped):
+            stop.check()

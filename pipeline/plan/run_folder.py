@@ -13,6 +13,7 @@ and the method's files: pytorch_lora_weights.safetensors of a LoRA, controlnet/ 
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -85,9 +86,12 @@ class RunFolder:
         return self.checkpoints / f"step-{step:06}.safetensors"
 
     def list_checkpoints(self) -> list[Path]:
-        """The checkpoint files, newest first."""
-        found = [path for path in self.checkpoints.glob("step-*.safetensors") if CHECKPOINT.fullmatch(path.name)]
-        return sorted(found, key=step_of, reverse=True)
+        """The checkpoint files, newest first.  Raises OSError where the folder is there and cannot be looked into."""
+        try:
+            names = os.listdir(self.checkpoints)
+        except FileNotFoundError:
+            return []
+        return sorted(map(self.checkpoints.joinpath, filter(CHECKPOINT.fullmatch, names)), key=step_of, reverse=True)
 
     def others(self) -> list["RunFolder"]:
         """The runs beside this one that have checkpoints."""

@@ -11,8 +11,11 @@ class Stopped(Exception):
     """The stage was asked to stop and did so at a safe point; what it had finished is kept."""
 
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 class StopRequest:
-    """A ``with`` block in which SIGTERM and SIGINT wait for the next `check`.
+    """A ``with`` block in which SIGTERM, SIGINT and SIGHUP, of a terminal that closes, wait for the next `check`.
 
     Outside such a block they end the process at once, as they do by default: there is nothing to keep while a model is
     loaded or compiled.
@@ -20,7 +23,7 @@ class StopRequest:
 
     def __enter__(self):
         self.requested = False
-        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def _note(self, number, frame):

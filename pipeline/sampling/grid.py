@@ -13,6 +13,9 @@ MARGIN, FONT_SIZE = 12, 15
 LINE_HEIGHT = 20
 INK, PAPER = "black", "white"
 
+MOST_LINES = 24
+"""Of a text above pictures."""
+
 Column = tuple[str, Sequence[Image.Image]]
 """A text and the pictures below it."""
 
@@ -57,32 +60,38 @@ def legible(picture: Image.Image) -> Image.Image:
         factor = max(1, min(-(-SMALLEST_SHOWN // short), LARGEST_SHOWN // long))
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     if long > LARGEST_SHOWN:
-        size = tuple(max(1, round(side * LARGEST_SHOWN / long)) for side in picture.size)
-        return picture.resize(size, Image.Resampling.LANCZOS)
+        width, height = (max(1, round(side * LARGEST_SHOWN / long)) for side in picture.size)
+        return picture.resize((width, height), Image.Resampling.LANCZOS)
     return picture
 
 
 def wrapped(text: str, width: int, font) -> list[str]:
-    """The lines of a text, none wider than ``width`` pixels; a word that is wider is cut.
+    """The lines of a text, none wider than ``width`` pixels; a word that is wider is cut, and so are many lines.
 
     Pillow's own font has Latin letters only: others show as boxes, and are in samples.json as they are.
     """
     lines = [""]
     for word in text.split():
+        if len(lines) > MOST_LINES:
+            break
         joined = f"{lines[-1]} {word}".strip()
         if font.getlength(joined) <= width:
             lines[-1] = joined
             continue
         lines += [word] if lines[-1] else []
         lines[-1] = word
-        while (kept := _fitting(lines[-1], width, font)) != lines[-1]:
+        while len(lines) <= MOST_LINES and (kept := _fitting(lines[-1], width, font)) != lines[-1]:
             lines[-1:] = [kept, lines[-1][len(kept) :]]
-    return lines
+    return [*lines[:MOST_LINES], "..."] if len(lines) > MOST_LINES else lines
 
 
 def _fitting(word: str, width: int, font) -> str:
     """As much of the beginning of a word as fits, one letter at least."""
-    kept = word
-    while len(kept) > 1 and font.getlength(kept) > width:
-        kept = kept[:-1]
-    return kept
+    fits, too_many = 1, len(word) + 1
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        if font.getlength(word[:middle]) <= width:
+            fits = middle
+        else:
+            too_many = middle
+    return word[:fits]

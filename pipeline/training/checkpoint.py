@@ -17,6 +17,7 @@ from cache import canonical, digest, write_tensors
 from cache.core.files import make_folder
 from pipeline.errors import UserError
 from pipeline.plan.run_folder import RunFolder, step_of
+from pipeline.process.progress import say
 
 DIGEST_BYTES = 16
 LENGTH = ("train.steps", "train.epochs")
@@ -49,7 +50,8 @@ def save(run: RunFolder, step: int, state: dict, counters: dict, identity: dict,
     tensors = {name: ("float32", tuple(state[name].shape)) for name in names}
     metadata = {key: json.dumps(value, sort_keys=True) for key, value in notes.items()}
     write_tensors(path, tensors, (_array(state[name]) for name in names), metadata)
-    for old in run.list_checkpoints()[keep:]:
+    older = [each for each in run.list_checkpoints() if step_of(each) < step]  # others: of whoever wrote them
+    for old in older[keep - 1 :]:
         old.unlink(missing_ok=True)
     return path
 
@@ -61,8 +63,17 @@ def newest(run: RunFolder, at_most: int) -> Checkpoint | None:
             try:
                 return _read(path)
             except UserError as error:
-                print(f"{error}; going back to the one before", flush=True)
+                say(f"{error}; going back to the one before{_set_aside(path)}")
     return None
+
+
+def _set_aside(path: Path) -> str:
+    """Rename a damaged checkpoint, so that it is not taken for one again; what to say of it."""
+    aside = path.with_name(f"{path.name}.damaged")
+    with suppress(OSError):  # to read it again costs less than to end here
+        path.replace(aside)
+        return f", and keeping it as {aside.name}"
+    return ""
 
 
 def find_shorter(run: RunFolder, identity: dict, at_most: int) -> Checkpoint | None:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -123,8 +124,8 @@ class Training:
 
 def run(
     training: Training,
-    make: Callable[[int], object],
-    tensors: Callable[[object], tuple],
+    make: Callable[[int], Any],
+    tensors: Callable[[Any], tuple],
     settings: Train,
     folder: RunFolder,
     identity: dict,
@@ -136,10 +137,12 @@ def run(
 
     The device is waited for every ``log_every`` steps and at checkpoints.  Returns the last loss, the median step time
     in seconds, and the share of all time that was spent waiting for batches.  Raises UserError where the loss is not
-    finite; Stopped, with a checkpoint written, after the step in which it was asked for.
+    finite; Stopped, with a checkpoint written, after the step in which it was asked for.  Where the next batch cannot
+    be had, a checkpoint of the steps so far is written too.
     """
     size = settings.accumulate
     numbers = range(training.step * size, settings.steps * size)
+    saved = training.step  # of which step there is a checkpoint, or that needs none
     with (
         Metrics(folder, training.step, settings) as metrics,
         Progress("train", settings.steps, "step", training.step) as progress,
@@ -149,7 +152,14 @@ def run(
         stop = None
         while training.step < settings.steps:
             rate = training.learning_rates[0]
-            outcome = training.advance([tensors(ahead.next()) for _ in range(size)])
+            try:
+                several = [tensors(ahead.next()) for _ in range(size)]
+            except BaseException:  # a corrupt entry for one; all steps so far are sound
+                if training.step > saved:
+                    metrics.sync()
+                    training.save(folder, identity, settings.keep_checkpoints)
+                raise
+            outcome = training.advance(several)
             stop = stop or safe.enter_context(StopRequest())  # before, there was nothing to keep: a step may compile
             if metrics.is_due(training.step):
                 loss = metrics.write(training.step, outcome, rate, ahead.waited_seconds)
@@ -157,6 +167,7 @@ def run(
             if _is_checkpoint_due(training.step, settings) or stop.requested:
                 metrics.sync()
                 training.save(folder, identity, settings.keep_checkpoints)
+                saved = training.step
             if training.step < settings.steps:
                 stop.check()
         return metrics.summary()

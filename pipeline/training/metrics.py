@@ -3,9 +3,10 @@
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from cache import write_atomically
 from pipeline.devices import device
 from pipeline.errors import UserError
 from pipeline.plan.run_folder import RunFolder
+from pipeline.process.progress import say
 from pipeline.settings.fields import Train
 
 
@@ -25,7 +27,7 @@ class Outcome:
 
     losses: Sequence
     scale: float
-    norm: object
+    norm: Any
 
     def read(self) -> tuple[float, float]:
         """The mean loss and the gradient's norm; waits for the device."""
@@ -36,27 +38,33 @@ class Outcome:
 class Metrics:
     """Writes a line every ``log_every`` steps and for the last one; use it in a ``with`` block.
 
-    What the run's folder says of steps after ``first_step`` is removed: these will be taken again.
+    What the run's folder says of steps after ``first_step`` is removed: these will be taken again.  What cannot be
+    written, on a full disk for one, is given up with one line: it must not stop a training.
     """
 
     def __init__(self, run: RunFolder, first_step: int, settings: Train):
-        from tensorboardX import SummaryWriter
-
         self.settings = settings
-        kept = kept_lines(run.metrics, first_step)
-        write_atomically(run.metrics, "".join(kept))
-        self._file = open(run.metrics, "a")
-        self._board = SummaryWriter(str(run.tensorboard), purge_step=first_step + 1, write_to_disk=True)
-        self._seconds, self._waited = [json.loads(line)["step_seconds"] for line in kept], 0.0
-        self._loss = json.loads(kept[-1])["loss"] if kept else None
+        self._lines, self._waited = Lines(run.metrics, first_step), 0.0
+        self._writers: list[Lines | Board] = [self._lines, Board(run.tensorboard, first_step + 1)]
+        self._attempt(lambda writer: writer.open())
+        kept = [json.loads(line) for line in self._lines.kept]
+        self._seconds, self._loss = [line["step_seconds"] for line in kept], kept[-1]["loss"] if kept else None
         self._step, self._began, self._first = first_step, time.perf_counter(), time.perf_counter()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
-        self._file.close()
-        self._board.close()
+        self._attempt(lambda writer: writer.close())
+
+    def _attempt(self, work: Callable[[Any], object]) -> None:
+        """Have all writers do it, and give up those that cannot."""
+        for writer in list(self._writers):
+            try:
+                work(writer)
+            except OSError as error:
+                self._writers.remove(writer)
+                say(f"{writer.path}: {error.strerror or error}; no more is written there, the training goes on")
 
     def is_due(self, step: int) -> bool:
         return step % self.settings.log_every == 0 or step == self.settings.steps
@@ -82,17 +90,12 @@ class Metrics:
         }
         self._seconds.append(line["step_seconds"])
         self._step, self._began, self._waited, self._loss = step, now, waited_seconds, loss
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        for name, value in line.items():
-            if name != "step" and value is not None:
-                self._board.add_scalar(f"train/{name}", value, step)
+        self._attempt(lambda writer: writer.add(line))
         return loss
 
     def sync(self) -> None:
         """Wait until all lines are on disk: a checkpoint must not be newer than them."""
-        os.fsync(self._file.fileno())
-        self._board.flush()
+        self._attempt(lambda writer: writer.sync())
 
     def summary(self) -> dict:
         """The last loss, the median step time in seconds, and the share of all time that was spent waiting for data."""
@@ -101,13 +104,86 @@ class Metrics:
         return {"loss": self._loss, "step_seconds": median, "data_wait_share": self._waited / whole}
 
 
+class Lines:
+    """metrics.jsonl.  kept: its lines up to ``last_step``, from which it goes on."""
+
+    def __init__(self, path: Path, last_step: int):
+        self.path, self._last_step, self.kept = path, last_step, list[str]()
+
+    def open(self) -> None:
+        self.kept = kept_lines(self.path, self._last_step)
+        write_atomically(self.path, "".join(self.kept))
+        self._file = open(self.path, "a")
+
+    def add(self, line: dict) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Board:
+    """TensorBoard's scalars, written by the thread that trains.
+
+    tensorboardX's own SummaryWriter writes from a thread of its own: where that cannot write, its queue fills up, and
+    the training waits for ever.  first_step: older files in the folder count for the steps before it alone.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        self.path, self._first_step = folder, first_step
+
+    def open(self) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self.path.mkdir(exist_ok=True)
+        self._file = EventsWriter(str(self.path / "events"))
+        self._file.write_event(Event(step=self._first_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, line: dict) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        values = [
+            scalar(f"train/{name}", value) for name, value in line.items() if name != "step" and value is not None
+        ]
+        for value in values:
+            self._file.write_event(Event(step=line["step"], wall_time=time.time(), summary=value))
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Nothing: the scalars are in metrics.jsonl too."""
+
+    def close(self) -> None:
+        self._file.close()
+
+
 def kept_lines(path: Path, last_step: int) -> list[str]:
-    """The whole lines of a metrics file up to a step; none where there is no file."""
+    """The whole lines of a metrics file up to a step; none where there is no file.
+
+    Lines that cannot be read, as a disk that failed leaves them, are left out, and said.
+    """
     try:
-        lines = path.read_text().splitlines(keepends=True)
+        lines = path.read_text(errors="replace").splitlines(keepends=True)
     except FileNotFoundError:
         return []
-    return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last_step]
+    steps = [_step_in(line) for line in lines]
+    if damaged := sum(step is None for step in steps[:-1]):  # the last one may have been cut short by a kill
+        say(f"{path}: {damaged} of its lines cannot be read and are left out")
+    return [line for line, step in zip(lines, steps) if step is not None and step <= last_step]
+
+
+def _step_in(line: str) -> int | None:
+    try:
+        found = json.loads(line)
+        is_whole = line.endswith("\n") and isinstance(found["step_seconds"], float) and "loss" in found
+        return found["step"] if is_whole and isinstance(found["step"], int) else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def copy(source: RunFolder, target: RunFolder, last_step: int) -> None:
