@@ -5,10 +5,9 @@ From configs, the store's indices and the list of photos alone; imports no MindS
 
 import os
 import shutil
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from pipeline.data import variants
 from pipeline.devices import device
@@ -112,6 +111,17 @@ def _found(subject: Subject, model: Model, training: dict, written_rows: dict[st
 # --- room on the disks --------------------------------------------------------------------------------------------
 
 
+class Disk(TypedDict):
+    """A file system, and the folders on it that will be written to.  is_complete: whether ``needed_bytes`` is all."""
+
+    folders: list[str]
+    needed_bytes: int
+    is_complete: bool
+    estimated: list[str]
+    free_bytes: int
+    fits: bool
+
+
 class Written(NamedTuple):
     """What will be written to a folder.  is_complete: whether that is all; else it is what is known of it."""
 
@@ -138,20 +148,23 @@ def _downloaded(num_bytes: int) -> list[Written]:
     return [Written(pretrained.hub_folder(), num_bytes, True)] if num_bytes else []
 
 
-def _disks(several: Iterable[Written]) -> list[dict]:
+def _disks(several: Iterable[Written]) -> list[Disk]:
     """By file system: what will be written to it, and what is free there."""
-    disks: defaultdict[int, dict] = defaultdict(
-        lambda: {"folders": [], "needed_bytes": 0, "is_complete": True, "estimated": []}
-    )
+    disks: dict[int, Disk] = {}
     for written_to in several:
         existing = next(each for each in (written_to.folder, *written_to.folder.parents) if each.exists())
-        disk = disks[os.stat(existing).st_dev]
+        disk = disks.setdefault(os.stat(existing).st_dev, _empty_disk())
         disk["folders"].append(str(written_to.folder))
         disk["needed_bytes"] += written_to.num_bytes
         disk["is_complete"] &= written_to.is_complete
         disk["estimated"] = ["needed_bytes"] if disk["estimated"] or written_to.is_estimated else []
         disk["free_bytes"] = shutil.disk_usage(existing).free
-    return [disk | {"fits": disk["needed_bytes"] <= disk["free_bytes"]} for disk in disks.values()]
+        disk["fits"] = disk["needed_bytes"] <= disk["free_bytes"]
+    return list(disks.values())
+
+
+def _empty_disk() -> Disk:
+    return {"folders": [], "needed_bytes": 0, "is_complete": True, "estimated": [], "free_bytes": 0, "fits": True}
 
 
 def check_room(plan: Plan) -> None:
