@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 from pipeline.devices import device
 from pipeline.errors import UserError
@@ -26,17 +27,33 @@ class Knob:
         return f"[{self.table}] {self.name} = {json.dumps(value)}"
 
 
-def verdict(subject: Subject, peak_bytes: int, knobs: Sequence[Knob], peak_of: Callable[[Subject], int]) -> dict:
+class Advice(TypedDict):
+    """Settings to change.  peak_bytes: what the stage then takes; fits: whether that is little enough."""
+
+    settings: list[str]
+    peak_bytes: int
+    fits: bool
+
+
+class Verdict(TypedDict):
+    """Whether a stage fits one device, which has ``memory_bytes``; advice: what to change where it does not."""
+
+    memory_bytes: int
+    fits: bool
+    advice: Advice | None
+
+
+def verdict(subject: Subject, peak_bytes: int, knobs: Sequence[Knob], peak_of: Callable[[Subject], int]) -> Verdict:
     """Whether a stage fits one device, and, where it does not, which settings make it fit.
 
-    knobs: in the order in which they are turned, each only as far as it takes.  Of the advice, "peak_bytes" is what the
-    stage then takes, and "fits" whether that is little enough.
+    knobs: in the order in which they are turned, each only as far as it takes.
     """
-    found = {"memory_bytes": subject.memory_bytes, "fits": peak_bytes <= subject.memory_bytes, "advice": None}
-    return found if found["fits"] else found | {"advice": _advice(subject, peak_bytes, knobs, peak_of)}
+    fits = peak_bytes <= subject.memory_bytes
+    advice = None if fits else _advice(subject, peak_bytes, knobs, peak_of)
+    return {"memory_bytes": subject.memory_bytes, "fits": fits, "advice": advice}
 
 
-def _advice(subject: Subject, peak_bytes: int, knobs: Sequence[Knob], peak_of: Callable[[Subject], int]) -> dict:
+def _advice(subject: Subject, peak_bytes: int, knobs: Sequence[Knob], peak_of: Callable[[Subject], int]) -> Advice:
     settings: list[str] = []
     for knob in knobs:
         least = None

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from pipeline.data import variants
 from pipeline.devices.precision import BYTES
@@ -32,22 +32,60 @@ class Load(NamedTuple):
     working_bytes: int
 
 
+class Loaded(TypedDict):
+    """What loading takes.  host_loading_bytes: of the host in any case, besides the pages of the files, which the host
+    can take back."""
+
+    components: list[str]
+    parameters: int
+    weights_bytes: int
+    files_bytes: int
+    host_loading_bytes: int
+
+
+class Estimate(Loaded, advice.Verdict):
+    """What a stage takes.  peak_bytes: of the process on CPU, of the device elsewhere.  estimated: fields that are."""
+
+    peak_bytes: int
+    estimated: list[str]
+
+
+class Parts(Loaded, memory.Steps):
+    """What a training keeps, part by part.
+
+    checkpoints_bytes: at most at one time, while a new one is written.
+    """
+
+    trained_parameters: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    num_shapes: int
+    checkpoints_bytes: int
+    result_bytes: int
+
+
+class TrainingEstimate(Parts, advice.Verdict):
+    """What a training takes.  estimated: fields that are."""
+
+    estimated: list[str]
+
+
 # --- stages that encode, draw or decode ---------------------------------------------------------------------------
 
 
-def stage(subject: Subject, name: str) -> dict:
-    """What one of the stages that `loads` names takes.
-
-    peak_bytes: of the process on CPU, of the device elsewhere; host_loading_bytes: of the host in any case, besides the
-    pages of the files, which the host can take back.  fits, advice: as `advice.verdict` has them.
-    """
+def stage(subject: Subject, name: str) -> Estimate:
+    """What one of the stages that `loads` names takes."""
     load_of, knobs = loads(subject)[name]
     peak_bytes = _peak_bytes(subject, load_of)
-    found = _loaded(subject, load_of(subject)) | {"peak_bytes": peak_bytes, "estimated": list(ESTIMATED)}
-    return found | advice.verdict(subject, peak_bytes, knobs, lambda other: _peak_bytes(other, load_of))
+    return {
+        **_loaded(subject, load_of(subject)),
+        "peak_bytes": peak_bytes,
+        "estimated": list(ESTIMATED),
+        **advice.verdict(subject, peak_bytes, knobs, lambda other: _peak_bytes(other, load_of)),
+    }
 
 
-def _loaded(subject: Subject, load: Load) -> dict:
+def _loaded(subject: Subject, load: Load) -> Loaded:
     return {
         "components": list(load.components),
         "parameters": load.parameters,
@@ -136,29 +174,26 @@ def loads(subject: Subject) -> dict[str, tuple[Callable[[Subject], Load], list[a
 # --- training -----------------------------------------------------------------------------------------------------
 
 
-def training(subject: Subject, epoch: Epoch) -> dict:
-    """What a training keeps: of the frozen models and of what trains, which has float32 and two moments.
-
-    checkpoints_bytes: at most at one time, while a new one is written.  memory_bytes: what the device has.
-    """
-    found = _training(subject, epoch)
+def training(subject: Subject, epoch: Epoch) -> TrainingEstimate:
+    """What a training keeps: of the frozen models and of what trains, which has float32 and two moments."""
+    parts = _parts(subject, epoch)
 
     def peak_of(other: Subject) -> int:
         is_smaller = other.experiment.data != subject.experiment.data
         sizes = frozenset(variants.squares(other.experiment.data)) if is_smaller else epoch.sizes
-        return _training(other, epoch._replace(sizes=sizes))["peak_bytes"]
+        return _parts(other, epoch._replace(sizes=sizes))["peak_bytes"]
 
-    found |= {"estimated": [*ESTIMATED, *ACTIVATIONS]}
     knobs = [advice.CHECKPOINTING, advice.BATCH, advice.PRESET, *advice.of_method(subject), advice.RESOLUTION]
-    return found | advice.verdict(subject, found["peak_bytes"], knobs, peak_of)
+    verdict = advice.verdict(subject, parts["peak_bytes"], knobs, peak_of)
+    return {**parts, "estimated": [*ESTIMATED, *ACTIVATIONS], **verdict}
 
 
-def _training(subject: Subject, epoch: Epoch) -> dict:
+def _parts(subject: Subject, epoch: Epoch) -> Parts:
     experiment, settings = subject.experiment, subject.experiment.train
     frozen, trained = _frozen(subject), _trained(subject)
     copies = 4 if settings.ema_decay else 3
     saved = BYTES[subject.method.saved_dtype(experiment)]
-    held = {
+    held: memory.Held = {
         "weights_bytes": frozen.weights_bytes + 4 * trained,
         "gradients_bytes": 4 * trained * (1 + (settings.accumulate > 1)),
         "optimizer_bytes": 4 * trained * (copies - 1),

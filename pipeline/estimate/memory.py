@@ -9,7 +9,7 @@ libraries, which are in the host's memory.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from pipeline.plan import mode
 from pipeline.settings.fields import Train
@@ -123,15 +123,34 @@ def steps_bytes(
     return int(fixed + shape.blocks * per_block + kept.matrices_at_a_time * matrix)
 
 
-def of_training(
-    held_bytes: dict[str, int], shape: Shape, settings: Train, device: str, element_bytes: int, num_sizes: int
-) -> dict:
+class Held(TypedDict):
+    """What is there all the time while a training runs."""
+
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+
+
+class Steps(TypedDict):
+    """What the steps of a training keep.
+
+    peak_bytes: of the whole training, which is that of the process on CPU, of the device elsewhere.
+    """
+
+    mode: str
+    tokens: int
+    activations_bytes: int
+    activations_without_checkpointing_bytes: int
+    activations_with_checkpointing_bytes: int
+    peak_bytes: int
+
+
+def of_training(held: Held, shape: Shape, settings: Train, device: str, element_bytes: int, num_sizes: int) -> Steps:
     """The mode of the steps, what they keep with and without gradient checkpointing, and the peak of the training.
 
-    held_bytes: what is there all the time, with the weights as "weights_bytes".  settings: of which the number of steps
-    is known.  num_sizes: that batches come in.  The peak is that of the process on CPU, of the device elsewhere.
+    settings: of which the number of steps is known.  num_sizes: that batches come in.
     """
-    weights = held_bytes["weights_bytes"]
+    weights = held["weights_bytes"]
 
     def steps(checkpointing: bool) -> tuple[str, int]:
         own = dataclasses.replace(settings, gradient_checkpointing=checkpointing)
@@ -139,7 +158,7 @@ def of_training(
         return chosen, steps_bytes(shape, weights, chosen, checkpointing, device, element_bytes)
 
     chosen, own = steps(settings.gradient_checkpointing)
-    beside = sum(held_bytes.values()) - weights
+    beside = held["gradients_bytes"] + held["optimizer_bytes"]
     return {
         "mode": chosen,
         "tokens": shape.tokens,

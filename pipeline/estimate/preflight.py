@@ -7,13 +7,13 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 from pipeline.data import variants
 from pipeline.devices import device
 from pipeline.errors import UserError
 from pipeline.estimate import estimates, listing, written
-from pipeline.estimate.estimates import Epoch
+from pipeline.estimate.estimates import Epoch, Estimate, TrainingEstimate
 from pipeline.estimate.listing import Listing
 from pipeline.estimate.model import Model, model_of
 from pipeline.estimate.report import in_units
@@ -28,7 +28,62 @@ QUICK_BYTES = 1 << 30
 """Weights that the plan itself reads for their digests; where they are more, it leaves them to GetModel."""
 
 
-def of_experiment(experiment: Experiment, method: Method, model_config: str = "") -> dict:
+class PlannedModel(TypedDict):
+    """download_bytes: 0 where nothing is to be downloaded."""
+
+    name: str
+    configs: str
+    is_here: bool
+    weights_bytes: int
+    download_bytes: int
+
+
+class PlannedStage(Estimate):
+    """What a stage takes, and what it writes: see `written.Row`."""
+
+    items: int | None
+    missing: int | None
+    item_bytes: int
+    store_bytes: int | None
+    runs_bytes: NotRequired[int]
+
+
+class PlannedTraining(TrainingEstimate):
+    """trains: the method.  stage: that trains.  is_done, run_folder: where weights and photos are here."""
+
+    trains: str
+    stage: str
+    label: str
+    is_done: NotRequired[bool]
+    run_folder: NotRequired[str]
+
+
+class Disk(TypedDict):
+    """A file system, and the folders on it that will be written to.  is_complete: whether ``needed_bytes`` is all."""
+
+    folders: list[str]
+    needed_bytes: int
+    is_complete: bool
+    estimated: list[str]
+    free_bytes: int
+    fits: bool
+
+
+class PlanEstimate(TypedDict):
+    """All that is known of what an experiment will take.  devices_here: None on a CPU."""
+
+    device: str
+    devices_used: int
+    devices_here: int | None
+    preset: str
+    model: PlannedModel
+    notes: list[str]
+    stages: dict[str, PlannedStage]
+    training: PlannedTraining
+    disks: list[Disk]
+
+
+def of_experiment(experiment: Experiment, method: Method, model_config: str = "") -> PlanEstimate:
     """As much as can be said in seconds; "notes" say what is not known yet, and which stage finds it out.
 
     model_config: as of `model_of`.  Raises UserError where there is nothing to plan with.
@@ -46,30 +101,32 @@ def _is_read(plan: Plan) -> bool:
     return pretrained.unread_bytes(plan.model_folder, plan.store.facts, variant) < QUICK_BYTES
 
 
-def of_plan(plan: Plan) -> dict:
+def of_plan(plan: Plan) -> PlanEstimate:
     """What each stage of an experiment has, lacks and takes, all of it counted that can be."""
     subject = Subject(plan.model_folder, plan.experiment, plan.device, plan.method, plan.family, has_weights=True)
     epoch = Epoch(len(plan.examples), frozenset(plan.examples.sizes))
-    training = estimates.training(subject, epoch)  # first: it says where no ControlNet can be made
+    training = _training(subject, epoch)  # first: it says where no ControlNet can be made
     training |= {"is_done": plan.is_trained, "run_folder": str(plan.run.path)}
     there_bytes = sum(path.stat().st_size for path in plan.run.list_checkpoints())
     return _found(subject, model_of(plan.experiment), training, written.of_plan(plan), there_bytes)
 
 
-def of_configs(model: Model, experiment: Experiment, method: Method, listed: Listing | None) -> dict:
+def of_configs(model: Model, experiment: Experiment, method: Method, listed: Listing | None) -> PlanEstimate:
     """As `of_plan`, where weights or photos are not here, or have not been looked into."""
     target, _ = device_and_precision(experiment)
     subject = Subject(model.configs, experiment, target, method, family_of(model.configs), model.is_here)
     squares = variants.squares(experiment.data)
     num_photos = len(listed.photos) if listed else 1
     epoch = Epoch(num_photos * experiment.data.repeats * len(squares), frozenset(squares))
-    training = estimates.training(subject, epoch)
+    training = _training(subject, epoch)
     training["estimated"] += ["num_shapes"] if experiment.data.buckets else []
     found = _found(subject, model, training, written.of_listing(subject, listed))
     return found | {"notes": found["notes"] + _notes(experiment, method, listed, found["stages"])}
 
 
-def _notes(experiment: Experiment, method: Method, listed: Listing | None, stages: dict[str, dict]) -> list[str]:
+def _notes(
+    experiment: Experiment, method: Method, listed: Listing | None, stages: dict[str, PlannedStage]
+) -> list[str]:
     """What is not known before GetModel and CheckData have looked into weights and photos."""
     if listed is None:
         then = "check [data] images" if experiment.data.images else "CheckData draws what is in it"
@@ -85,41 +142,41 @@ def _notes(experiment: Experiment, method: Method, listed: Listing | None, stage
     return notes
 
 
-def _found(subject: Subject, model: Model, training: dict, written_rows: dict[str, dict], there_bytes: int = 0) -> dict:
-    """written_rows: what each stage writes.  there_bytes: of the training's checkpoints."""
-    stages = {}
-    for name, row in written_rows.items():
+def _training(subject: Subject, epoch: Epoch) -> PlannedTraining:
+    method, estimate = subject.method, estimates.training(subject, epoch)
+    return {"trains": method.name, "stage": method.stages.train, "label": method.label, **estimate}
+
+
+def _found(
+    subject: Subject, model: Model, training: PlannedTraining, rows: dict[str, written.Row], there_bytes: int = 0
+) -> PlanEstimate:
+    """rows: what each stage writes.  there_bytes: of the training's checkpoints."""
+    stages: dict[str, PlannedStage] = {}
+    for name, row in rows.items():
         taken = estimates.stage(subject, name)
-        stages[name] = taken | row | {"estimated": taken["estimated"] + row["estimated"]}
+        stages[name] = {**taken, **row, "estimated": taken["estimated"] + row["estimated"]}
     size = sum(subject.file_bytes(component) for component in pretrained.WEIGHTS)
     download_bytes = size if model.is_to_be_fetched else 0  # configs and tokenizers are a few megabytes
-    own = {"name": model.name, "configs": str(model.configs), "is_here": model.is_here}
     return {
         "device": subject.target,
         "devices_used": 1,
         "devices_here": device.num_npus() if subject.target == "Ascend" else None,
         "preset": subject.policies.label,
-        "model": own | {"weights_bytes": size, "download_bytes": download_bytes},
+        "model": {
+            "name": model.name,
+            "configs": str(model.configs),
+            "is_here": model.is_here,
+            "weights_bytes": size,
+            "download_bytes": download_bytes,
+        },
         "notes": [model.why] if model.why else [],
         "stages": stages,
-        "training": {"trains": subject.method.name, "stage": subject.method.stages.train, "label": subject.method.label}
-        | training,
+        "training": training,
         "disks": _disks([*_written(subject.experiment, stages, training, there_bytes), *_downloaded(download_bytes)]),
     }
 
 
 # --- room on the disks --------------------------------------------------------------------------------------------
-
-
-class Disk(TypedDict):
-    """A file system, and the folders on it that will be written to.  is_complete: whether ``needed_bytes`` is all."""
-
-    folders: list[str]
-    needed_bytes: int
-    is_complete: bool
-    estimated: list[str]
-    free_bytes: int
-    fits: bool
 
 
 class Written(NamedTuple):
@@ -131,7 +188,9 @@ class Written(NamedTuple):
     is_complete: bool = True
 
 
-def _written(experiment: Experiment, stages: dict[str, dict], training: dict, there_bytes: int) -> list[Written]:
+def _written(
+    experiment: Experiment, stages: dict[str, PlannedStage], training: PlannedTraining, there_bytes: int
+) -> list[Written]:
     """To the store, and to the runs."""
     stored = [row["store_bytes"] for row in stages.values()]
     in_runs = sum(row.get("runs_bytes", 0) for row in stages.values())

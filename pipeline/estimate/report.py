@@ -3,9 +3,17 @@
 import json
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
+from pipeline.estimate.estimates import Estimate
 from pipeline.estimate.subject import PUBLISHED
+
+if TYPE_CHECKING:
+    from pipeline.estimate.preflight import Disk, PlanEstimate, PlannedTraining
+
+Figures = Mapping[str, Any]
+"""A row of which some figures, which are numbers or None, are told by their names."""
 
 WIDTH, NAME_WIDTH = 80, 23
 UNBROKEN = "\N{NO-BREAK SPACE}"
@@ -13,7 +21,7 @@ ENCODERS_AS_COMPONENTS = {"EncodeCLIP": "text_encoder", "EncodeT5": "text_encode
 """What the encoders are called in the JSON of a plan from configs alone, as they always were."""
 
 
-def as_json(found: dict, by_component: bool = False) -> str:
+def as_json(found: "PlanEstimate", by_component: bool = False) -> str:
     """by_component: see `ENCODERS_AS_COMPONENTS`."""
     if by_component:
         stages = {ENCODERS_AS_COMPONENTS.get(name, name): row for name, row in found["stages"].items()}
@@ -21,13 +29,13 @@ def as_json(found: dict, by_component: bool = False) -> str:
     return json.dumps(found, indent=2)
 
 
-def as_table(found: dict) -> str:
+def as_table(found: "PlanEstimate") -> str:
     """Figures in "estimated" of a row are marked with ~."""
     parts = [_heading(found), _memory(found), _disk(found), _training(found["training"]), _room(found["disks"])]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
-def _heading(found: dict) -> list[str]:
+def _heading(found: "PlanEstimate") -> list[str]:
     model = found["model"]
     lines = [f"device {found['device']}, {in_units(found['training']['memory_bytes'])}{_number_of_npus(found)}"]
     lines[0] += f"; precision {found['preset']}"
@@ -39,7 +47,7 @@ def _heading(found: dict) -> list[str]:
     return [*lines, "~ is estimated, all else is counted"]
 
 
-def _number_of_npus(found: dict) -> str:
+def _number_of_npus(found: "PlanEstimate") -> str:
     here = found["devices_here"]
     if here is None:
         return ""
@@ -49,11 +57,11 @@ def _number_of_npus(found: dict) -> str:
 # --- memory -------------------------------------------------------------------------------------------------------
 
 
-def _memory(found: dict) -> list[str]:
+def _memory(found: "PlanEstimate") -> list[str]:
     """A row for each stage, in their order, and what to do where one does not fit."""
     stages, training = found["stages"], found["training"]
     encoders = {name: row for name, row in stages.items() if name.startswith("Encode")}
-    rows = encoders | {training["stage"]: training} | stages
+    rows: dict[str, Estimate] = {**encoders, training["stage"]: training, **stages}
     lines = [
         f"{'memory, of one device':<{NAME_WIDTH}}{'parameters':>15}{'weights':>11}{'peak':>11}{'host, loading':>15}"
     ]
@@ -66,13 +74,14 @@ def _memory(found: dict) -> list[str]:
     return [*lines, *(_wrapped(_of_files(rows.values())) if found["device"] != "CPU" else ())]
 
 
-def _of_files(rows: Iterable[dict]) -> str:
+def _of_files(rows: Iterable[Estimate]) -> str:
     most = max(row["files_bytes"] for row in rows)
     return f"While it loads, the host also holds pages of the files, {in_units(most)} at most, and can take them back."
 
 
-def _too_much(row: dict) -> str:
+def _too_much(row: Estimate) -> str:
     advice, enough = row["advice"], in_units(row["memory_bytes"])
+    assert advice is not None
     settings = [each.replace(" ", UNBROKEN) for each in advice["settings"]]
     if not settings:
         return f"too much for {enough}, whatever is set; it takes a device with more memory"
@@ -85,7 +94,7 @@ def _too_much(row: dict) -> str:
 # --- disk ---------------------------------------------------------------------------------------------------------
 
 
-def _disk(found: dict) -> list[str]:
+def _disk(found: "PlanEstimate") -> list[str]:
     lines = [f"{'disk':<{NAME_WIDTH}}{'items':>11}{'missing':>11}{'each':>11}{'to the store':>14}{'to runs':>10}"]
     for name, row in found["stages"].items():
         cells = [_number(row, "items"), _number(row, "missing"), _cell(row, "item_bytes", 11)]
@@ -94,7 +103,7 @@ def _disk(found: dict) -> list[str]:
     return lines
 
 
-def _room(disks: list[dict]) -> list[str]:
+def _room(disks: "list[Disk]") -> list[str]:
     lines = []
     for disk in disks:
         least = "" if disk["is_complete"] else "at least "
@@ -109,7 +118,7 @@ def _room(disks: list[dict]) -> list[str]:
 # --- training -----------------------------------------------------------------------------------------------------
 
 
-def _training(own: dict) -> list[str]:
+def _training(own: "PlannedTraining") -> list[str]:
     """What a training keeps, part by part."""
     done = ", which is done" if own.get("is_done") else ""
     mode = "compiled" if own["mode"] == "jit" else "in PyNative"
@@ -125,17 +134,17 @@ def _training(own: dict) -> list[str]:
 # --- cells --------------------------------------------------------------------------------------------------------
 
 
-def _cell(row: dict, key: str, width: int = 0) -> str:
+def _cell(row: Figures, key: str, width: int = 0) -> str:
     text = "?" if row[key] is None else in_units(row[key])
     return f"{_mark(row, key)}{text}".rjust(width)
 
 
-def _number(row: dict, key: str, width: int = 11) -> str:
+def _number(row: Figures, key: str, width: int = 11) -> str:
     text = "?" if row[key] is None else f"{row[key]:,}"
     return f"{_mark(row, key)}{text}".rjust(width)
 
 
-def _mark(row: dict, key: str) -> str:
+def _mark(row: Figures, key: str) -> str:
     return "~" if key in row["estimated"] and row[key] else ""
 
 

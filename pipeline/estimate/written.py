@@ -6,6 +6,7 @@ a list of the photos that are there.
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple, NotRequired, TypedDict
 
 from cache import caption_item
 from pipeline.data import variants
@@ -23,28 +24,55 @@ OVERHEAD = 1.02
 """What the store adds to the rows of an entry: checksums, indices, alignment; small vectors take a little more."""
 
 
+class Row(TypedDict):
+    """What a stage writes.  items, missing: None where that is not known.  estimated: fields that are.
+
+    store_bytes: of what is missing, or of all where nobody knows.  runs_bytes: likewise, to the run's folder.
+    """
+
+    items: int | None
+    missing: int | None
+    item_bytes: int
+    store_bytes: int | None
+    estimated: list[str]
+    runs_bytes: NotRequired[int]
+
+
+class Counted(NamedTuple):
+    """The entries of one recipe."""
+
+    items: int
+    missing: int
+    item_bytes: int
+
+
 # --- a plan's, item by item ---------------------------------------------------------------------------------------
 
 
-def of_plan(plan: Plan) -> dict[str, dict]:
-    """What each stage has to make, by name: see `_row`."""
-    parts: dict[str, list[dict]] = {}
+def of_plan(plan: Plan) -> dict[str, Row]:
+    """What each stage has to make, by name."""
+    parts: dict[str, list[Counted]] = {}
     for need in encoded(plan):
         entries = plan.entries(need.recipe)
-        part = _row(len(need.items), len(entries.missing(need.items)), _entry_bytes(entries.shape, entries.dtype))
+        part = Counted(len(need.items), len(entries.missing(need.items)), _entry_bytes(entries.shape, entries.dtype))
         parts.setdefault(need.stage, []).append(part)
     rows = {stage: _sum(several) for stage, several in parts.items()}
     return rows | (_drawn(plan) if pictures.is_asked(plan.experiment, plan.method) else {})
 
 
-def _sum(rows: list[dict]) -> dict:
+def _sum(parts: list[Counted]) -> Row:
     """Of a stage that makes entries of several sizes; item_bytes: of the mean one."""
-    found = {key: sum(row[key] for row in rows) for key in ("items", "missing", "store_bytes")}
-    all_bytes = sum(row["items"] * row["item_bytes"] for row in rows)
-    return found | {"item_bytes": all_bytes // max(1, found["items"]), "estimated": []}
+    items = sum(part.items for part in parts)
+    return {
+        "items": items,
+        "missing": sum(part.missing for part in parts),
+        "store_bytes": sum(_stored_bytes(part.missing, part.item_bytes) for part in parts),
+        "item_bytes": sum(part.items * part.item_bytes for part in parts) // max(1, items),
+        "estimated": [],
+    }
 
 
-def _drawn(plan: Plan) -> dict[str, dict]:
+def _drawn(plan: Plan) -> dict[str, Row]:
     """Pictures with what the experiment trains are all missing until that is there."""
     several = [pictures.base(plan)] if plan.experiment.sample.base else []
     several += [pictures.trained(plan)] if plan.is_trained else []
@@ -63,7 +91,7 @@ def _drawn(plan: Plan) -> dict[str, dict]:
 # --- from configs and a list of photos ----------------------------------------------------------------------------
 
 
-def of_listing(subject: Subject, listed: Listing | None) -> dict[str, dict]:
+def of_listing(subject: Subject, listed: Listing | None) -> dict[str, Row]:
     """As `of_plan`; what is missing is known only where there is no store yet.
 
     listed: None where the photos are not there; then nothing is known but the bytes of an item.
@@ -116,15 +144,19 @@ def _entry_bytes_of(subject: Subject, stage: str) -> int:
 # --- rows ---------------------------------------------------------------------------------------------------------
 
 
-def _row(items: int | None, missing: int | None, item_bytes: int) -> dict:
-    """items, missing: None where that is not known.  store_bytes: of what is missing, or of all where nobody knows."""
+def _row(items: int | None, missing: int | None, item_bytes: int) -> Row:
+    """Of a stage that makes entries of one size."""
     number = items if missing is None else missing
-    stored = None if number is None else math.ceil(number * item_bytes * OVERHEAD)
+    stored = None if number is None else _stored_bytes(number, item_bytes)
     estimated = ["store_bytes"] if missing is None else []
     return {"items": items, "missing": missing, "item_bytes": item_bytes, "store_bytes": stored, "estimated": estimated}
 
 
-def _png_row(experiment: Experiment, method: Method, missing: int | None) -> dict:
+def _stored_bytes(number: int, item_bytes: int) -> int:
+    return math.ceil(number * item_bytes * OVERHEAD)
+
+
+def _png_row(experiment: Experiment, method: Method, missing: int | None) -> Row:
     """Of pictures, which go to the run's folder: three bytes a pixel, of which PNG saves a part.
 
     The conditions, where the method reads some, are written beside them, and one image shows all of them.
