@@ -2,11 +2,44 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 
 PEAK = 255.0
 """Of pixels."""
+
+Figure = Literal["relative_error", "cosine", "psnr_db"]
+
+
+class Item(TypedDict):
+    """How far both sides are apart at one item, by its name.  psnr_db: of decoded images."""
+
+    item: str
+    relative_error: float
+    cosine: float
+    psnr_db: NotRequired[float]
+
+
+class Summary(TypedDict):
+    """Of one figure over all items where it is finite; None without any."""
+
+    mean: float | None
+    worst: float | None
+    worst_item: str | None
+
+
+class Change(TypedDict):
+    """Means of paired losses, and of their difference, own - against; above 0, own is worse.
+
+    standard_error: None of a single pair.
+    """
+
+    pairs: int
+    own: float
+    against: float
+    change: float
+    standard_error: float | None
 
 
 def relative_error(found: np.ndarray, reference: np.ndarray) -> float:
@@ -46,16 +79,16 @@ def not_finite(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def items(found: Mapping, reference: Mapping, names: Mapping, part: Callable = lambda array: array) -> list[dict]:
+def items(found: Mapping, reference: Mapping, names: Mapping, part: Callable = lambda array: array) -> list[Item]:
     """Error and cosine of ``part`` of each item, and its name; both mappings have the same keys."""
-    rows = []
+    rows: list[Item] = []
     for key, name in names.items():
         pair = part(found[key]), part(reference[key])
         rows.append({"item": name, "relative_error": relative_error(*pair), "cosine": cosine(*pair)})
     return rows
 
 
-def summary(rows: Sequence[dict], figure: str, worst: Callable[..., int]) -> dict:
+def summary(rows: Sequence[Item], figure: Figure, worst: Callable[..., int]) -> Summary:
     """Mean and worst of a figure over the items where it is finite, and the item where it is worst; None without any.
 
     worst: ``max`` of what should be small, ``min`` of what should be large.
@@ -67,18 +100,20 @@ def summary(rows: Sequence[dict], figure: str, worst: Callable[..., int]) -> dic
     return {"mean": float(np.mean(list(known.values()))), "worst": known[place], "worst_item": rows[place]["item"]}
 
 
-def change(own: np.ndarray, against: np.ndarray) -> dict | None:
-    """Means of paired losses, and mean and standard error of their difference, own - against; above 0, own is worse.
-
-    None where any is not finite.  The standard error of a single pair is None.
-    """
+def change(own: np.ndarray, against: np.ndarray) -> Change | None:
+    """How paired losses differ; None where any is not finite."""
     own, against = own.astype(np.float64), against.astype(np.float64)
     if not len(own) or not _are_finite(own, against):
         return None
     difference = own - against
     error = float(difference.std(ddof=1) / np.sqrt(len(difference))) if len(difference) > 1 else None
-    means = {"own": float(own.mean()), "against": float(against.mean())}
-    return {"pairs": len(own), **means, "change": float(difference.mean()), "standard_error": error}
+    return {
+        "pairs": len(own),
+        "own": float(own.mean()),
+        "against": float(against.mean()),
+        "change": float(difference.mean()),
+        "standard_error": error,
+    }
 
 
 def _are_finite(*arrays: np.ndarray) -> bool:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from pipeline.study.subject import (
     label,
 )
 
-WORST = {"relative_error": max, "cosine": min}
+WORST: dict[distances.Figure, Callable[..., int]] = {"relative_error": max, "cosine": min}
 """Of each figure, which is the worst."""
 
 LEGEND = """\
@@ -33,16 +34,63 @@ predict from the reference's tensors.  PSNR: of the images that the reference's 
 change of the loss: own - reference, each with its own tensors and transformer, same noise; above 0, own is worse."""
 
 
-def heading(plans: Mapping[str, Plan], pairs: int) -> dict:
+class Sample(TypedDict):
+    """How much is compared.  pairs: of noise and noise level."""
+
+    captions: int
+    photos: int
+    pairs: int
+
+
+class NotFinite(TypedDict):
+    """How many items have values that are not finite, and how many values these are."""
+
+    items: int
+    values: int
+
+
+class Component(TypedDict):
+    """The figures of one component, of two sides by side; those that are not required need its outputs.
+
+    compared: which output.  by_item, relative_error, cosine: where the policies differ.  psnr_db: of the VAE.
+    """
+
+    compared: str
+    policies: dict[str, str]
+    same_policy: bool
+    weights_bytes: dict[str, int]
+    item_bytes: NotRequired[dict[str, int]]
+    items: NotRequired[int]
+    not_finite: NotRequired[dict[str, NotFinite]]
+    by_item: NotRequired[list[distances.Item]]
+    relative_error: NotRequired[distances.Summary]
+    cosine: NotRequired[distances.Summary]
+    psnr_db: NotRequired[distances.Summary]
+
+
+class Report(TypedDict):
+    """All figures of a study.  loss: None where none can be compared.  picture: the path of the picture, if any."""
+
+    experiment: str
+    device: str
+    presets: dict[str, str]
+    sample: Sample
+    components: dict[str, Component]
+    loss: distances.Change | None
+    problems: list[str]
+    picture: str | None
+
+
+def heading(plans: Mapping[str, Plan], pairs: int) -> Report:
     """What is compared with what, and what it takes: all that is known before anything is computed."""
     plan = plans[OWN]
     weights = {side: _weights_bytes(each) for side, each in plans.items()}
-    sample = {"captions": len(plan.captions.items), "photos": len({photo.digest for photo in plan.photos})}
+    num_photos = len({photo.digest for photo in plan.photos})
     return {
         "experiment": plan.experiment.name,
         "device": plan.device,
         "presets": {side: each.precision.label for side, each in plans.items()},
-        "sample": sample | {"pairs": pairs},
+        "sample": {"captions": len(plan.captions.items), "photos": num_photos, "pairs": pairs},
         "components": {
             name: {
                 "compared": what,
@@ -64,7 +112,7 @@ def _weights_bytes(plan: Plan) -> dict[str, int]:
     return {name: number * BYTES[getattr(plan.precision, name).params] for name, number in numbers.items()}
 
 
-def add_encoder(report: dict, plans: Mapping[str, Plan], component: str, outputs) -> None:
+def add_encoder(report: Report, plans: Mapping[str, Plan], component: str, outputs) -> None:
     """Add the figures of what an encoder has computed; outputs: `study.Outputs`."""
     values = np.mean([array.size for array in outputs.sides[AGAINST].values()])
     storage = {side: getattr(plan.precision, component).storage for side, plan in plans.items()}
@@ -73,7 +121,7 @@ def add_encoder(report: dict, plans: Mapping[str, Plan], component: str, outputs
     _add(report, plans, component, outputs, _mean_of if component == IMAGE_ENCODER else np.asarray)
 
 
-def add_transformer(report: dict, plans: Mapping[str, Plan], outputs) -> None:
+def add_transformer(report: Report, plans: Mapping[str, Plan], outputs) -> None:
     _add(report, plans, NETWORK, outputs, np.asarray)
 
 
@@ -81,7 +129,7 @@ def _mean_of(posterior: np.ndarray) -> np.ndarray:
     return np.split(posterior, 2)[0]
 
 
-def _add(report: dict, plans: Mapping[str, Plan], component: str, outputs, part: Callable) -> None:
+def _add(report: Report, plans: Mapping[str, Plan], component: str, outputs, part: Callable) -> None:
     """What is not finite, counted over whole items; and, of ``part`` of them, how far both sides are apart."""
     row, names = report["components"][component], outputs.names
     row["items"], row["not_finite"] = len(names), {}
@@ -91,7 +139,8 @@ def _add(report: dict, plans: Mapping[str, Plan], component: str, outputs, part:
             report["problems"].append(_problem(plans[side], component, len(bad), len(names), side))
     if not row["same_policy"]:
         row["by_item"] = distances.items(outputs.sides[OWN], outputs.sides[AGAINST], names, part)
-        row |= {figure: distances.summary(row["by_item"], figure, worst) for figure, worst in WORST.items()}
+        for figure, worst in WORST.items():
+            row[figure] = distances.summary(row["by_item"], figure, worst)
 
 
 def _problem(plan: Plan, component: str, number: int, total: int, side: str) -> str:
@@ -113,7 +162,7 @@ def _advice(plan: Plan, component: str, policy: Policy, side: str) -> str:
     return f'try [precision.{component}] params = "fp32" and compute = "fp32"'
 
 
-def as_json(report: dict) -> str:
+def as_json(report: Report) -> str:
     """Strict JSON: numbers that are not finite are null."""
     return json.dumps(_nulled(report), indent=2, allow_nan=False)
 
@@ -129,7 +178,7 @@ def _nulled(value):
 # --- for people ---------------------------------------------------------------------------------------------------
 
 
-def as_table(report: dict) -> str:
+def as_table(report: Report) -> str:
     """All figures as text; names of captions and files are cut where they are long."""
     sample, presets, rows = report["sample"], report["presets"], report["components"]
     first = f"{report['experiment']} on {report['device']}: its own precision, {presets[OWN]}, beside the reference"
@@ -145,51 +194,52 @@ def as_table(report: dict) -> str:
     return "\n\n".join("\n".join(part) for part in [*parts, report["problems"], [LEGEND], _picture(report)] if part)
 
 
-def _picture(report: dict) -> list[str]:
+def _picture(report: Report) -> list[str]:
     return [f"picture: {report['picture']}"] if report["picture"] else []
 
 
-def _differences(rows: dict) -> list[list[str]]:
+def _differences(rows: Mapping[str, Component]) -> list[list[str]]:
     heads = ["relative error, mean", "worst", "cosine, mean", "worst", "not finite, own", "reference"]
     lines = [["", "own", "reference", *heads]]
     for name, row in rows.items():
-        figures = [
-            _said(form, row.get(figure, {}).get(key))
-            for figure, form in (("relative_error", "{:.2e}"), ("cosine", "{:.8f}"))
-            for key in ("mean", "worst")
-        ]
+        figures = _mean_and_worst("{:.2e}", row.get("relative_error")) + _mean_and_worst("{:.8f}", row.get("cosine"))
         figures = ["same policy", "", "", ""] if row["same_policy"] else figures
         lines.append([name, *row["policies"].values(), *figures, *(_not_finite(row, side) for side in SIDES)])
     return lines
 
 
-def _not_finite(row: dict, side: str) -> str:
+def _mean_and_worst(form: str, summary: distances.Summary | None) -> list[str]:
+    return ["-", "-"] if summary is None else [_said(form, summary["mean"]), _said(form, summary["worst"])]
+
+
+def _not_finite(row: Component, side: str) -> str:
     if "not_finite" not in row:
         return "-"
     found = row["not_finite"][side]
     return f"{found['values']:,} in {found['items']} of {row['items']}" if found["items"] else f"0 of {row['items']}"
 
 
-def _worst(report: dict) -> list[str]:
+def _worst(report: Report) -> list[str]:
     """Where each component is worst, the decoded images, and the loss."""
     lines = []
     for name, row in report["components"].items():
-        if row.get("relative_error", {}).get("worst") is not None:
-            lines.append([name, f"worst at {short(row['relative_error']['worst_item'])}"])
+        error = row.get("relative_error")
+        if error and error["worst_item"] is not None:
+            lines.append([name, f"worst at {short(error['worst_item'])}"])
     psnr, loss = report["components"][IMAGE_ENCODER].get("psnr_db"), report["loss"]
-    if psnr and psnr["worst"] is not None:
+    if psnr and psnr["worst_item"] is not None:
         worst = f"{psnr['worst']:.1f} dB at {short(psnr['worst_item'])}"
         lines.append(["decoded images", f"PSNR {psnr['mean']:.1f} dB in the mean, worst {worst}"])
     if loss:
-        error = _said("{:.1e}", loss["standard_error"])
-        change = f"changes by {loss['change']:+.2e}, standard error {error} ({loss['pairs']} pairs)"
+        deviation = _said("{:.1e}", loss["standard_error"])
+        change = f"changes by {loss['change']:+.2e}, standard error {deviation} ({loss['pairs']} pairs)"
         lines.append(["training loss", f"{loss['against']:.5f} with the reference, {loss['own']:.5f} own: {change}"])
     elif report["problems"]:
         lines.append(["training loss", "none, as not everything is finite"])
     return _aligned(lines)
 
 
-def _bytes(rows: dict) -> list[list[str]]:
+def _bytes(rows: Mapping[str, Component]) -> list[list[str]]:
     lines = [["", "weights, own", "reference", "saved", "a stored item, own", "reference", "saved"]]
     for name, row in rows.items():
         pairs = row["weights_bytes"], row.get("item_bytes")
@@ -197,7 +247,7 @@ def _bytes(rows: dict) -> list[list[str]]:
     return lines
 
 
-def _saved(pair: dict | None) -> list[str]:
+def _saved(pair: dict[str, int] | None) -> list[str]:
     if pair is None:
         return ["-"] * 3
     saved = pair[AGAINST] - pair[OWN]

@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cache import write_atomically
 from cache.core.files import make_folder
-from pipeline.study.figures import short
-from pipeline.study.study import Study
+from pipeline.study.figures import Component, short
+from pipeline.study.study import Study, WorstImage
 from pipeline.study.subject import AGAINST, COMPONENTS, IMAGE_ENCODER, OWN
 
 MARGIN, HEAD = 24, 72
@@ -51,13 +52,13 @@ def draw(study: Study) -> Image.Image:
     return canvas
 
 
-def _errors(row: dict) -> np.ndarray:
+def _errors(row: Component) -> np.ndarray:
     """log10 of the errors that have one."""
     errors = [item["relative_error"] for item in row.get("by_item", ())]
     return np.log10([error for error in errors if math.isfinite(error) and error > 0])
 
 
-def _limits(rows: dict) -> tuple[int, int]:
+def _limits(rows: Mapping[str, Component]) -> tuple[int, int]:
     """The decades that hold all components' errors, so that one axis serves them all."""
     known = np.concatenate([_errors(row) for row in rows.values()])
     if not len(known):
@@ -66,7 +67,9 @@ def _limits(rows: dict) -> tuple[int, int]:
     return low, max(high, low + 1)
 
 
-def _panel(pen: ImageDraw.ImageDraw, corner: tuple[int, int], name: str, row: dict, limits: tuple[int, int]) -> None:
+def _panel(
+    pen: ImageDraw.ImageDraw, corner: tuple[int, int], name: str, row: Component, limits: tuple[int, int]
+) -> None:
     """A component's histogram, its axes labelled."""
     (left, top), (width, height) = corner, PANEL
     errors, items = _errors(row), len(row.get("by_item", ()))
@@ -116,7 +119,9 @@ def _bars(
     _text(pen, (x0 - 8, (y0 + y1) // 2), "items", 13, "rm")
 
 
-def _images(canvas: Image.Image, pen: ImageDraw.ImageDraw, top: int, policies: dict, worst: tuple) -> None:
+def _images(
+    canvas: Image.Image, pen: ImageDraw.ImageDraw, top: int, policies: dict[str, str], worst: WorstImage
+) -> None:
     """The image that differs most, decoded from both posteriors, and the difference."""
     row, reference, own = worst
     factor = amplification(own - reference)

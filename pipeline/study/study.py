@@ -20,6 +20,8 @@ from pipeline.plan.plan import Plan
 from pipeline.process import children
 from pipeline.settings.reading import load_experiment
 from pipeline.study import distances, figures
+from pipeline.study.distances import Item
+from pipeline.study.figures import Component, Report
 from pipeline.study.subject import (
     AGAINST,
     CAPTION_ENCODERS,
@@ -39,17 +41,20 @@ from pipeline.study.subject import (
     plans_of,
 )
 
+WorstImage = tuple[Item, np.ndarray, np.ndarray]
+"""Its row of the report; and its pixels in [0, 255], (3, height, width), from the reference's posterior and from
+the experiment's own."""
+
 
 @dataclass(frozen=True)
 class Study:
     """report: all figures; see `figures`.
 
-    worst_image: its row of the report, and pixels in [0, 255], (3, height, width), decoded from the reference's
-    posterior and from the experiment's own; None where the VAE's policies are the same or nothing could be decoded.
+    worst_image: None where the VAE's policies are the same or nothing could be decoded.
     """
 
-    report: dict
-    worst_image: tuple[dict, np.ndarray, np.ndarray] | None = None
+    report: Report
+    worst_image: WorstImage | None = None
 
     @property
     def has_picture(self) -> bool:
@@ -113,7 +118,7 @@ def _run(job: Job, plans: Mapping[str, Plan]) -> None:
         raise UserError(f"{job.component}, {policy}: {children.reason(code)}")
 
 
-def _predict(job: Job, plans: Mapping[str, Plan], encoded: Mapping[str, Outputs], report: dict) -> None:
+def _predict(job: Job, plans: Mapping[str, Plan], encoded: Mapping[str, Outputs], report: Report) -> None:
     """Have the transformer predict, from the reference's tensors where these are finite, and compare the losses.
 
     There are losses to compare where all that both sides have encoded is finite.
@@ -171,7 +176,7 @@ def _write(entries: Entries, arrays: Mapping[str, np.ndarray], items: Sequence[s
             writer.write(item, arrays[item].astype(entries.layout.real))
 
 
-def _compare_decoded(job: Job, row: dict, posteriors: Outputs) -> tuple[dict, np.ndarray, np.ndarray] | None:
+def _compare_decoded(job: Job, row: Component, posteriors: Outputs) -> WorstImage | None:
     """Add to the VAE's figures those of the decoded pictures; returns the worst pair."""
     if row["same_policy"]:
         return None
