@@ -13,6 +13,7 @@ from lab import Lab
 from pipeline.devices import device
 from pipeline.errors import UserError
 from pipeline.estimate import listing, memory, model, preflight, report
+from pipeline.estimate.units import in_units
 from pipeline.methods import CONTROLNET, LORA
 from pipeline.settings.fields import Experiment
 from pipeline.settings.reading import load_experiment
@@ -280,5 +281,5 @@ def test_the_table_has_80_columns_and_marks_what_is_estimated(tmp_path, trains, 
     assert max(len(line) for line in lines if str(tmp_path) not in line) <= 80
     for name, row in found["stages"].items():
         memory_line, disk_line = (line for line in lines if line.startswith(f"{name} "))
-        assert f"~{report.in_units(row['peak_bytes'])}" in memory_line and f" {row['parameters']:,} " in memory_line
+        assert f"~{in_units(row['peak_bytes'])}" in memory_line and f" {row['parameters']:,} " in memory_line
         assert ("~" in disk_line) == any(row.get(key) and key in row["estimated"] for key in ("items", "item_bytes"))

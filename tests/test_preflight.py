@@ -12,6 +12,7 @@ from lab import ENCODERS, Lab
 from pipeline import stages
 from pipeline.errors import UserError
 from pipeline.estimate import estimates, preflight, report
+from pipeline.estimate.units import in_units
 from pipeline.methods import CONTROLNET
 from pipeline.plan.plan import resolve
 from pipeline.settings.fields import Train
@@ -142,4 +143,4 @@ def test_it_imports_no_mindspore(lab):
     ("number", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_500_000, "1.5 MB"), (2 * 10**15, "2000.0 TB")]
 )
 def test_bytes_are_said_in_units(number, text):
-    assert report.in_units(number) == text
+    assert in_units(number) == text

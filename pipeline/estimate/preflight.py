@@ -16,8 +16,8 @@ from pipeline.estimate import estimates, listing, written
 from pipeline.estimate.estimates import Epoch, Estimate, TrainingEstimate
 from pipeline.estimate.listing import Listing
 from pipeline.estimate.model import Model, model_of
-from pipeline.estimate.report import in_units
 from pipeline.estimate.subject import Subject
+from pipeline.estimate.units import in_units
 from pipeline.flux import pretrained
 from pipeline.plan.families import family_of
 from pipeline.plan.method import Method

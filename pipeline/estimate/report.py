@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.estimate.estimates import Estimate
 from pipeline.estimate.subject import PUBLISHED
+from pipeline.estimate.units import in_units
 
 if TYPE_CHECKING:
     from pipeline.estimate.preflight import Disk, PlanEstimate, PlannedTraining
@@ -153,8 +154,3 @@ def _wrapped(text: str, indent: str = "") -> list[str]:
     text = re.sub(r"(?<=\d) (?=[kMGT]?B\b)", UNBROKEN, text)
     lines = textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     return [line.replace(UNBROKEN, " ") for line in lines]
-
-
-def in_units(number: int) -> str:
-    power = min(4, max(0, (len(str(number)) - 1) // 3))
-    return f"{number / 1000**power:.{min(power, 1)}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

@@ -139,7 +139,7 @@ class Plan:
     def _captioned(self, kind: str) -> Entries:
         encoder = self.family.caption_encoders[kind]
         settings = self.family.caption_settings(kind, self.model_folder, self.experiment.data)
-        return self._encoded(kind, encoder.component, tokenizer=self.digest_of(encoder.tokenizer), **settings)
+        return self._encoded(kind, encoder.component, tokenizer=self.tokenizer_digest(encoder.tokenizer), **settings)
 
     def latents(self, variant: Variant, condition: str = conditions.FILE) -> Entries:
         """The VAE's posterior, (2 * latent_channels, height, width) per image: means, then log-variances.
@@ -226,8 +226,9 @@ class Plan:
 
         Raises StoreError where its files are no longer those that the plan's addresses are about.
         """
-        self.digest_of(component)  # before the files are opened
-        policy = None if component in pretrained.TOKENIZERS else self.policy(component)
+        is_tokenizer = component in pretrained.TOKENIZERS
+        (self.tokenizer_digest if is_tokenizer else self.digest_of)(component)  # before the files are opened
+        policy = None if is_tokenizer else self.policy(component)
         loaded = self.family.load(self.model_folder, component, policy, self.experiment.model.variant)
         self.confirm(component)
         return loaded
@@ -236,15 +237,17 @@ class Plan:
         """The frozen models that the method works with, by component."""
         return {component: self.load(component) for component in self.method.frozen(self.experiment, self.family)}
 
-    def digest_of(self, component: str) -> dict | str:
-        """What identifies a component of the pretrained model, or a tokenizer."""
-        if component in pretrained.TOKENIZERS:
-            return pretrained.tokenizer_digest(self.model_folder, component, self.store.facts)
+    def tokenizer_digest(self, component: str) -> str:
+        """What identifies a tokenizer of the pretrained model."""
+        return pretrained.tokenizer_digest(self.model_folder, component, self.store.facts)
+
+    def digest_of(self, component: str) -> dict:
+        """What identifies a component of the pretrained model: digests of its weights and of its config."""
         variant = self.experiment.model.variant
         return pretrained.component_digest(self.model_folder, component, self.store.facts, variant)
 
     def confirm(self, component: str) -> None:
-        """Raise StoreError where a file of the component has changed since `digest_of` was first asked for it.
+        """Raise StoreError where a file of the component or tokenizer has changed since its digest was first asked for.
 
         Ask it after the files were used, before what was made of them is kept.
         """
@@ -252,11 +255,11 @@ class Plan:
 
     @cached_property
     def network_digest(self) -> dict:
-        return self.digest_of(self.family.network)  # type: ignore[return-value]
+        return self.digest_of(self.family.network)
 
     @cached_property
     def image_encoder_digest(self) -> dict:
-        return self.digest_of(self.family.image_encoder)  # type: ignore[return-value]
+        return self.digest_of(self.family.image_encoder)
 
     # --- the run ---
 

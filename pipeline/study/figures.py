@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.devices import device
 from pipeline.devices.precision import BYTES, Policy
-from pipeline.estimate.report import in_units
+from pipeline.estimate.units import in_units
 from pipeline.flux.pretrained import checked_config
 from pipeline.plan.plan import Plan
 from pipeline.study import distances
