@@ -1,7 +1,7 @@
 """Every random number of a training, from a counter instead of a state: any step's draws can be had at any time.
 
-Philox (doi:10.1145/2063384.2063405) keyed by seed and purpose, its counter set to the step or epoch.  A run that is
-interrupted and resumed draws what the unbroken run draws, on every device.
+Philox (doi:10.1145/2063384.2063405) keyed by seed and purpose, its counter set to the number of the batch or epoch.
+A run that is interrupted and resumed draws what the unbroken run draws, on every device.
 """
 
 from enum import IntEnum

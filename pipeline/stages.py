@@ -67,7 +67,8 @@ class Work(Stage):
 
     done: whether its output is there.  work: makes it, and returns the outcome that the record says.
     place: the folder that the record goes to.  needs: what of the store is kept from the collector while it works.
-    addresses: what the record says of input and output.  again: called in place of ``work`` where it is done.
+    addresses: what the record says of input and output.
+    again: called instead of ``work`` when somebody runs a finished stage by hand; Luigi never does.
     is_of_pictures: whether the experiment has to ask for pictures.
     """
 
@@ -338,10 +339,9 @@ TABLE: list[Row] = [
 def _rows_of(method: Method) -> list[Row]:
     """The stages of a method that another package brings."""
     names, label = method.stages, method.label
-    encoded = ("EncodePrompts", "EncodeImages", *(("EncodeControls",) if method.reads_conditions else ()))
-    checked = "CheckControls" if method.reads_conditions else "CheckData"
+    encoded = ("EncodePrompts", "EncodeImages")
     return [
-        _room(names.room, f"As CheckRoom, for the training of a {label}.", ("GetModel", checked), method),
+        _room(names.room, f"As CheckRoom, for the training of a {label}.", ("GetModel", "CheckData"), method),
         _training(names.train, f"A {label} trained on the cached tensors.", (names.room, *encoded), method),
         _measuring(names.measure, f"As MeasureLoss, of the {label}.", method),
         _drawing(names.draw, f"As SampleLatents, with the run's {label}.", (*encoded, names.train), method),
@@ -350,7 +350,7 @@ def _rows_of(method: Method) -> list[Row]:
 
 
 for _method in METHODS.values():
-    if _method not in (LORA, CONTROLNET):
+    if _method.stages.train not in [stage.name for stage in TABLE]:
         TABLE += _rows_of(_method)
 
 STAGES: dict[str, Row] = {stage.name: stage for stage in TABLE}

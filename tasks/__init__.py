@@ -102,7 +102,7 @@ class StageTask(OfExperiment, luigi.Task):
 
 
 class RoomTask(StageTask):
-    """A check of which the table is to be seen before a training, whatever was checked before."""
+    """Runs its stage before a training even where there is room, so that people see the table."""
 
     def is_finished(self):
         stage = stages.STAGES[self.task_family]

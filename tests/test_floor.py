@@ -103,7 +103,9 @@ def with_another_setting(table: str, default: int):
     return dataclasses.make_dataclass("Experiment", fields, bases=(settings.Experiment,), frozen=True)
 
 
-@pytest.mark.parametrize("trains, table", [(LORA, "train"), (LORA, "lora"), (CONTROLNET, "controlnet")], ids=str)
+@pytest.mark.parametrize(
+    "trains, table", [(LORA, "train"), (LORA, "lora"), (LORA, "data"), (CONTROLNET, "controlnet")], ids=str
+)
 def test_a_new_setting_at_its_default_changes_no_identity(labs, trains, table):
     lab = labs["finished"].run("CheckData", "CheckControls")
     plan = resolve(lab.experiment, trains)

@@ -117,6 +117,20 @@ def test_the_loss_falls_by_more_than_three_standard_errors(lab):
     assert result["gain"] == pytest.approx(result["before"] - result["after"])
 
 
+def test_nothing_of_a_run_that_changed_a_frozen_weight_is_gone_on_from(encoded, tmp_path, monkeypatch):
+    def refuse(*given):
+        raise UserError("training changed frozen weights")
+
+    lab = encoded.copy(tmp_path / "lab").set("train", checkpoint_every=1)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="frozen"):
+        patch.setattr(guard, "check_frozen", refuse)
+        lab.run("TrainLoRA")
+    run = RunFolder(lab.run_folder)
+    assert not run.list_checkpoints() and not run.result.exists() and not list(run.path.glob("*.safetensors"))
+    lab.run("TrainLoRA")
+    assert json.loads(run.result.read_text())["steps"] == 3 and lab.done("TrainLoRA")
+
+
 def test_a_changed_frozen_weight_is_named(encoded):
     transformer = models.load_model(encoded.model, "transformer", "fp32")
     before = guard.frozen_digests({"transformer": transformer})

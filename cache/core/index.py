@@ -11,7 +11,6 @@ import numpy as np
 from cache.core.address import DIGEST_BYTES, item_key, item_keys
 
 HALF = np.dtype(">u8")
-MOST_ROWS = np.iinfo(np.uint32).max
 
 
 class Index:

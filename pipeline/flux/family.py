@@ -1,4 +1,4 @@
-"""FLUX.1 as a family: everything that a stage has to know of FLUX.1's components goes through this class.
+"""FLUX.1 as a family: what a stage has to know of the components of FLUX.1.
 
 A second family is a second folder with a class like this one, and a line in `pipeline.plan.families`.  Only what needs
 a model imports MindSpore; the scheduler asks here too.
@@ -46,7 +46,6 @@ class NetworkSize(NamedTuple):
 class Flux:
     """FLUX.1-dev and FLUX.1-schnell, and models of their format."""
 
-    name = "FLUX.1"
     network = "transformer"
     image_encoder = "vae"
     caption_encoders = {
@@ -97,7 +96,7 @@ class Flux:
         return models.blocks_of(network)
 
     def keeps_fp32(self, component: str) -> str:
-        """The dtype in which mindone keeps some parameters of a component in float32 all the same, or ""."""
+        """If a component is loaded in this dtype, mindone keeps some of its parameters in float32 even so; "": none."""
         return models.KEEPS_FP32.get(component, "")
 
     # --- a batch, in NumPy ---

@@ -12,7 +12,11 @@ from pipeline.settings.fields import Experiment
 
 LORA, CONTROLNET = LoRA(), ControlNet()
 METHODS: dict[str, Method] = {method.name: method for method in (LORA, CONTROLNET)}
-METHODS |= {point.name: point.load() for point in entry_points(group="pipeline.methods")}
+for _point in entry_points(group="pipeline.methods"):
+    _method = _point.load()
+    if _method.reads_conditions:
+        raise ImportError(f"{_point.value}: a method of another package cannot read conditions yet")
+    METHODS[_method.name] = _method
 
 
 def method_of(experiment: Experiment) -> Method:

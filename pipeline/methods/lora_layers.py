@@ -19,7 +19,9 @@ from pipeline.settings.fields import LORA_TARGETS, Lora
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 ADAPTER = "default"
-TRANSFORMER, TEXT_ENCODER = "transformer", "text_encoder"
+TRANSFORMER = "transformer"
+"""The prefix of the transformer's keys in diffusers' LoRA files."""
+
 TEXT_ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 MODEL_DRAWS = 1 << 32
 """How far apart the draws of two models' parameters begin."""

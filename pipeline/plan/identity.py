@@ -36,6 +36,10 @@ FIRST_SETTINGS = {
 default, so that runs of a version that did not know it are found.  Never add to these."""
 
 
+DATA_ELSEWHERE = ("images", "prompt", "resolution", "buckets", "max_sequence_length", "repeats", "crops", "flip")
+"""Settings of [data] that are in an identity already: by name, or in what they make of the photos and captions."""
+
+
 def decisive(plan: "Plan") -> dict:
     """All that decides the weights of the plan's run, by name: no path, no logging."""
     experiment, family = plan.experiment, plan.family
@@ -50,6 +54,7 @@ def decisive(plan: "Plan") -> dict:
             "repeats": data.repeats,
             "crops": data.crops,
             "flip": data.flip,
+            **{key: value for key, value in settings_in(experiment, "data").items() if key not in DATA_ELSEWHERE},
         },
         "transformer": plan.network_digest,
         "vae": family.scaling(plan.config(family.image_encoder)),

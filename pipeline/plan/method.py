@@ -101,7 +101,7 @@ class Method:
     # --- what it needs and what decides it ---
 
     def has_pairs(self, experiment: Experiment) -> bool:
-        """Whether photos are trained with files that are their conditions."""
+        """Whether every photo must name a file that is its condition."""
         return False
 
     def condition(self, experiment: Experiment) -> str:

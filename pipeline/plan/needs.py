@@ -20,7 +20,7 @@ def needed(plan: Plan) -> list[Need]:
 
 
 def encoded(plan: Plan) -> list[Need]:
-    """Those of them that encoders make; asks for the digests of the encoders alone."""
+    """The part of `needed` that encoders make.  It never asks for the transformer's digest."""
     captions, image_encoder = plan.captions, plan.family.image_encoder
     sources = partial(map, Source, captions.items, captions.names, captions.texts)
     of_captions = [
@@ -75,7 +75,7 @@ def _words(variant: Variant) -> str:
 
 
 def note_needs(plan: Plan) -> None:
-    """Say in the run's folder what it needs of the store: the pictures of the experiment that was drawn last too."""
+    """Write needs.json: the entries of this run, and those of the pictures drawn last.  The collector keeps them."""
     path, text = plan.run.needs, needs_text(needed(plan))
     if not path.is_file() or path.read_text() != text:
         write_atomically(path, text)

@@ -45,7 +45,7 @@ class Series:
         return {item: self.pictures[item] for item in self.entries.missing(self.pictures)}
 
     def words(self, item: str) -> str:
-        """What a picture is called by people who look into the store."""
+        """What `python -m cache` calls a picture."""
         picture = self.pictures[item]
         return f"{picture.prompt} (seed {picture.seed}, {self.name})"
 
@@ -102,10 +102,11 @@ def trained(plan: Plan) -> Series:
 
 
 def check_trained(plan: Plan, purpose: str) -> None:
-    """Raise UserError where the run has no result yet.  purpose: what that is asked for."""
+    """Raise UserError where the run has no result yet, or one of a newer version.  purpose: what that is asked for."""
     if not plan.is_trained:
         label, stage = plan.method.label, plan.method.stages.train
         raise UserError(f"{plan.run.path}: there is no trained {label} {purpose} yet; run {stage} first")
+    plan.run.read_result()
 
 
 def _pictures(plan: Plan) -> list[Picture]:

@@ -32,7 +32,7 @@ Photos = tuple[IndexedPhoto, ...]
 
 @dataclass(frozen=True)
 class ImageNeed:
-    """What a training needs of one variant of photos or conditions: items, and for each the first photo that has it."""
+    """The pictures to encode under one recipe.  items: their addresses.  photos: for each, the first photo that has it."""
 
     variant: Variant
     entries: Entries
@@ -52,7 +52,7 @@ class Captions(NamedTuple):
 class Plan:
     """device: "Ascend" or "CPU".  model_folder: of the pretrained model.
 
-    known: the photos where somebody has found them already; else the plan looks for them when it is asked.
+    known: the photos, where the caller has them; None: `photos` lists and checks them when it is first asked.
     """
 
     experiment: Experiment
@@ -144,7 +144,7 @@ class Plan:
     def latents(self, variant: Variant, condition: str = conditions.FILE) -> Entries:
         """The VAE's posterior, (2 * latent_channels, height, width) per image: means, then log-variances.
 
-        condition: computed from the image, and encoded in its place.
+        condition: FILE, the image itself is encoded; any other name, what `conditions` computes from the image is.
         """
         key = variant, condition
         if key not in self._latents:

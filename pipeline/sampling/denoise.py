@@ -40,9 +40,8 @@ def sample(plan: Plan) -> dict:
     Nothing is loaded where nothing is missing; what is drawn is kept whenever the stage ends.
     """
     pictures.check(plan.experiment, plan.method)
-    outcome = _drawn(plan, pictures.all_series(plan))
-    note_needs(plan)
-    return outcome
+    note_needs(plan)  # before: what is drawn of them is kept, however the stage ends
+    return _drawn(plan, pictures.all_series(plan))
 
 
 def _drawn(plan: Plan, series: Sequence[Series]) -> dict:

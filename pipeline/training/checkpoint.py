@@ -76,6 +76,12 @@ def _set_aside(path: Path) -> str:
     return ""
 
 
+def set_all_aside(run: RunFolder) -> None:
+    """Rename all checkpoints of a run that must not be gone on from."""
+    for path in run.list_checkpoints():
+        _set_aside(path)
+
+
 def find_shorter(run: RunFolder, identity: dict, at_most: int) -> Checkpoint | None:
     """The newest whole checkpoint of the runs beside ``run`` that differ from it in nothing but their length.
 

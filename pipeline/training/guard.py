@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 
@@ -37,12 +36,3 @@ def check_frozen(cells: dict, before: dict[str, str], trained: Iterable = ()) ->
     changed = sorted(name for name in before if after.get(name) != before[name])
     if changed:
         raise UserError(f"training changed frozen weights, so its result is refused: {', '.join(changed[:10])}")
-
-
-def check_frozen_or_discard(cells: dict, before: dict[str, str], path: Path, trained: Iterable = ()) -> None:
-    """`check_frozen`, once the result is safe on disk at ``path``; a result that fails it is removed."""
-    try:
-        check_frozen(cells, before, trained)
-    except UserError:
-        path.unlink()
-        raise

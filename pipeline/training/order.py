@@ -2,7 +2,7 @@
 
 The definition: an endless stream of epochs, each of them a permutation of all examples.  Each example goes to its
 bucket's queue; whenever a queue holds ``batch_size`` examples, they are the next batch.  So no epoch drops or repeats
-a example, and what is left in the queues at its end comes first in the next.  Any step's batch is computed from its
+an example, and what is left in the queues at its end comes first in the next.  Any step's batch is computed from its
 number, without those before it.
 """
 

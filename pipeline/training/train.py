@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from cache import write_atomically
 from cache.core.files import make_folder
+from pipeline.errors import UserError
 from pipeline.estimate import preflight
 from pipeline.methods import observed
 from pipeline.plan import mode
@@ -28,13 +29,14 @@ def train(plan: Plan) -> dict:
     where the loss is not finite, where a frozen weight has changed, or where another process trains this run.
     """
     run, label = plan.run, plan.method.label
-    begin(plan)
-    batches = Batches(plan)
-    settings = with_steps_and_mode(plan, batches)
+    make_folder(run.path)
     with loop.locked(run):
         if plan.is_trained:
             print(f"{label}: trained already, in {run.path}", flush=True)
             return {"steps": 0}
+        begin(plan)
+        batches = Batches(plan)
+        settings = with_steps_and_mode(plan, batches)
         frozen = plan.load_frozen()
         before = guard.frozen_digests(frozen)
         trainee = plan.method.make(plan, frozen)
@@ -57,8 +59,13 @@ def train(plan: Plan) -> dict:
         result = loop.run(training, batches.training, to_tensors, settings, run, identity)
         for component in frozen:
             plan.confirm(component)
+        plan.method.confirm(plan)
+        try:
+            guard.check_frozen(frozen, before, trainee.trained)
+        except UserError:
+            checkpoint.set_all_aside(run)  # else the next run would go on from them
+            raise
         path = trainee.save(run.path, training.result, _lineage(plan, settings))
-        guard.check_frozen_or_discard(frozen, before, path, trainee.trained)
         result |= {"steps": settings.steps, "trained_parameters": sum(parameter.size for parameter in trainee.trained)}
         result |= {"mode": settings.mode, "precision": found}
         write_atomically(run.result, json.dumps({"version": VERSION} | result, indent=2) + "\n")
@@ -67,14 +74,15 @@ def train(plan: Plan) -> dict:
 
 
 def begin(plan: Plan) -> None:
-    """Make the run's folder, and say there what the run is and what it needs of the store."""
-    make_folder(plan.run.path)
+    """Say in the run's folder what the run is and what it needs of the store."""
     write_atomically(plan.run.experiment, json.dumps(settings_of(plan.experiment), indent=2) + "\n")
     note_needs(plan)
 
 
 def _is_scaled(plan: Plan) -> bool:
-    return "fp16" in (plan.policy(plan.family.network).compute, plan.precision.trained.compute)
+    """Whether any part of the gradient is computed in float16, whose smallest numbers are not small enough."""
+    passed_through = plan.method.frozen(plan.experiment, plan.family)
+    return "fp16" in [plan.policy(component).compute for component in (*passed_through, "trained")]
 
 
 def with_steps_and_mode(plan: Plan, batches: Batches) -> Train:
@@ -106,8 +114,8 @@ def go_on(training: loop.Training, run: RunFolder, identity: dict, settings: Tra
     shorter = checkpoint.find_shorter(run, identity, settings.steps)
     if shorter is None:
         return
-    is_longer = checkpoint.differing(shorter.identity, identity, checkpoint.AFTERWARDS)
-    if is_longer and depends_on_total(settings.lr_scheduler):
+    differs_in_length = checkpoint.differing(shorter.identity, identity, checkpoint.AFTERWARDS)
+    if differs_in_length and depends_on_total(settings.lr_scheduler):
         print(
             f"{shorter.path} is not used: with lr_scheduler = {settings.lr_scheduler} the learning rate of each step "
             "depends on the number of steps, so this run starts anew"
