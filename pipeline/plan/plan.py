@@ -32,7 +32,7 @@ Photos = tuple[IndexedPhoto, ...]
 
 @dataclass(frozen=True)
 class ImageNeed:
-    """The pictures to encode under one recipe.  items: their addresses.  photos: for each, the first photo that has it."""
+    """The pictures to encode under one recipe.  items: their addresses.  photos: of each, the first that has it."""
 
     variant: Variant
     entries: Entries
