@@ -14,6 +14,7 @@ from cache.core.leases import lease
 from cache.core.needs import NEEDS_NAME, Need, Needs, Source, as_needs, needs_text, read_needs, union
 from cache.core.store import Store
 from cache.core.tensors import write_tensors
+from cache.core.text import printable, printable_lines
 from cache.core.writer import Writer
 from cache.tools.garbage import collect, find_garbage
 
@@ -39,6 +40,8 @@ __all__ = [
     "find_garbage",
     "lease",
     "needs_text",
+    "printable",
+    "printable_lines",
     "read_needs",
     "recipe_id",
     "union",

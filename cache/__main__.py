@@ -1,10 +1,12 @@
 """`python -m cache`: runs a tool of the store, and says in one line what went wrong."""
 
+import contextlib
 import errno
 import os
 import sys
 
 from cache.core.errors import StoreError
+from cache.core.text import printable_lines
 from cache.tools.arguments import build_parser
 
 INTERRUPTED_EXIT = 130  # what a shell reports for a process ended by Ctrl-C
@@ -23,14 +25,17 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED_EXIT
     except OSError as error:
-        if error.errno is None or not error.filename:
+        if error.errno is None:
             raise
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return _fail(f"{error.filename}: {error.strerror}; {'make room' if full else 'check it and its permissions'}")
+        if not error.filename:  # what was printed has nowhere to go
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        name, full = error.filename or "standard output", error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return _fail(f"{name}: {error.strerror}; {'make room' if full else 'check it and its permissions'}")
 
 
 def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(f"error: {printable_lines(message)}", file=sys.stderr, flush=True)
     return 1
 
 

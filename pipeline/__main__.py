@@ -7,10 +7,11 @@ import signal
 import sys
 from pathlib import Path
 
-from cache import StoreError
+from cache import StoreError, printable_lines
 from pipeline.errors import UserError
 from pipeline.estimate import preflight, report
 from pipeline.methods import CONTROLNET, method_of
+from pipeline.process.progress import say
 from pipeline.process.stopping import Stopped, end_with_parent
 from pipeline.settings.fields import PRESETS
 from pipeline.settings.reading import load_experiment
@@ -28,7 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
+        sys.stdout.flush()  # here, where it can still be said that nobody reads on
         return 0
+    except BrokenPipeError:  # the reader, such as head, has enough
+        _close_stdout()
+        return 1
     except (UserError, StoreError) as error:
         return _fail(str(error))
     except Stopped:
@@ -36,14 +41,21 @@ def main(arguments: list[str] | None = None) -> int:
         return STOPPED_EXIT
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if not error.filename:
+                _close_stdout()
             return _fail(f"{error.filename or 'the disk'}: {error.strerror}; make room, then run again")
         if error.errno is None or not error.filename:
             raise
         return _fail(f"{error.filename}: {error.strerror}; check the disk and the permissions, then run again")
 
 
+def _close_stdout() -> None:
+    """Let Python say nothing of what it cannot print any more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    say(f"error: {printable_lines(message)}", to_stderr=True)
     return 1
 
 
@@ -126,6 +138,7 @@ def _run_stage(options) -> None:
 
 
 def _as_child(options) -> None:
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # else `stty tostop` stops it at its first line, for ever
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own way of it, in the middle of an import, is a fatal error
     if options.parent:
         end_with_parent(options.parent)

@@ -9,6 +9,7 @@ import sys
 
 import luigi
 
+from cache import printable_lines
 from pipeline import stages
 from pipeline.data.survey_file import SurveyFile
 from pipeline.errors import UserError
@@ -45,7 +46,7 @@ class ExperimentParameter(luigi.Parameter):
             if self.method:
                 pictures.check(experiment, self.method)
         except UserError as error:
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {printable_lines(str(error))}")
         return self.normalize(text)
 
     def normalize(self, text: str) -> str:

@@ -104,10 +104,11 @@ def test_gc_does_not_guess_what_to_keep(two_runs, capsys, arguments, words):
     assert entries.missing(items) == []
 
 
-def test_gc_refuses_an_age_that_is_none(two_runs, capsys):
+@pytest.mark.parametrize("age", ["soon", "9" * 400 + "d"])
+def test_gc_refuses_an_age_that_is_none(two_runs, age, capsys):
     with pytest.raises(SystemExit):
-        gc(two_runs[0], "--older-than", "soon")
-    assert "'soon' is no age" in capsys.readouterr().err
+        gc(two_runs[0], "--older-than", age)
+    assert f"'{age}' is no age" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("hidden", ["runs", "runs/b", "runs/b/needs.json"])

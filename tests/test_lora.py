@@ -8,7 +8,7 @@ import pytest
 from lab import Lab
 from recipe import SEED, a_batch, batches_of, plan_of, predicted, tensors
 
-from pipeline.flux import models
+from pipeline.flux import counts, models
 from pipeline.flux.prediction import prediction
 from pipeline.methods import lora_layers as lora
 from pipeline.plan.run_folder import RunFolder
@@ -149,3 +149,11 @@ def test_training_moves_every_lora_parameter_and_nothing_else(lab, tmp_path):
     moved = {p.name for p in transformer.get_parameters() if not np.array_equal(p.asnumpy(), before[p.name])}
     assert moved == set(parameters) == {name for name in before if "lora_" in name}
     assert numbers == [0, 1, 2]
+
+
+def test_what_the_plan_counts_as_meant_by_a_pattern_is_what_is_trained(lab):
+    """A set of letters in a target passed the plan and failed here, once everything was encoded."""
+    targets = ("to_[qk]", "proj_ml?", "ff.net.*")
+    transformer, parameters = injected(lab, targets=targets)
+    layers = counts.transformer_layers(dict(transformer.config))
+    assert sum(each.size for each in parameters.values()) == counts.lora(layers, Lora().rank, targets)

@@ -13,7 +13,7 @@ Subparsers = _SubParsersAction  # what add_subparsers returns; argparse has no p
 DESCRIPTION = "The tools of the store: what it holds, whether that is sound, and why something is not there."
 DEFAULT_STORE = "store"
 DEFAULT_AGE = "1h"
-AGE = re.compile(r"(\d+)([smhd])")
+AGE = re.compile(r"(\d{1,9})([smhd])")
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 

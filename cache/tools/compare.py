@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from cache.core.address import DIGEST_BYTES, recipe_id
 from cache.core.entries import Entries
 from cache.core.needs import Need
+from cache.core.text import printable
 from cache.tools.listing import rows
-from cache.tools.tables import printable
 
 DIGEST = re.compile(f"[0-9a-f]{{{2 * DIGEST_BYTES}}}")
 SHORT = 8  # digits of a digest that tell two of them apart at a glance

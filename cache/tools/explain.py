@@ -9,9 +9,10 @@ from cache.core.folders import all_of_kind, names_of, short_id, store_of
 from cache.core.needs import Need, Source
 from cache.core.segment import Segment
 from cache.core.store import Store
+from cache.core.text import printable
 from cache.core.workspace import ID
 from cache.tools.compare import SHORT, Difference, differences
-from cache.tools.tables import printable, quoted
+from cache.tools.tables import quoted
 
 
 @dataclass(frozen=True)

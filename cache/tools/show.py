@@ -6,11 +6,12 @@ from pathlib import Path
 
 from cache.core.entries import Entries
 from cache.core.folders import kind_of, short_id
+from cache.core.text import printable
 from cache.tools.compare import Pair, flat
 from cache.tools.explain import Answer
 from cache.tools.garbage import Garbage
 from cache.tools.listing import Held, Row
-from cache.tools.tables import count, human_bytes, local_time, printable, table
+from cache.tools.tables import count, human_bytes, local_time, table
 from cache.tools.verify import Report
 
 EXAMPLES = 10
@@ -45,7 +46,7 @@ def items(entries: Entries, rows: list[Row]) -> Iterator[str]:
     """A recipe, and all that is stored of it."""
     yield f"{entries.path.name}:"
     for key, value in flat(entries.recipe):
-        yield f"  {key} = {printable(json.dumps(value, ensure_ascii=False))}"
+        yield f"  {printable(key)} = {printable(json.dumps(value, ensure_ascii=False))}"
     columns = "item", "segment", "state", "name"
     lines = [[getattr(row, name) for name in columns] for row in rows]
     yield table(columns, lines) if rows else "nothing is stored of it"

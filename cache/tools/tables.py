@@ -3,6 +3,8 @@
 import time
 from collections.abc import Iterable, Sequence
 
+from cache.core.text import printable
+
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 MAX_TEXT = 80  # characters of a caption in one line
 
@@ -39,11 +41,6 @@ def count(number: int, noun: str, plural: str = "") -> str:
 def local_time(time_ns: int) -> str:
     """A time in ns since 1970 as this machine's clock shows it; a dash where there is none."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(time_ns / 1e9)) if time_ns else "-"
-
-
-def printable(text: str) -> str:
-    """Escape what could garble a terminal or hide a part of a name."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def quoted(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from cache import FileFacts, digest
+from cache import FileFacts, digest, printable
 from cache.core.digests import RACY_NS
 from pipeline.data.images import BadImage, read_image
 from pipeline.data.photos import METADATA, Photo, Problem, list_photos
@@ -86,7 +86,7 @@ def index_files(folder: Path, names: Sequence[str], field: str, facts: FileFacts
     if problems:
         noun = "problem" if len(problems) == 1 else "problems"
         lines = [f"{problem.name}: {problem.reason}" for problem in sorted(problems)]
-        raise UserError("\n  ".join(_printable(line) for line in [f"{field}: {len(problems)} {noun}", *lines]))
+        raise UserError("\n  ".join(printable(line) for line in [f"{field}: {len(problems)} {noun}", *lines]))
     known = dict(zip(dict.fromkeys(names), indexed))
     return [known[name] for name in names]
 
@@ -193,9 +193,9 @@ def read_photo(photo: IndexedPhoto) -> Image.Image:
     try:
         content = photo.path.read_bytes()
     except OSError as error:
-        raise UserError(f"{_printable(str(photo.path))}: {error.strerror}; put it back, or start again") from error
+        raise UserError(f"{printable(str(photo.path))}: {error.strerror}; put it back, or start again") from error
     if digest(content) != photo.digest:
-        raise UserError(f"{_printable(str(photo.path))}: changed since the photos were indexed; start again")
+        raise UserError(f"{printable(str(photo.path))}: changed since the photos were indexed; start again")
     return read_image(content)
 
 
@@ -250,9 +250,4 @@ def _report(folder: Path, problems: list[Problem]) -> str:
     lines = [f"{folder}/{problem.name}: {problem.reason}" for problem in problems[:MAX_LISTED]]
     if len(problems) > MAX_LISTED:
         lines.append(f"and {len(problems) - MAX_LISTED} more, listed once these are repaired")
-    return "\n  ".join(_printable(line) for line in [first, *lines])
-
-
-def _printable(text: str) -> str:
-    """Escape what could garble a terminal or hide a part of a file name."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "\n  ".join(printable(line) for line in [first, *lines])

@@ -29,6 +29,11 @@ def lora(layers: Layers, rank: int, targets: Iterable[str]) -> int:
     return rank * sum(sum(layers[name]) for name in names)
 
 
+def is_pattern(target: str) -> bool:
+    """Whether a target is a pattern, as of `fnmatch`, and no plain ending of a name."""
+    return any(sign in target for sign in "*?[")
+
+
 def is_meant(name: str, target: str) -> bool:
     """Whether a target, the ending of a module's name or a pattern for it, means this module."""
     return fnmatch.fnmatchcase(name, target) or fnmatch.fnmatchcase(name, f"*.{target}")

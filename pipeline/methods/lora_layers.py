@@ -183,8 +183,7 @@ def _initialise(parameter, rank: int, seed: int, index: int) -> None:
 
 def _targets(transformer, settings: Lora) -> list[str]:
     """The names of the layers to train, as PEFT takes them: endings, and in place of a pattern all that it matches."""
-    found = {target: _matching(transformer, target) for target in wanted_targets(settings)}
-    return [name for target, names in found.items() for name in (names if "*" in target else [target])]
+    return [name for target in wanted_targets(settings) for name in _matching(transformer, target)]
 
 
 def wanted_targets(settings: Lora) -> tuple[str, ...]:
@@ -200,17 +199,20 @@ def wanted_targets(settings: Lora) -> tuple[str, ...]:
 
 
 def _matching(transformer, target: str) -> list[str]:
-    """The names of the modules that ``target`` stands for.  Raises UserError unless all of them are linear layers."""
+    """What PEFT is told of a target: the target where it is an ending of linear layers alone, else their whole names.
+
+    As in the plan, a target means linear layers.  Raises UserError where it means none.
+    """
     from mindspore import mint
 
     cells = {name: cell for name, cell in transformer.cells_and_names() if counts.is_meant(name, target)}
     if not cells:
         raise UserError(f"lora.targets: no module of the transformer is named {target}")
-    wrong = {type(cell).__name__ for cell in cells.values() if not isinstance(cell, mint.nn.Linear)}
-    if wrong:
-        found = " and ".join(sorted(wrong))
+    linear = [name for name, cell in cells.items() if isinstance(cell, mint.nn.Linear)]
+    if not linear:
+        found = " and ".join(sorted({type(cell).__name__ for cell in cells.values()}))
         raise UserError(f"lora.targets: {target} is a {found}, expected linear layers such as to_q or to_out.0")
-    return list(cells)
+    return linear if counts.is_pattern(target) or len(linear) < len(cells) else [target]
 
 
 def _use_precision(transformer, policy: Policy) -> None:

@@ -32,7 +32,7 @@ PRECISION_COMPONENTS = ("vae", "text_encoder", "text_encoder_2", "transformer", 
 
 
 def setting(default, **rules):
-    """A field with rules: ``choices``, ``minimum``, ``above`` (exclusive minimum), ``below``, ``multiple_of``."""
+    """A field with rules: ``choices``; ``minimum``, ``maximum``; ``above``, ``below``, exclusive; ``multiple_of``."""
     return field(default=default, metadata=rules)
 
 
@@ -64,12 +64,12 @@ class Data:
 
     images: str = setting("")
     prompt: str = setting("")
-    resolution: int | tuple = setting(512, minimum=16, multiple_of=16)
+    resolution: int | tuple = setting(512, minimum=16, maximum=8192, multiple_of=16)
     buckets: bool = setting(False)
-    crops: int = setting(0, minimum=0)
+    crops: int = setting(0, minimum=0, maximum=1000)
     flip: bool = setting(False)
-    repeats: int = setting(1, minimum=1)
-    max_sequence_length: int = setting(512, minimum=1)
+    repeats: int = setting(1, minimum=1, maximum=100_000)
+    max_sequence_length: int = setting(512, minimum=1, maximum=4096)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Lora:
     ``train_text_encoder``: CLIP too; T5 stays as it is.
     """
 
-    rank: int = setting(4, minimum=1)
+    rank: int = setting(4, minimum=1, maximum=65_536)
     alpha: float = setting(4.0, above=0)
     dropout: float = setting(0.0, minimum=0, below=1)
     targets: str | tuple = setting("attention", choices=tuple(LORA_TARGETS))
@@ -112,8 +112,8 @@ class ControlNet:
     """
 
     init_from: str = setting("")
-    num_double_layers: int = setting(4, minimum=0)
-    num_single_layers: int = setting(0, minimum=0)
+    num_double_layers: int = setting(4, minimum=0, maximum=1000)
+    num_single_layers: int = setting(0, minimum=0, maximum=1000)
     condition: str = setting("file", choices=("file", "canny", "grey", "blur", "tile"))
     conditioning_scale: float = setting(1.0, above=0)
     save_dtype: str = setting("fp32", choices=DTYPES)
@@ -127,14 +127,14 @@ class Train:
     ``max_grad_norm`` and ``checkpoint_every``: 0 is off.
     """
 
-    steps: int = setting(500, minimum=1)
-    epochs: int = setting(0, minimum=0)
-    batch_size: int = setting(1, minimum=1)
-    accumulate: int = setting(1, minimum=1)
+    steps: int = setting(500, minimum=1, maximum=1_000_000_000)
+    epochs: int = setting(0, minimum=0, maximum=1_000_000)
+    batch_size: int = setting(1, minimum=1, maximum=65_536)
+    accumulate: int = setting(1, minimum=1, maximum=65_536)
     learning_rate: float = setting(1e-4, above=0)
     text_encoder_lr: float = setting(5e-6, above=0)
     lr_scheduler: str = setting("constant", choices=LR_SCHEDULERS)
-    lr_warmup_steps: int = setting(0, minimum=0)
+    lr_warmup_steps: int = setting(0, minimum=0, maximum=1_000_000_000)
     lr_num_cycles: float = setting(0.0, minimum=0)
     lr_power: float = setting(1.0, above=0)
     optimizer: str = setting("adamw", choices=("adamw", "adam_weight_decay"))
@@ -153,9 +153,9 @@ class Train:
     posterior: str = setting("sample", choices=("sample", "mode"))
     gradient_checkpointing: bool = setting(False)
     mode: str = setting("auto", choices=("auto", "pynative", "jit"))
-    log_every: int = setting(1, minimum=1)
-    checkpoint_every: int = setting(500, minimum=0)
-    keep_checkpoints: int = setting(2, minimum=1)
+    log_every: int = setting(1, minimum=1, maximum=1_000_000_000)
+    checkpoint_every: int = setting(500, minimum=0, maximum=1_000_000_000)
+    keep_checkpoints: int = setting(2, minimum=1, maximum=1_000_000)
 
 
 @dataclass(frozen=True)
@@ -168,10 +168,10 @@ class Sampling:
 
     prompts: tuple = setting(())
     seed: int = setting(0, minimum=0, below=2**63)
-    num_inference_steps: int = setting(28, minimum=1)
+    num_inference_steps: int = setting(28, minimum=1, maximum=10_000)
     guidance_scale: float = setting(3.5, minimum=0)
-    batch_size: int = setting(1, minimum=1)
-    resolution: int = setting(0, minimum=0, multiple_of=16)
+    batch_size: int = setting(1, minimum=1, maximum=65_536)
+    resolution: int = setting(0, minimum=0, maximum=8192, multiple_of=16)
     conditions: tuple = setting(())
     base: bool = setting(True)
 

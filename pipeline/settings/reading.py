@@ -130,17 +130,25 @@ def _rule_problem(spec: dataclasses.Field, value: Any) -> str:
         return f"must be at least {rules['minimum']}, found {value}"
     if "above" in rules and value <= rules["above"]:
         return f"must be above {rules['above']}, found {value}"
+    if "maximum" in rules and value > rules["maximum"]:
+        return f"must be at most {rules['maximum']}, found {value}"
     if "below" in rules and value >= rules["below"]:
         return f"must be below {rules['below']}, found {value}"
     if "multiple_of" in rules and value % rules["multiple_of"]:
         return f"must be a multiple of {rules['multiple_of']}, found {value}"
     if spec.name == "name" and not _is_plain_name(value):
-        return f"must be a plain name (letters, digits, '.', '_', '-', not first a '.' or '-'), found {value!r}"
+        wanted = "letters, digits, '.', '_', '-', not first a '.' or '-'; 100 bytes at most"
+        return f"must be a plain name ({wanted}), found {value!r}"
     return ""
 
 
 def _is_plain_name(name: str) -> bool:
-    return bool(name) and name[0] not in ".-" and all(c.isalnum() or c in "._-" for c in name) and len(name) <= 100
+    return (
+        bool(name)
+        and name[0] not in ".-"
+        and all(c.isalnum() or c in "._-" for c in name)
+        and len(name.encode()) <= 100
+    )
 
 
 def _precision_table_problem(table: Any) -> str:
