@@ -210,6 +210,7 @@ def test_a_training_killed_by_the_kernel_ends_as_the_unbroken_one(encoded_pairs,
     assert outcome(run_folder(lab.run("TrainControlNet"))) == outcome(run_folder(other))
 
 
+@pytest.mark.slow
 def test_compiled_training_has_the_losses_of_pynative(encoded_pairs, trained, tmp_path):
     lab = encoded_pairs.copy(tmp_path / "lab").set("train", mode="jit").run("TrainControlNet")
     found, expected = ([line["loss"] for line in metrics_of(run_folder(each))] for each in (lab, trained))

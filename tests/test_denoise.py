@@ -83,7 +83,9 @@ def test_steps_are_those_of_the_scheduler():
     np.testing.assert_allclose(found, x.asnumpy(), atol=1e-6)
 
 
-@pytest.mark.parametrize("is_dev", [True, False], ids=["dev", "schnell"])
+@pytest.mark.parametrize(
+    "is_dev", [pytest.param(True, id="dev"), pytest.param(False, id="schnell", marks=pytest.mark.slow)]
+)
 def test_final_latents_are_those_of_mindones_flux_pipeline(tmp_path, tiny_model, is_dev):
     import mindspore as ms
     from mindone.diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline

@@ -180,6 +180,7 @@ def test_a_run_of_another_setting_does_not_go_on_from_this_one(finished, tmp_pat
     assert "going on" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_killed_twice_by_the_kernel_ends_as_the_unbroken_one(plain, tmp_path):
     lab = plain.set("train", steps=14, checkpoint_every=1, mode="pynative")
     other = lab.copy(tmp_path / "other")

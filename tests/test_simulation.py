@@ -93,6 +93,7 @@ def test_records_and_results_say_that_it_was_simulated(trained):
         assert json.loads(file.metadata()["precision"])["transformer"]["simulated"] is True
 
 
+@pytest.mark.slow
 def test_compiled_training_simulates_the_same(trained, tmp_path):
     lab = trained.copy(tmp_path / "lab").set("train", mode="jit").run("TrainLoRA")
     ours, theirs = (
