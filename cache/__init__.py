@@ -12,6 +12,7 @@ from cache.core.errors import CorruptEntry, MissingEntry, StoreError
 from cache.core.files import write_atomically
 from cache.core.leases import lease
 from cache.core.needs import NEEDS_NAME, Need, Needs, Source, as_needs, needs_text, read_needs, union
+from cache.core.parsing import load_json
 from cache.core.store import Store
 from cache.core.tensors import write_tensors
 from cache.core.text import printable, printable_lines
@@ -39,6 +40,7 @@ __all__ = [
     "digest",
     "find_garbage",
     "lease",
+    "load_json",
     "needs_text",
     "printable",
     "printable_lines",

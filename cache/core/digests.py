@@ -16,6 +16,7 @@ from typing import TypeVar
 from cache.core.address import hasher
 from cache.core.errors import StoreError
 from cache.core.files import make_folder
+from cache.core.parsing import load_json
 
 AnyPath = str | Path
 Stamp = tuple[int, int, int, int, bool]
@@ -187,8 +188,24 @@ def _find_many(db: sqlite3.Connection, stamps: Mapping[Path_, Stamp | None]) -> 
         query = f"SELECT path, {STAMP}, facts FROM files WHERE path IN ({','.join('?' * len(part))})"
         rows.update((row[0], row) for row in db.execute(query, part))
     known = [path for path, name in names.items() if name in rows and _is_of(rows[name], stamps[path])]
-    texts = ",".join([rows[names[path]][-1] for path in known])  # parsed at once: a million one by one take longer
-    return dict(zip(known, json.loads(f"[{texts}]"), strict=True))
+    texts = [rows[names[path]][-1] for path in known]
+    return dict(zip(known, _parsed(texts), strict=True))
+
+
+def _parsed(texts: list[str]) -> list[dict]:
+    """The facts in rows; none in a row that holds something else, which another program must have written."""
+    with suppress(ValueError, RecursionError):
+        found = json.loads(f"[{','.join(texts)}]")  # at once: a million one by one take longer
+        if len(found) == len(texts) and all(type(each) is dict for each in found):
+            return found
+    return [_facts_in(text) for text in texts]
+
+
+def _facts_in(text: str) -> dict:
+    with suppress(ValueError):
+        found = load_json(text)
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _is_of(row: tuple, stamp: Stamp | None) -> bool:

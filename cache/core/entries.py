@@ -15,6 +15,7 @@ from cache.core.errors import CorruptEntry, MissingEntry, StoreError, explained
 from cache.core.files import make_folder, write_atomically
 from cache.core.index import Index
 from cache.core.layout import Layout
+from cache.core.parsing import load_json
 from cache.core.recipe import check_recipe
 from cache.core.segment import Segment
 from cache.core.workspace import ID
@@ -196,7 +197,7 @@ class Entries:
             for name in names_in(folder / "damaged"):
                 if ID.fullmatch(name.removesuffix(suffix)) and name.endswith(suffix):
                     with suppress(*NOT_OURS):
-                        rows = json.loads((folder / "damaged" / name).read_bytes())
+                        rows = load_json((folder / "damaged" / name).read_bytes())
                         if not isinstance(rows, list) or not all(type(row) is int for row in rows):
                             continue
                         segment = os.path.join(path, "segments", name.removesuffix(suffix))

@@ -1,6 +1,5 @@
 """Finding the folders of a store on disk, for tools that do not know its recipes."""
 
-import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from cache.core.entries import Entries, names_in
 from cache.core.errors import StoreError
+from cache.core.parsing import load_json
 from cache.core.segment import Segment
 
 FOLDER = re.compile(r"[a-z0-9][a-z0-9_]*-[0-9a-f]{32}")
@@ -57,7 +57,7 @@ def entries_at(folder: Path, stores: Sequence[Path] = ()) -> Entries:
     """
     path = Path(folder) / "recipe.json"
     try:
-        entries = Entries(list(stores) or [path.parents[2]], json.loads(path.read_bytes()))
+        entries = Entries(list(stores) or [path.parents[2]], load_json(path.read_bytes()))
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, AttributeError, StoreError) as error:
@@ -100,6 +100,6 @@ def names_of(segment: Segment) -> list[str]:
 def attributes_of(segment_folder: str) -> dict:
     """The attributes in a segment's zarr.json, unchecked; none where it cannot be read."""
     with suppress(OSError, ValueError, TypeError, KeyError):
-        attributes = json.loads(Path(segment_folder, "zarr.json").read_bytes())["attributes"]
+        attributes = load_json(Path(segment_folder, "zarr.json").read_bytes())["attributes"]
         return attributes if isinstance(attributes, dict) else {}
     return {}

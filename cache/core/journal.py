@@ -11,6 +11,7 @@ from pathlib import Path
 import google_crc32c
 
 from cache.core.files import write_all
+from cache.core.parsing import load_json
 
 
 class Journal:
@@ -42,5 +43,5 @@ def read_journal(path: str | Path) -> Iterator[tuple[str, bytes, str]]:
             crc, _, text = line.removesuffix(b"\n").partition(b" ")
             if not line.endswith(b"\n") or crc != b"%08x" % google_crc32c.value(text):
                 return
-            item, row_crc, name = json.loads(text)
+            item, row_crc, name = load_json(text)
             yield item, bytes.fromhex(row_crc), name

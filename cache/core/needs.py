@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from cache.core.address import canonical, item_keys, recipe_id
 from cache.core.errors import StoreError
+from cache.core.parsing import load_json
 
 NEEDS_NAME = "needs.json"
 
@@ -77,7 +78,7 @@ def read_needs(path: Path) -> Needs:
     try:
         found: Needs = {}
         several: list[list[str]] = []
-        for row in json.loads(Path(path).read_bytes())["needs"]:
+        for row in load_json(Path(path).read_bytes())["needs"]:
             several.append(several[row["items_of"]] if "items_of" in row else _items_in(row["items"]))
             found.setdefault(row["id"], set()).update(several[-1])
         return found

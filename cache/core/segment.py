@@ -24,6 +24,7 @@ from cache.core.address import DIGEST_BYTES, item_keys
 from cache.core.errors import CorruptEntry, StoreError
 from cache.core.files import sync_folder, write_all, write_durably
 from cache.core.layout import CRC_BYTES, SIZE_BYTES, Layout, checksum
+from cache.core.parsing import load_json
 
 PREFETCH_BYTES = 1 << 20
 
@@ -107,7 +108,7 @@ class Segment:
 
     def metadata(self) -> dict:
         """The content of zarr.json. Raises OSError, or ValueError where it is damaged."""
-        metadata = json.loads(Path(self.folder, "zarr.json").read_bytes())
+        metadata = load_json(Path(self.folder, "zarr.json").read_bytes())
         attributes = metadata.get("attributes") if isinstance(metadata, dict) else None
         rest = {key: attributes[key] for key in attributes if key != "dtype"} if isinstance(attributes, dict) else {}
         if metadata != self.layout.metadata(self.num_rows, rest):

@@ -1,6 +1,5 @@
 """Garbage collection: removes entries that nobody needs, while other processes read from the store and write to it."""
 
-import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from cache.core.errors import CorruptEntry, StoreError, explained
 from cache.core.folders import born_ns, names_of
 from cache.core.leases import guarded, living_leases
 from cache.core.needs import Needs
+from cache.core.parsing import load_json
 from cache.core.salvage import salvage
 from cache.core.segment import Segment
 from cache.core.workspace import ID
@@ -100,7 +100,7 @@ def all_entries(store: Path) -> Iterator[Entries]:
     its entries are."""
     for name in names_in(Path(store) / "entries"):
         try:
-            recipe = json.loads((Path(store) / "entries" / name / "recipe.json").read_bytes())
+            recipe = load_json((Path(store) / "entries" / name / "recipe.json").read_bytes())
             entries = Entries([Path(store)], recipe)
         except (OSError, ValueError, AttributeError, StoreError):
             continue

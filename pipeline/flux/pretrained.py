@@ -3,10 +3,9 @@
 Imports no MindSpore, so that the scheduler can ask; safetensors only.  Raises UserError for what a user can put right.
 """
 
-import json
 from pathlib import Path
 
-from cache import canonical, digest
+from cache import canonical, digest, load_json
 from pipeline.errors import UserError
 
 CONFIGS = Path(__file__).with_name("configs")
@@ -160,7 +159,7 @@ def _config_path(folder: Path, component: str) -> Path:
 
 def _json(path: Path) -> dict:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = load_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: missing; the model is incomplete") from None
     except (OSError, ValueError) as error:

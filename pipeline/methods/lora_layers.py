@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache import write_tensors
+from cache import load_json, write_tensors
 from pipeline import draws
 from pipeline.devices import simulation, tensors
 from pipeline.devices.precision import Policy
@@ -131,7 +131,7 @@ def scale_of(path: Path, prefix: str = TRANSFORMER) -> float:
     if not text:
         return 1.0
     with suppress(ValueError, TypeError, KeyError, ArithmeticError):
-        declared = json.loads(text)
+        declared = load_json(text)
         scale = declared[f"{prefix}.lora_alpha"] / declared[f"{prefix}.r"]
         if math.isfinite(scale):
             return scale

@@ -1,10 +1,9 @@
 """The measured precision of every model behind a training or a picture."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
-from cache import Entries
+from cache import Entries, load_json
 from pipeline.devices import dtypes
 from pipeline.plan.method import Trainee
 from pipeline.plan.needs import IMAGES
@@ -37,6 +36,6 @@ def precision(plan: Plan, trainee: Trainee, run: Callable[[], object]) -> dict[s
 def _recorded(entries: Entries, stage: str) -> dict | None:
     """What the stage that encoded the entries found; None where nobody has left a record of it here."""
     try:
-        return json.loads((entries.path / "records" / f"{stage}.json").read_text())["outcome"]["precision"]
+        return load_json((entries.path / "records" / f"{stage}.json").read_bytes())["outcome"]["precision"]
     except (OSError, ValueError, KeyError):
         return None

@@ -12,14 +12,13 @@ RUNS/NAME-0123456789ab/
 and the method's files: pytorch_lora_weights.safetensors of a LoRA, controlnet/ of a ControlNet.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache import NEEDS_NAME
+from cache import NEEDS_NAME, load_json
 from pipeline.errors import UserError
 
 VERSION = 1
@@ -101,7 +100,7 @@ class RunFolder:
     def read_result(self) -> dict:
         """What result.json says.  Raises UserError where it is damaged, or of a newer version of this package."""
         try:
-            found = json.loads(self.result.read_text())
+            found = load_json(self.result.read_bytes())
             version = found.get("version", 1)
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"{self.result}: cannot be read: {error}; remove it and run the training again") from None

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cache import write_atomically
+from cache import load_json, write_atomically
 from cache.core.files import make_folder
 from pipeline.data import conditions, indexing
 from pipeline.devices import dtypes, tensors
@@ -25,7 +25,7 @@ def is_done(plan: Plan) -> bool:
     """Whether the run's folder shows what the experiment asks for, all of it and nothing else."""
     wanted = pictures.listing(plan)
     try:
-        found = json.loads(plan.run.samples_list.read_text())
+        found = load_json(plan.run.samples_list.read_bytes())
     except (OSError, ValueError):
         return False
     return found == wanted and all((plan.run.path / name).is_file() for name in pictures.names_in(wanted))

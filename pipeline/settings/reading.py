@@ -26,8 +26,10 @@ def load_experiment(path: Path | str | None = None) -> Experiment:
             document = tomllib.load(file)
     except OSError as error:
         raise UserError(f"{path}: cannot read the experiment file: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, and that of a number of thousands of digits
         raise UserError(f"{path}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not valid TOML: nested too deep") from None
     return _build(document, path, folder=path.resolve().parent)
 
 

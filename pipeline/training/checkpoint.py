@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache import canonical, digest, write_tensors
+from cache import canonical, digest, load_json, write_tensors
 from cache.core.files import make_folder
 from pipeline.errors import UserError
 from pipeline.plan.run_folder import RunFolder, step_of
@@ -164,7 +164,7 @@ def _notes(path: Path) -> dict:
 
     try:
         with safe_open(path, "numpy") as file:
-            return {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
+            return {key: load_json(text) for key, text in (file.metadata() or {}).items()}
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{path}: the checkpoint is damaged") from error
 
