@@ -65,7 +65,7 @@ def lab(tiny_model, tmp_path_factory) -> Lab:
 @pytest.mark.parametrize(
     "train",
     [
-        {"mode": "pynative", "batch_size": 16},
+        pytest.param({"mode": "pynative", "batch_size": 16}, marks=pytest.mark.slow),
         pytest.param({"mode": "pynative", "batch_size": 16, "gradient_checkpointing": True}, marks=pytest.mark.slow),
     ],
 )

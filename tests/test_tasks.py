@@ -97,6 +97,7 @@ def test_no_stage_outlives_luigi(lab, number, workers):
     wait_until(lambda: not is_alive(stage), 20)
 
 
+@pytest.mark.slow
 def test_no_encoding_outlives_a_killed_luigi(encoded, tmp_path):
     """The other way a stage ends: it catches the signal, commits, and exits by itself."""
     lab = Lab(tmp_path / "lab", encoded.model, num_pictures=90)
