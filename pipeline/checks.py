@@ -7,17 +7,13 @@ from pipeline.flux import pretrained
 from pipeline.process.progress import Progress
 from pipeline.settings.fields import Experiment
 
-QUICK_BYTES = 1 << 30
-"""Weights that are read in passing; more than that is read by GetModel, which says so."""
-
 
 def model_is_here(experiment: Experiment) -> bool:
     """Whether the pretrained model is on this machine, and the digests of its weights are known or soon are.
 
     Raises UserError where there is no such model.
     """
-    folder = _model_folder(experiment)
-    return pretrained.unread_bytes(folder, _facts(experiment), experiment.model.variant) < QUICK_BYTES
+    return pretrained.are_weights_known(_model_folder(experiment), _facts(experiment), experiment.model.variant)
 
 
 def get_model(experiment: Experiment) -> None:
@@ -25,9 +21,9 @@ def get_model(experiment: Experiment) -> None:
     if isinstance(experiment.model_path, str) and not _is_downloaded(experiment):
         pretrained.download(experiment.model_path, experiment.model.revision, experiment.model.variant)
     folder, facts, variant = _model_folder(experiment), _facts(experiment), experiment.model.variant
-    if pretrained.unread_bytes(folder, facts, variant) >= QUICK_BYTES:
+    if not pretrained.are_weights_known(folder, facts, variant):
         pretrained.read_weights(folder, facts, variant)
-        _check_memory(facts, pretrained.unread_bytes(folder, facts, variant) < QUICK_BYTES)
+        _check_memory(facts, pretrained.are_weights_known(folder, facts, variant))
 
 
 def _model_folder(experiment: Experiment):

@@ -168,44 +168,43 @@ def _room(name: str, about: str, after: tuple[str, ...], method: Method) -> Room
     return RoomCheck(name, about, after, 3, method)
 
 
+def _in_run(name: str, about: str, after: tuple[str, ...], method: Method, **more) -> Work:
+    """A stage whose output and record are in the run's folder."""
+    return Work(name, about, after, 0, method, place=lambda plan: plan.run.path, **more)
+
+
 def _training(name: str, about: str, after: tuple[str, ...], method: Method) -> Work:
-    return Work(
+    return _in_run(
         name,
         about,
         after,
-        0,
         method,
-        lambda plan: plan.is_trained,
-        train.train,
-        _run_path,
-        records.of_run,
+        done=lambda plan: plan.is_trained,
+        work=train.train,
+        addresses=records.of_run,
     )
 
 
 def _measuring(name: str, about: str, method: Method) -> Work:
-    return Work(
+    return _in_run(
         name,
         about,
         (method.stages.train,),
-        0,
         method,
-        lambda plan: plan.run.loss.is_file(),
-        measure.measure_to_file,
-        _run_path,
-        records.of_run,
+        done=lambda plan: plan.run.loss.is_file(),
+        work=measure.measure_to_file,
+        addresses=records.of_run,
     )
 
 
 def _drawing(name: str, about: str, after: tuple[str, ...], method: Method) -> Work:
-    return Work(
+    return _in_run(
         name,
         about,
         after,
-        0,
         method,
         done=lambda plan: _asks(plan) and not any(each.missing() for each in pictures.all_series(plan)),
         work=denoise.sample,
-        place=_run_path,
         addresses=lambda plan: records.of_entries(name, needs.sampled(plan)),
         needs=needs.needed,
         again=needs.note_needs,
@@ -214,23 +213,17 @@ def _drawing(name: str, about: str, after: tuple[str, ...], method: Method) -> W
 
 
 def _decoding(name: str, about: str, method: Method) -> Work:
-    return Work(
+    return _in_run(
         name,
         about,
         (method.stages.draw,),
-        0,
         method,
         done=lambda plan: _asks(plan) and decode.is_done(plan),
         work=decode.decode,
-        place=_run_path,
         addresses=records.of_pictures,
         needs=needs.needed,
         is_of_pictures=True,
     )
-
-
-def _run_path(plan: Plan) -> Path:
-    return plan.run.path
 
 
 def _asks(plan: Plan) -> bool:

@@ -14,6 +14,7 @@ from pipeline.devices import device
 from pipeline.errors import UserError
 from pipeline.estimate import listing, memory, model, preflight, report
 from pipeline.estimate.units import in_units
+from pipeline.flux import pretrained
 from pipeline.methods import CONTROLNET, LORA
 from pipeline.settings.fields import Experiment
 from pipeline.settings.reading import load_experiment
@@ -240,7 +241,7 @@ def test_many_new_photos_are_left_to_check_data(small, monkeypatch):
 
 
 def test_weights_that_nobody_has_read_are_left_to_get_model(small, monkeypatch):
-    monkeypatch.setattr(preflight, "QUICK_BYTES", 1)
+    monkeypatch.setattr(pretrained, "QUICK_BYTES", 1)
     found = preflight.of_experiment(small, LORA)
     assert "run_folder" not in found["training"] and found["model"]["is_here"]
 

@@ -224,6 +224,14 @@ def test_checkpoints_that_may_not_be_looked_at_are_not_taken_for_none():
                 RunFolder(folder).list_checkpoints()
 
 
+def test_a_colleagues_run_that_may_not_be_looked_at_stops_no_training():
+    with open_folder() as folder:
+        (folder / "theirs/checkpoints").mkdir(parents=True)
+        with as_nobody(folder):
+            (folder / "theirs/checkpoints").chmod(0)
+            assert resume.find_shorter(RunFolder(folder / "ours"), {}, 9) is None
+
+
 def test_side_files_that_cannot_be_written_stop_no_training(plain, finished, capsys):
     """A folder in place of metrics.jsonl, and a file in place of TensorBoard's folder."""
     run = RunFolder(plain.run_folder)

@@ -24,9 +24,6 @@ from pipeline.plan.method import Method
 from pipeline.plan.plan import Plan, device_and_precision, resolve
 from pipeline.settings.fields import Experiment
 
-QUICK_BYTES = 1 << 30
-"""Weights that the plan itself reads for their digests; where they are more, it leaves them to GetModel."""
-
 
 class PlannedModel(TypedDict):
     """download_bytes: 0 where nothing is to be downloaded."""
@@ -91,14 +88,8 @@ def of_experiment(experiment: Experiment, method: Method, model_config: str = ""
     device_and_precision(experiment)  # what is wrong there is said before anything is looked for
     model, listed = model_of(experiment, model_config), listing.listing(experiment)
     plan = resolve(experiment, method) if model.is_here else None
-    known = listing.with_photos(plan, listed) if plan and listed and _is_read(plan) else None
+    known = listing.with_photos(plan, listed) if plan and listed and plan.are_weights_known else None
     return of_plan(known) if known else of_configs(model, experiment, method, listed)
-
-
-def _is_read(plan: Plan) -> bool:
-    """Whether the digests of the weights are known, or soon are."""
-    variant = plan.experiment.model.variant
-    return pretrained.unread_bytes(plan.model_folder, plan.store.facts, variant) < QUICK_BYTES
 
 
 def of_plan(plan: Plan) -> PlanEstimate:

@@ -19,6 +19,9 @@ CONTROLNET = "controlnet"
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 CONFIG_NAMES = dict.fromkeys(TOKENIZERS, "tokenizer_config.json")
 CONFIG_NAMES["scheduler"] = "scheduler_config.json"
+QUICK_BYTES = 1 << 30
+"""Weights that are read in passing for their digests; more than that is read by GetModel, which says so."""
+
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 CONFIG_NOTES = ("_name_or_path", "_diffusers_version", "_commit_hash", "transformers_version", "torch_dtype", "dtype")
 """Config fields that say where a model came from and change nothing of what it computes."""
@@ -234,6 +237,11 @@ def unread_bytes(folder: Path, facts, variant: str = "") -> int:
     files = [path for component in WEIGHTS for path in weight_files(folder, component, variant)]
     known = facts.get_many(files)
     return sum(path.stat().st_size for path in files if "digest" not in known.get(path, {}))
+
+
+def are_weights_known(folder: Path, facts, variant: str = "") -> bool:
+    """Whether the digests of all weights are known, or can be learnt in passing."""
+    return unread_bytes(folder, facts, variant) < QUICK_BYTES
 
 
 def read_weights(folder: Path, facts, variant: str = "") -> None:

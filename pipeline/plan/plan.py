@@ -237,6 +237,11 @@ class Plan:
         """The frozen models that the method works with, by component."""
         return {component: self.load(component) for component in self.method.frozen(self.experiment, self.family)}
 
+    @property
+    def are_weights_known(self) -> bool:
+        """Whether the digests of all weights are known, or can be learnt in passing; else GetModel reads them."""
+        return pretrained.are_weights_known(self.model_folder, self.store.facts, self.experiment.model.variant)
+
     def tokenizer_digest(self, component: str) -> str:
         """What identifies a tokenizer of the pretrained model."""
         return pretrained.tokenizer_digest(self.model_folder, component, self.store.facts)

@@ -85,7 +85,7 @@ def study(path: str, against: str, num_items: int) -> Study:
     with children.interrupted_by_sigterm(), tempfile.TemporaryDirectory(prefix="precision-") as folder:
         plans = plans_of(experiment, against, Path(folder) / "store")
         photos = evenly(plans[OWN].photos, num_items)
-        plans = plans_of(experiment, against, Path(folder) / "store", tuple(photos))
+        plans = {side: plan.of(photos) for side, plan in plans.items()}
         report = figures.heading(plans, num_items)
         if all(is_same(plans, component) for component in COMPONENTS):
             return Study(report)

@@ -17,7 +17,7 @@ from pipeline.data.indexing import IndexedPhoto
 from pipeline.devices.precision import Policy
 from pipeline.methods import LORA
 from pipeline.plan.families import FLUX
-from pipeline.plan.plan import Photos, Plan, resolve
+from pipeline.plan.plan import Plan, resolve
 from pipeline.settings.fields import PRECISION_COMPONENTS, Experiment, PrecisionSettings
 from pipeline.settings.reading import load_experiment
 
@@ -56,7 +56,8 @@ class Job:
     inputs: tuple[str, ...] = ()
 
     def plans(self) -> dict[str, Plan]:
-        return plans_of(load_experiment(self.experiment), self.against, self.folder / "store", tuple(self.photos))
+        plans = plans_of(load_experiment(self.experiment), self.against, self.folder / "store")
+        return {side: plan.of(self.photos) for side, plan in plans.items()}
 
     def output(self, side: str = "", component: str = "") -> Path:
         """The file of what this job, or that of another side and component, has computed."""
@@ -75,10 +76,8 @@ class Job:
         return cls(**{**fields, "photos": photos, "folder": Path(fields["folder"])})
 
 
-def plans_of(experiment: Experiment, against: str, store: Path, photos: Photos | None = None) -> dict[str, Plan]:
+def plans_of(experiment: Experiment, against: str, store: Path) -> dict[str, Plan]:
     """The plan of each side, for the first variant of each photo.  store: a folder for what both encode.
-
-    photos: the sample; without it, all photos of the experiment.
 
     Raises UserError where the device cannot run either policy.
     """
@@ -87,7 +86,7 @@ def plans_of(experiment: Experiment, against: str, store: Path, photos: Photos |
     data = dataclasses.replace(data, resolution=lowest, crops=min(data.crops, 1), flip=False, repeats=1)
     own = dataclasses.replace(experiment, data=data)
     other = dataclasses.replace(own, precision=_precision_of(experiment.precision, against))
-    return {side: _stored_in(store, resolve(each, LORA), photos) for side, each in ((OWN, own), (AGAINST, other))}
+    return {side: _stored_in(store, resolve(each, LORA)) for side, each in ((OWN, own), (AGAINST, other))}
 
 
 def _precision_of(settings: PrecisionSettings, preset: str) -> PrecisionSettings:
@@ -98,11 +97,11 @@ def _precision_of(settings: PrecisionSettings, preset: str) -> PrecisionSettings
     return dataclasses.replace(settings, preset=preset, **without_tables)
 
 
-def _stored_in(folder: Path, plan: Plan, photos: Photos | None) -> Plan:
-    """The plan of some photos with a store of its own, which knows what the experiment's knows of files."""
+def _stored_in(folder: Path, plan: Plan) -> Plan:
+    """The plan with a store of its own, which knows what the experiment's knows of files."""
     store = Store(folder)
     store.facts = plan.store.facts
-    return dataclasses.replace(plan, store=store, known=photos)
+    return dataclasses.replace(plan, store=store)
 
 
 def evenly(things: Sequence, number: int) -> list:

@@ -87,7 +87,10 @@ def find_shorter(run: RunFolder, identity: dict, at_most: int) -> Checkpoint | N
 
     at_most: the last step that it may be of.
     """
-    others = [path for other in run.others() for path in other.list_checkpoints()]
+    others: list[Path] = []
+    for other in run.others():
+        with suppress(PermissionError):  # a colleague's, which this run can do without
+            others += other.list_checkpoints()
     for path in sorted(others, key=step_of, reverse=True):
         if step_of(path) <= at_most:
             with suppress(UserError):
