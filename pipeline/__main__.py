@@ -135,6 +135,10 @@ def _multiple_of_32(text: str) -> int:
 def _run_stage(options) -> None:
     _as_child(options)
     run(options.stage, load_experiment(options.experiment), options.survey)
+    try:
+        sys.stdout.flush()
+    except OSError:  # nobody reads what it said any more; its work is done all the same
+        _close_stdout()
 
 
 def _as_child(options) -> None:

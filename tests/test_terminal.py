@@ -66,3 +66,12 @@ def test_a_stage_beside_a_terminal_that_stops_who_writes_to_it_goes_on(encoded, 
     said = os.read(master, 1 << 16).decode()
     os.close(master)
     assert "3 captioned photos, all sound" in said
+
+
+def test_a_training_that_nobody_listens_to_any_more_is_trained_to_its_end(encoded, tmp_path):
+    """As where `luigi ... 2>&1 | tee log` has lost its tee."""
+    lab = encoded.copy(tmp_path / "lab")
+    command = [sys.executable, "-m", "pipeline", "run", "TrainLoRA", "--experiment", str(lab.path)]
+    pipe = closed_pipe()
+    assert subprocess.run(command, env=environment(), stdout=pipe, stderr=pipe, timeout=120).returncode == 0
+    assert lab.done("TrainLoRA")

@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.process.progress import say
 
 COMPILE_CACHE = "MS_COMPILER_CACHE_ENABLE"
 COMPUTES = {"Ascend": ("bf16", "fp16", "fp32"), "CPU": ("fp32", "fp16")}
@@ -71,7 +72,7 @@ def use(device: str) -> None:
 def _without_compile_cache() -> None:
     """Keep MindSpore from taking compiled steps from a cache: a second process that did had another loss, on CPU."""
     if os.environ.pop(COMPILE_CACHE, "0") == "1":
-        print(f"{COMPILE_CACHE}: not used, as compiled steps that come from it have computed another loss", flush=True)
+        say(f"{COMPILE_CACHE}: not used, as compiled steps that come from it have computed another loss")
 
 
 def wait_asleep(tensors) -> None:

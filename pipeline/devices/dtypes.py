@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pipeline.devices import simulation
 from pipeline.devices.precision import LONG_NAMES, Policy
 from pipeline.errors import UserError
+from pipeline.process.progress import say
 
 SIMULATED = "bfloat16, simulated"
 
@@ -46,7 +47,7 @@ def check(component: str, policy: Policy, found: dict, keeps_fp32: str = "") -> 
     others = set(found["parameters"]) - {params}
     if keeps_fp32 == policy.params and others == {"float32"}:
         kept = found["parameters"]["float32"]
-        print(f"{component}: {kept:,} parameters stay in float32, as their products overflow in {params}", flush=True)
+        say(f"{component}: {kept:,} parameters stay in float32, as their products overflow in {params}")
         others = set()
     if others or found["output"] != compute:
         raise UserError(

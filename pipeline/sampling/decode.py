@@ -16,7 +16,7 @@ from pipeline.devices.tensors import to_storage
 from pipeline.plan import pictures
 from pipeline.plan.pictures import BASE, CONDITION, TRAINED, Series
 from pipeline.plan.plan import Plan
-from pipeline.process.progress import Progress
+from pipeline.process.progress import Progress, say
 from pipeline.process.stopping import StopRequest
 from pipeline.sampling.grid import grid
 
@@ -43,7 +43,7 @@ def decode(plan: Plan) -> dict:
     _write_conditions(plan, pictures.trained(plan), run.path)
     write_png(run.samples_grid, _grid(plan, listing, run.path))
     write_atomically(run.samples_list, json.dumps(listing, indent=2, ensure_ascii=False) + "\n")
-    print(f"samples: {run.samples_grid}", flush=True)
+    say(f"samples: {run.samples_grid}")
     return outcome
 
 

@@ -23,7 +23,7 @@ from pipeline.plan.method import Trainee, untrained
 from pipeline.plan.needs import note_needs
 from pipeline.plan.pictures import BASE, Picture, Series
 from pipeline.plan.plan import Plan
-from pipeline.process.progress import Progress
+from pipeline.process.progress import Progress, say
 from pipeline.process.stopping import StopRequest
 
 Velocity = Callable[[np.ndarray, np.float32], np.ndarray]
@@ -70,7 +70,7 @@ def _missing(series: Series) -> dict[str, Picture]:
 
 def _say_guidance(series: Series) -> None:
     if series.entries.recipe["guidance_scale"] is None:
-        print("guidance_scale: not used, as this model has no guidance embedding", flush=True)
+        say("guidance_scale: not used, as this model has no guidance embedding")
 
 
 def draw(plan: Plan, model: Trainee, pooled: Pooled, series: Series, missing: dict[str, Picture]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.devices import device
 from pipeline.errors import UserError
 from pipeline.plan.run_folder import RunFolder
-from pipeline.process.progress import Progress
+from pipeline.process.progress import Progress, say
 from pipeline.process.stopping import StopRequest
 from pipeline.settings.fields import Train
 from pipeline.training import checkpoint
@@ -195,5 +195,5 @@ def locked(run: RunFolder) -> Iterator[None]:
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
                 raise
-            print(f"{run.path}: this file system has no locks; see that no second process trains this run", flush=True)
+            say(f"{run.path}: this file system has no locks; see that no second process trains this run")
         yield

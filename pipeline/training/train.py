@@ -14,6 +14,7 @@ from pipeline.plan.method import Trainee
 from pipeline.plan.needs import note_needs
 from pipeline.plan.plan import Plan
 from pipeline.plan.run_folder import VERSION, RunFolder
+from pipeline.process.progress import say
 from pipeline.settings.fields import Train, settings_of
 from pipeline.training import checkpoint, guard, loop, metrics
 from pipeline.training.batches import Batches
@@ -32,7 +33,7 @@ def train(plan: Plan) -> dict:
     make_folder(run.path)
     with loop.locked(run):
         if plan.is_trained:
-            print(f"{label}: trained already, in {run.path}", flush=True)
+            say(f"{label}: trained already, in {run.path}")
             return {"steps": 0}
         begin(plan)
         batches = Batches(plan)
@@ -40,10 +41,10 @@ def train(plan: Plan) -> dict:
         frozen = plan.load_frozen()
         before = guard.frozen_digests(frozen)
         trainee = plan.method.make(plan, frozen)
-        print(describe(trainee), flush=True)
+        say(describe(trainee))
         if settings.mode == "jit":
             num_blocks = sum(len(plan.family.blocks_of(network)) for network in trainee.networks.values())
-            print(mode.compiling(plan.device, num_blocks, batches.num_shapes), flush=True)
+            say(mode.compiling(plan.device, num_blocks, batches.num_shapes))
         preflight.check_room(plan)
         if settings.gradient_checkpointing:
             for network in trainee.networks.values():
@@ -69,7 +70,7 @@ def train(plan: Plan) -> dict:
         result |= {"steps": settings.steps, "trained_parameters": sum(parameter.size for parameter in trainee.trained)}
         result |= {"mode": settings.mode, "precision": found}
         write_atomically(run.result, json.dumps({"version": VERSION} | result, indent=2) + "\n")
-    print(f"{label}: {path}", flush=True)
+    say(f"{label}: {path}")
     return result
 
 
@@ -93,10 +94,10 @@ def with_steps_and_mode(plan: Plan, batches: Batches) -> Train:
         settings = dataclasses.replace(settings, steps=steps)
     if settings.mode == "auto":
         chosen, reason = mode.choose(plan.device, settings, batches.num_shapes)
-        print(f"mode: {chosen}, {reason}", flush=True)
+        say(f"mode: {chosen}, {reason}")
         return dataclasses.replace(settings, mode=chosen)
     if settings.gradient_checkpointing and settings.mode == "jit" and plan.device == "CPU":
-        print('gradient_checkpointing saves no memory in compiled steps on CPU; mode = "pynative" does', flush=True)
+        say('gradient_checkpointing saves no memory in compiled steps on CPU; mode = "pynative" does')
     return settings
 
 
@@ -109,21 +110,21 @@ def go_on(training: loop.Training, run: RunFolder, identity: dict, settings: Tra
     if own is not None:
         checkpoint.check_identity(own, identity)
         training.restore(own)
-        print(f"going on from step {own.step}, {own.path}", flush=True)
+        say(f"going on from step {own.step}, {own.path}")
         return
     shorter = checkpoint.find_shorter(run, identity, settings.steps)
     if shorter is None:
         return
     differs_in_length = checkpoint.differing(shorter.identity, identity, checkpoint.AFTERWARDS)
     if differs_in_length and depends_on_total(settings.lr_scheduler):
-        print(
+        say(
             f"{shorter.path} is not used: with lr_scheduler = {settings.lr_scheduler} the learning rate of each step "
             "depends on the number of steps, so this run starts anew"
         )
         return
     metrics.copy(RunFolder(shorter.path.parent.parent), run, shorter.step)
     training.restore(shorter)
-    print(f"going on from step {shorter.step} of a shorter run, {shorter.path}", flush=True)
+    say(f"going on from step {shorter.step} of a shorter run, {shorter.path}")
 
 
 def describe(trainee: Trainee) -> str:
