@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import json
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from pipeline.methods import CONTROLNET, method_of
 from pipeline.process.progress import say
 from pipeline.process.stopping import Stopped, end_with_parent
 from pipeline.settings.fields import PRESETS
-from pipeline.settings.reading import load_experiment
+from pipeline.settings.reading import json_schema, load_experiment
 from pipeline.stages import STAGES, described, run
 from pipeline.study import figures, plot, study, subject
 
@@ -85,6 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(command=_plan)
 
     _add_precision(commands)
+
+    schema = commands.add_parser("schema", help="what an experiment file may say, as JSON Schema, for editors")
+    schema.set_defaults(command=lambda options: print(json.dumps(json_schema(), indent=2)))
 
     tiny = commands.add_parser("tiny-model", help="write a tiny, untrained model in FLUX.1's format")
     tiny.add_argument("folder", type=Path, metavar="DIR")

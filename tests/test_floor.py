@@ -97,7 +97,7 @@ def with_another_setting(table: str, default: int):
     """The class of all settings, with one in a table that no version has yet."""
     own = {field.name: field for field in dataclasses.fields(settings.Experiment)}[table].type
     extended = dataclasses.make_dataclass(
-        own.__name__, [("twist", int, settings.setting(default, minimum=0))], bases=(own,), frozen=True
+        own.__name__, [("twist", int, dataclasses.field(default=default))], bases=(own,), frozen=True
     )
     fields = [(table, extended, dataclasses.field(default=extended()))]
     return dataclasses.make_dataclass("Experiment", fields, bases=(settings.Experiment,), frozen=True)

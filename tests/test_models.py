@@ -261,9 +261,8 @@ def test_a_missing_or_damaged_config_is_one_line_that_names_it(checkpoint, compo
     "component, settings",
     [
         ("text_encoder", {"hidden_act": "none such"}),
-        ("text_encoder_2", {"relative_attention_num_buckets": "32"}),
-        ("vae", {"in_channels": "3"}),
-        ("transformer", {"out_channels": "64"}),
+        ("text_encoder_2", {"feed_forward_proj": "a-b-c"}),
+        ("vae", {"act_fn": "none such"}),
     ],
 )
 def test_a_config_that_no_model_can_be_made_of_is_one_line_that_names_the_component(checkpoint, component, settings):
@@ -272,13 +271,25 @@ def test_a_config_that_no_model_can_be_made_of_is_one_line_that_names_the_compon
     assert message.startswith(f"{checkpoint / component}: cannot load ") and "\n" not in message
 
 
-@pytest.mark.parametrize(
-    "component, key",
-    [("text_encoder", "intermediate_size"), ("text_encoder_2", "d_ff"), ("transformer", "attention_head_dim")],
-)
-def test_a_size_that_is_no_number_is_said_by_file_and_key(checkpoint, component, key):
-    edit_config(checkpoint, component, **{key: "32"})
-    assert refusal(checkpoint, component).startswith(f"{checkpoint / component}/config.json: no usable {key}")
+def test_a_wrong_number_is_said_with_the_file(checkpoint):
+    edit_config(checkpoint, "transformer", num_layers=[1], attention_head_dim=16.5)
+    path = checkpoint / "transformer" / "config.json"
+    said = "num_layers: must be a whole number, found [1]; attention_head_dim: must be a whole number, found 16.5"
+    assert refusal(checkpoint, "transformer").startswith(f"{path}: {said}; ")
+
+
+@pytest.mark.parametrize("found", [{}, 5, [], [{}], "CLIPTextModel", None, [5]])
+def test_a_class_that_is_none_is_no_flux_model(checkpoint, found):
+    edit_config(checkpoint, "text_encoder", architectures=found)
+    assert ", expected CLIPTextModel; not a FLUX.1 model" in refusal(checkpoint, "text_encoder")
+
+
+def test_parts_of_different_models_are_refused_before_anything_is_encoded(checkpoint):
+    edit_config(checkpoint, "text_encoder_2", d_model=64)
+    with pytest.raises(
+        UserError, match="joint_attention_dim is .*, but d_model of text_encoder_2 is 64; parts of diff"
+    ):
+        pretrained.local_folder(checkpoint)
 
 
 @pytest.mark.parametrize("component", ["tokenizer", "tokenizer_2"])

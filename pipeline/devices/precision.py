@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from pipeline.errors import UserError
-from pipeline.settings.fields import PRECISION_COMPONENTS, PrecisionSettings
+from pipeline.settings.fields import PRECISION_COMPONENTS, Dtypes, PrecisionSettings
 
 NOT_STORED = ("transformer", "trained")
 LONG_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -95,11 +95,10 @@ def resolve(settings: PrecisionSettings, device: str, computes: tuple[str, ...])
     return Precision(preset, **policies)
 
 
-def _policy(dtype: str, table: dict, params: str = "") -> Policy:
+def _policy(dtype: str, table: Dtypes, params: str = "") -> Policy:
     """``dtype`` for all three, or what ``table`` and ``params`` say; storage follows compute."""
-    params = table.get("params", params or dtype)
-    compute = table.get("compute", dtype)
-    return Policy(params, compute, table.get("storage", compute))
+    compute: str = table.get("compute", dtype)
+    return Policy(table.get("params", params or dtype), compute, table.get("storage", compute))
 
 
 def _simulated(policy: Policy) -> Policy:

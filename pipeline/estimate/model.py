@@ -7,7 +7,7 @@ from pipeline.errors import UserError
 from pipeline.flux import pretrained
 from pipeline.settings.fields import EMBEDDED, Experiment
 
-CONFIGS = pretrained.CONFIGS
+CONFIGS = pretrained.PUBLISHED_CONFIGS
 OWNER = "black-forest-labs"
 """Who publishes the models whose configs ship with this package, on the Hub."""
 

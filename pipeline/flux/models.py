@@ -10,7 +10,8 @@ from pipeline.devices import simulation, tensors
 from pipeline.devices.precision import Policy
 from pipeline.errors import UserError
 from pipeline.flux import t5, weights
-from pipeline.flux.pretrained import EXPECTED, TOKENIZERS, checked_config, one_line, part_of, weight_files
+from pipeline.flux.model_configs import CONFIGS
+from pipeline.flux.pretrained import TOKENIZERS, checked_config, one_line, part_of, weight_files
 
 KEEPS_FP32 = {"text_encoder_2": "fp16"}
 """Of T5 in float16, mindone keeps the feed-forward's last projections, which overflow there, in float32."""
@@ -102,7 +103,7 @@ def _model_class(component: str):
     from mindone.transformers import CLIPTextModel, T5EncoderModel
 
     classes = AutoencoderKL, FluxControlNetModel, FluxTransformer2DModel, CLIPTextModel, T5EncoderModel
-    return {cls.__name__: cls for cls in classes}[EXPECTED[component][0]]
+    return {cls.__name__: cls for cls in classes}[CONFIGS[component][0]]
 
 
 def blocks_of(network) -> list:

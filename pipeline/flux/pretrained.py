@@ -7,8 +7,10 @@ from pathlib import Path
 
 from cache import canonical, digest, load_json
 from pipeline.errors import UserError
+from pipeline.flux import model_configs
+from pipeline.flux.model_configs import CONFIGS, class_of
 
-CONFIGS = Path(__file__).with_name("configs")
+PUBLISHED_CONFIGS = Path(__file__).with_name("configs")
 """Configs of the published models, a folder each in diffusers' layout."""
 
 COMPONENTS = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "vae", "transformer", "scheduler")
@@ -25,25 +27,6 @@ QUICK_BYTES = 1 << 30
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 CONFIG_NOTES = ("_name_or_path", "_diffusers_version", "_commit_hash", "transformers_version", "torch_dtype", "dtype")
 """Config fields that say where a model came from and change nothing of what it computes."""
-
-CLIP_SIZES = (
-    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
-    "max_position_embeddings",
-)
-T5_SIZES = ("d_model", "d_ff", "d_kv", "num_heads", "num_layers", "vocab_size")
-VAE_SIZES = ("block_out_channels", "layers_per_block", "latent_channels", "scaling_factor", "shift_factor")
-TRANSFORMER_SIZES = (
-    *("num_layers", "num_single_layers", "num_attention_heads", "attention_head_dim", "in_channels"),
-    *("joint_attention_dim", "pooled_projection_dim"),
-)
-EXPECTED: dict[str, tuple[str, tuple[str, ...]]] = {
-    "text_encoder": ("CLIPTextModel", CLIP_SIZES),
-    "text_encoder_2": ("T5EncoderModel", T5_SIZES),
-    "vae": ("AutoencoderKL", VAE_SIZES),
-    "transformer": ("FluxTransformer2DModel", TRANSFORMER_SIZES),
-    CONTROLNET: ("FluxControlNetModel", ("num_layers", "num_single_layers")),
-}
-"""The class of each model, and what its config must say for us to plan with it."""
 
 
 def local_folder(path: Path | str, revision: str = "", variant: str = "") -> Path:
@@ -114,21 +97,20 @@ def hub_folder() -> Path:
 
 def _whole(folder: Path, variant: str) -> Path:
     """The folder, unless one of its parts is missing or of another kind: the Hub's cache also shows unfinished ones."""
-    for component in COMPONENTS:
-        settings = config(folder, component)
-        if component in WEIGHTS:
-            check_config(folder / component / "config.json", settings, *EXPECTED[component])
-            weight_files(folder, component, variant)
+    configs = {component: checked_config(folder, component) for component in COMPONENTS}
+    if misfits := model_configs.misfits(configs):
+        raise UserError(f"{folder / 'transformer' / 'config.json'}: {'; '.join(misfits)}; parts of different models")
+    for component in WEIGHTS:
+        weight_files(folder, component, variant)
     return folder
 
 
-def check_config(path: Path, settings: dict, expected: str, required: tuple) -> None:
-    found = settings.get("_class_name") or (settings.get("architectures") or ["none named"])[0]
-    if found != expected:
+def _check_config(path: Path, component: str, settings: dict) -> None:
+    expected, found = CONFIGS[component][0], class_of(settings)
+    if found != expected and component != "scheduler":
         raise UserError(f"{path}: class {found}, expected {expected}; not a FLUX.1 model")
-    missing = [key for key in required if not isinstance(settings.get(key), int | float | list)]
-    if missing:
-        raise UserError(f"{path}: no usable {', '.join(missing)}; the model is damaged")
+    if problems := model_configs.problems(component, settings):
+        raise UserError(f"{path}: {'; '.join(problems)}; no model can be made of it")
 
 
 def _patterns(variant: str) -> list[str]:
@@ -146,9 +128,10 @@ def part_of(folder: Path, component: str) -> Path:
 
 
 def checked_config(folder: Path, component: str) -> dict:
-    """As `config`.  Raises UserError where it is not that of such a model, or lacks what planning needs."""
+    """As `config`.  Raises UserError where it is of another model, or of none that can be made."""
     settings = config(folder, component)
-    check_config(part_of(folder, component) / "config.json", settings, *EXPECTED[component])
+    if component in CONFIGS:
+        _check_config(_config_path(folder, component), component, settings)
     return settings
 
 

@@ -13,7 +13,7 @@ from pipeline.flux import models, pretrained
 from pipeline.flux.tiny import random_weight
 from pipeline.flux.weights import name_in_file
 
-CONFIGS = pretrained.CONFIGS / "FLUX.1-dev"
+CONFIGS = pretrained.PUBLISHED_CONFIGS / "FLUX.1-dev"
 
 
 def write(folder: Path, component: str, shards: int = 1, dtype: str = "float32", **changed) -> int:

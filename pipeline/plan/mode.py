@@ -1,6 +1,6 @@
 """Whether steps are compiled, where an experiment leaves that open.  Imports no MindSpore."""
 
-from pipeline.settings.fields import Train
+from pipeline.settings.fields import Mode, Train
 
 STEPS_THAT_REPAY_COMPILING = 100
 """On CPU, for each size of batch: three to ten times what ``benchmarks.step`` gives, so that it is repaid surely."""
@@ -23,7 +23,7 @@ def compiling(device: str, num_blocks: int, num_shapes: int) -> str:
     return f"the first step compiles {num_blocks} blocks: about {num_blocks * (first + more * num_blocks):.0f} s{times}"
 
 
-def choose(device: str, settings: Train, num_shapes: int) -> tuple[str, str]:
+def choose(device: str, settings: Train, num_shapes: int) -> tuple[Mode, str]:
     """``"jit"`` or ``"pynative"``, and why; ``settings.steps`` must be known."""
     if settings.mode != "auto":
         return settings.mode, "as the experiment says"

@@ -4,11 +4,17 @@ import dataclasses
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import AfterValidator, Field, with_config
+from typing_extensions import TypedDict
+
+from pipeline.settings.schema import DISTINCT, Flag, Number, Text, Whole, Word, between
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
 """The model that this package brings."""
 
-DTYPES = ("bf16", "fp16", "fp32")
+Dtype = Literal["bf16", "fp16", "fp32"]
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 LORA_TARGETS = {
     "attention": ATTENTION,
@@ -22,37 +28,68 @@ LORA_TARGETS = {
 """Presets of ``lora.targets``: what mindone's FLUX.1 script trains; and all linear layers of the blocks, which are what
 diffusers' script trains and the single blocks' two."""
 
-LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+LRScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 LR_END = 1e-7
 """Where ``polynomial`` ends, a rate and not a factor; diffusers' ``get_scheduler`` has no argument for it."""
 
-WEIGHTING_SCHEMES = ("none", "sigma_sqrt", "logit_normal", "mode", "cosmap")
-PRESETS = ("bf16", "fp16", "bf16-text-fp32", "fp16-text-fp32", "fp32")
+WeightingScheme = Literal["none", "sigma_sqrt", "logit_normal", "mode", "cosmap"]
+Preset = Literal["bf16", "fp16", "bf16-text-fp32", "fp16-text-fp32", "fp32"]
+PRESETS: tuple[str, ...] = get_args(Preset)
+Mode = Literal["auto", "pynative", "jit"]
 PRECISION_COMPONENTS = ("vae", "text_encoder", "text_encoder_2", "transformer", "trained")
 
+BILLION = 1_000_000_000
+MOST = 65_536
+"""More than any machine holds of what it is said of."""
 
-def setting(default, **rules):
-    """A field with rules: ``choices``; ``minimum``, ``maximum``; ``above``, ``below``, exclusive; ``multiple_of``."""
-    return field(default=default, metadata=rules)
+OnlyKnown = with_config({"extra": "forbid"})
 
 
+def _plain_name(name: str) -> str:
+    is_plain = name and name[0] not in ".-" and all(c.isalnum() or c in "._-" for c in name)
+    if not is_plain or len(name.encode()) > 100:
+        wanted = "letters, digits, '.', '_', '-', not first a '.' or '-'; 100 bytes at most"
+        raise ValueError(f"must be a plain name ({wanted}), found {name!r}")
+    return name
+
+
+Names = Annotated[tuple[Word, ...], *DISTINCT]
+Size = Annotated[Whole, between(16, 8192, multiple_of=16)]
+Seed = Annotated[Whole, between(0, 2**63 - 1)]
+Share = Annotated[Number, Field(ge=0, lt=1)]
+UpToAThousand = Annotated[Number, Field(gt=0, le=1000)]
+UpToAMillion = Annotated[Number, Field(gt=0, le=1_000_000)]
+
+
+@OnlyKnown
+class Dtypes(TypedDict, total=False):
+    """What a component's parameters are held in, computes in, and is stored in."""
+
+    params: Dtype
+    compute: Dtype
+    storage: Dtype
+
+
+@OnlyKnown
 @dataclass(frozen=True)
 class Paths:
     """``store``: a folder, or a list of folders: the first is written to, the others are read too."""
 
-    store: str | tuple = setting("store")
-    runs: str = setting("runs")
+    store: Word | Names = "store"
+    runs: Text = "runs"
 
 
+@OnlyKnown
 @dataclass(frozen=True)
 class Model:
     """``path``: a local folder in diffusers layout or a Hub id; empty: the model that this package brings."""
 
-    path: str = setting("")
-    revision: str = setting("")
-    variant: str = setting("")
+    path: Text = ""
+    revision: Text = ""
+    variant: Text = ""
 
 
+@OnlyKnown
 @dataclass(frozen=True)
 class Data:
     """``images``: a folder; empty: pictures of a new word, drawn on first use.
@@ -62,16 +99,17 @@ class Data:
     mirror image too.  ``repeats``: how often a photo counts in an epoch.
     """
 
-    images: str = setting("")
-    prompt: str = setting("")
-    resolution: int | tuple = setting(512, minimum=16, maximum=8192, multiple_of=16)
-    buckets: bool = setting(False)
-    crops: int = setting(0, minimum=0, maximum=1000)
-    flip: bool = setting(False)
-    repeats: int = setting(1, minimum=1, maximum=100_000)
-    max_sequence_length: int = setting(512, minimum=1, maximum=4096)
+    images: Text = ""
+    prompt: Text = ""
+    resolution: Size | Annotated[tuple[Size, ...], *DISTINCT] = 512
+    buckets: Flag = False
+    crops: Annotated[Whole, between(0, 1000)] = 0
+    flip: Flag = False
+    repeats: Annotated[Whole, between(1, 100_000)] = 1
+    max_sequence_length: Annotated[Whole, between(1, 4096)] = 512
 
 
+@OnlyKnown
 @dataclass(frozen=True)
 class PrecisionSettings:
     """``preset``, and per component a table with ``params``, ``compute`` and ``storage``.
@@ -79,15 +117,16 @@ class PrecisionSettings:
     ``simulate``: bf16 where the device lacks it, by rounding; see `pipeline.devices.simulation`.
     """
 
-    preset: str = setting("auto", choices=("auto", *PRESETS))
-    simulate: bool = setting(False)
-    vae: dict = field(default_factory=dict)
-    text_encoder: dict = field(default_factory=dict)
-    text_encoder_2: dict = field(default_factory=dict)
-    transformer: dict = field(default_factory=dict)
-    trained: dict = field(default_factory=dict)
+    preset: Literal["auto"] | Preset = "auto"
+    simulate: Flag = False
+    vae: Dtypes = field(default_factory=Dtypes)
+    text_encoder: Dtypes = field(default_factory=Dtypes)
+    text_encoder_2: Dtypes = field(default_factory=Dtypes)
+    transformer: Dtypes = field(default_factory=Dtypes)
+    trained: Dtypes = field(default_factory=Dtypes)
 
 
+@OnlyKnown
 @dataclass(frozen=True)
 class Lora:
     """``targets``: a preset, or a list of endings of module names, ``*`` standing for anything.
@@ -96,13 +135,14 @@ class Lora:
     ``train_text_encoder``: CLIP too; T5 stays as it is.
     """
 
-    rank: int = setting(4, minimum=1, maximum=65_536)
-    alpha: float = setting(4.0, above=0)
-    dropout: float = setting(0.0, minimum=0, below=1)
-    targets: str | tuple = setting("attention", choices=tuple(LORA_TARGETS))
-    train_text_encoder: bool = setting(False)
+    rank: Annotated[Whole, between(1, MOST)] = 4
+    alpha: UpToAMillion = 4.0
+    dropout: Share = 0.0
+    targets: Literal["attention", "all-linear"] | Names = "attention"
+    train_text_encoder: Flag = False
 
 
+@OnlyKnown
 @dataclass(frozen=True)
 class ControlNet:
     """``init_from``: a ControlNet's folder; empty: the transformer's first blocks, so many of each kind.
@@ -111,14 +151,15 @@ class ControlNet:
     ``save_dtype``: of the saved weights; they train in fp32.
     """
 
-    init_from: str = setting("")
-    num_double_layers: int = setting(4, minimum=0, maximum=1000)
-    num_single_layers: int = setting(0, minimum=0, maximum=1000)
-    condition: str = setting("file", choices=("file", "canny", "grey", "blur", "tile"))
-    conditioning_scale: float = setting(1.0, above=0)
-    save_dtype: str = setting("fp32", choices=DTYPES)
+    init_from: Text = ""
+    num_double_layers: Annotated[Whole, between(0, 1000)] = 4
+    num_single_layers: Annotated[Whole, between(0, 1000)] = 0
+    condition: Literal["file", "canny", "grey", "blur", "tile"] = "file"
+    conditioning_scale: UpToAThousand = 1.0
+    save_dtype: Dtype = "fp32"
 
 
+@OnlyKnown
 @dataclass(frozen=True)
 class Train:
     """``epochs``: instead of ``steps``, where it is above 0.  A step is an update: ``accumulate`` batches.
@@ -127,37 +168,38 @@ class Train:
     ``max_grad_norm`` and ``checkpoint_every``: 0 is off.
     """
 
-    steps: int = setting(500, minimum=1, maximum=1_000_000_000)
-    epochs: int = setting(0, minimum=0, maximum=1_000_000)
-    batch_size: int = setting(1, minimum=1, maximum=65_536)
-    accumulate: int = setting(1, minimum=1, maximum=65_536)
-    learning_rate: float = setting(1e-4, above=0)
-    text_encoder_lr: float = setting(5e-6, above=0)
-    lr_scheduler: str = setting("constant", choices=LR_SCHEDULERS)
-    lr_warmup_steps: int = setting(0, minimum=0, maximum=1_000_000_000)
-    lr_num_cycles: float = setting(0.0, minimum=0)
-    lr_power: float = setting(1.0, above=0)
-    optimizer: str = setting("adamw", choices=("adamw", "adam_weight_decay"))
-    adam_beta1: float = setting(0.9, minimum=0, below=1)
-    adam_beta2: float = setting(0.999, minimum=0, below=1)
-    adam_epsilon: float = setting(1e-8, above=0)
-    weight_decay: float = setting(1e-4, minimum=0)
-    max_grad_norm: float = setting(1.0, minimum=0)
-    ema_decay: float = setting(0.0, minimum=0, below=1)
-    weighting_scheme: str = setting("none", choices=WEIGHTING_SCHEMES)
-    logit_mean: float = setting(0.0)
-    logit_std: float = setting(1.0, above=0)
-    mode_scale: float = setting(1.29, minimum=-1, below=1.75)
-    caption_dropout: float = setting(0.0, minimum=0, below=1)
-    guidance_scale: float = setting(3.5, minimum=0)
-    posterior: str = setting("sample", choices=("sample", "mode"))
-    gradient_checkpointing: bool = setting(False)
-    mode: str = setting("auto", choices=("auto", "pynative", "jit"))
-    log_every: int = setting(1, minimum=1, maximum=1_000_000_000)
-    checkpoint_every: int = setting(500, minimum=0, maximum=1_000_000_000)
-    keep_checkpoints: int = setting(2, minimum=1, maximum=1_000_000)
+    steps: Annotated[Whole, between(1, BILLION)] = 500
+    epochs: Annotated[Whole, between(0, 1_000_000)] = 0
+    batch_size: Annotated[Whole, between(1, MOST)] = 1
+    accumulate: Annotated[Whole, between(1, MOST)] = 1
+    learning_rate: UpToAThousand = 1e-4
+    text_encoder_lr: UpToAThousand = 5e-6
+    lr_scheduler: LRScheduler = "constant"
+    lr_warmup_steps: Annotated[Whole, between(0, BILLION)] = 0
+    lr_num_cycles: Annotated[Number, Field(ge=0, le=1_000_000)] = 0.0
+    lr_power: UpToAThousand = 1.0
+    optimizer: Literal["adamw", "adam_weight_decay"] = "adamw"
+    adam_beta1: Share = 0.9
+    adam_beta2: Share = 0.999
+    adam_epsilon: Annotated[Number, Field(ge=1e-30, le=1)] = 1e-8
+    weight_decay: Annotated[Number, Field(ge=0, le=1000)] = 1e-4
+    max_grad_norm: Annotated[Number, Field(ge=0, le=1e30)] = 1.0
+    ema_decay: Share = 0.0
+    weighting_scheme: WeightingScheme = "none"
+    logit_mean: Annotated[Number, Field(ge=-1000, le=1000)] = 0.0
+    logit_std: UpToAThousand = 1.0
+    mode_scale: Annotated[Number, Field(ge=-1, lt=1.75)] = 1.29
+    caption_dropout: Share = 0.0
+    guidance_scale: Annotated[Number, Field(ge=0, le=1_000_000)] = 3.5
+    posterior: Literal["sample", "mode"] = "sample"
+    gradient_checkpointing: Flag = False
+    mode: Mode = "auto"
+    log_every: Annotated[Whole, between(1, BILLION)] = 1
+    checkpoint_every: Annotated[Whole, between(0, BILLION)] = 500
+    keep_checkpoints: Annotated[Whole, between(1, 1_000_000)] = 2
 
 
+@OnlyKnown
 @dataclass(frozen=True)
 class Sampling:
     """``prompts``: what is drawn with the result to be looked at, and without it too where ``base`` is true.
@@ -166,33 +208,32 @@ class Sampling:
     ``conditions``: of a ControlNet's pictures, an image file for each prompt.  Nothing here decides a training.
     """
 
-    prompts: tuple = setting(())
-    seed: int = setting(0, minimum=0, below=2**63)
-    num_inference_steps: int = setting(28, minimum=1, maximum=10_000)
-    guidance_scale: float = setting(3.5, minimum=0)
-    batch_size: int = setting(1, minimum=1, maximum=65_536)
-    resolution: int = setting(0, minimum=0, maximum=8192, multiple_of=16)
-    conditions: tuple = setting(())
-    base: bool = setting(True)
+    prompts: tuple[Text, ...] = ()
+    seed: Seed = 0
+    num_inference_steps: Annotated[Whole, between(1, 10_000)] = 28
+    guidance_scale: Annotated[Number, Field(ge=0, le=1_000_000)] = 3.5
+    batch_size: Annotated[Whole, between(1, MOST)] = 1
+    resolution: Annotated[Whole, between(0, 8192, multiple_of=16)] = 0
+    conditions: tuple[Text, ...] = ()
+    base: Flag = True
 
 
+@OnlyKnown
 @dataclass(frozen=True)
 class Device:
     """``memory_gb``: of an NPU, which `pipeline.estimate.preflight` compares with; a CPU's is the machine's."""
 
-    target: str = setting("auto", choices=("auto", "Ascend", "CPU"))
-    memory_gb: float = setting(64.0, above=0.0)
+    target: Literal["auto", "Ascend", "CPU"] = "auto"
+    memory_gb: UpToAMillion = 64.0
 
 
+@OnlyKnown
 @dataclass(frozen=True)
-class Experiment:
-    """All settings of one experiment.
+class Settings:
+    """All that an experiment file can say."""
 
-    ``folder`` is what relative paths in it are relative to, ``tables`` names the tables that its file has.
-    """
-
-    name: str = setting("experiment")
-    seed: int = setting(0, minimum=0, below=2**63)
+    name: Annotated[Text, AfterValidator(_plain_name)] = "experiment"
+    seed: Seed = 0
     paths: Paths = Paths()
     model: Model = Model()
     data: Data = Data()
@@ -202,8 +243,17 @@ class Experiment:
     train: Train = Train()
     sample: Sampling = Sampling()
     device: Device = Device()
-    folder: Path = field(default=Path("."), metadata={"internal": True})
-    tables: tuple = field(default=(), metadata={"internal": True})
+
+
+@dataclass(frozen=True)
+class Experiment(Settings):
+    """All settings of one experiment.
+
+    ``folder`` is what relative paths in it are relative to, ``tables`` names the tables that its file has.
+    """
+
+    folder: Path = Path(".")
+    tables: tuple[str, ...] = ()
 
     @property
     def stores(self) -> tuple[Path, ...]:
@@ -249,8 +299,8 @@ class Experiment:
 
 def settings_of(experiment: Experiment) -> dict:
     """All that an experiment file can say, by table, as it was read."""
-    own = {field.name for field in dataclasses.fields(Experiment) if "internal" not in field.metadata}
-    return {name: value for name, value in dataclasses.asdict(experiment).items() if name in own}
+    every = dataclasses.asdict(experiment)
+    return {field.name: every[field.name] for field in dataclasses.fields(Settings)}
 
 
 def _looks_like_hub_id(text: str) -> bool:

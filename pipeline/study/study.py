@@ -18,6 +18,7 @@ from pipeline.data.indexing import IndexedPhoto
 from pipeline.errors import UserError
 from pipeline.plan.plan import Plan
 from pipeline.process import children
+from pipeline.settings.fields import Preset
 from pipeline.settings.reading import load_experiment
 from pipeline.study import distances, figures
 from pipeline.study.distances import Item
@@ -75,7 +76,7 @@ class Outputs:
         return {side: distances.not_finite(self.sides[side]) for side in SIDES}
 
 
-def study(path: str, against: str, num_items: int) -> Study:
+def study(path: str, against: Preset, num_items: int) -> Study:
     """Compare the experiment in the file ``path`` with the same under the preset ``against``.
 
     Raises UserError where the device cannot run either, before anything is computed; SystemExit where a child process

@@ -18,7 +18,7 @@ from pipeline.devices.precision import Policy
 from pipeline.methods import LORA
 from pipeline.plan.families import FLUX
 from pipeline.plan.plan import Plan, resolve
-from pipeline.settings.fields import PRECISION_COMPONENTS, Experiment, PrecisionSettings
+from pipeline.settings.fields import PRECISION_COMPONENTS, Experiment, PrecisionSettings, Preset
 from pipeline.settings.reading import load_experiment
 
 SIDES = OWN, AGAINST = "own", "against"
@@ -47,7 +47,7 @@ class Job:
     """
 
     experiment: str
-    against: str
+    against: Preset
     photos: Sequence[IndexedPhoto]
     pairs: int
     folder: Path
@@ -76,7 +76,7 @@ class Job:
         return cls(**{**fields, "photos": photos, "folder": Path(fields["folder"])})
 
 
-def plans_of(experiment: Experiment, against: str, store: Path) -> dict[str, Plan]:
+def plans_of(experiment: Experiment, against: Preset, store: Path) -> dict[str, Plan]:
     """The plan of each side, for the first variant of each photo.  store: a folder for what both encode.
 
     Raises UserError where the device cannot run either policy.
@@ -89,7 +89,7 @@ def plans_of(experiment: Experiment, against: str, store: Path) -> dict[str, Pla
     return {side: _stored_in(store, resolve(each, LORA)) for side, each in ((OWN, own), (AGAINST, other))}
 
 
-def _precision_of(settings: PrecisionSettings, preset: str) -> PrecisionSettings:
+def _precision_of(settings: PrecisionSettings, preset: Preset) -> PrecisionSettings:
     """The preset by itself; how the device comes by bf16 is as in ``settings``."""
     if not preset.startswith("bf16"):
         return PrecisionSettings(preset)
