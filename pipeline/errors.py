@@ -7,3 +7,7 @@ class UserError(Exception):
     The message is what the user sees, without a traceback: what was found, what was expected, where, and what to do
     next.  Anything else that escapes a stage is a bug of ours and keeps its traceback.
     """
+
+
+class NotFinite(UserError):
+    """A number of a training is infinite or not a number."""

@@ -22,6 +22,8 @@ from pipeline.plan import needs, pictures
 from pipeline.plan.method import Method
 from pipeline.plan.plan import Plan, resolve
 from pipeline.plan.survey import Survey
+from pipeline.plan.whole import is_whole
+from pipeline.process.progress import say
 from pipeline.sampling import decode, denoise
 from pipeline.settings.fields import Experiment
 from pipeline.training import measure, train
@@ -123,11 +125,11 @@ def run(name: str, experiment: Experiment, survey: str = "") -> None:
     of = survey_file.subject(experiment, stage.method.has_pairs(experiment))
     plan = resolve(experiment, stage.method, survey_file.read(survey, of) if survey else None)
     if isinstance(stage, RoomCheck):
-        print(report.as_table(preflight.of_plan(plan)), flush=True)
+        say(report.as_table(preflight.of_plan(plan)))
         preflight.check_room(plan)
         return
     if stage.done(plan):
-        print(f"{name}: done already, in {stage.place(plan)}", flush=True)
+        say(f"{name}: done already, in {stage.place(plan)}")
         if stage.again:
             stage.again(plan)
         return
@@ -191,7 +193,7 @@ def _measuring(name: str, about: str, method: Method) -> Work:
         about,
         (method.stages.train,),
         method,
-        done=lambda plan: plan.run.loss.is_file(),
+        done=lambda plan: is_whole(plan.run.loss),
         work=measure.measure_to_file,
         addresses=records.of_run,
     )

@@ -47,6 +47,33 @@ def test_luigi_checks_photos_and_starts_no_other_stage(lora_sampled, tmp_path):
     assert lab.made() == made
 
 
+def cut(path, data: bytes) -> None:
+    """As ``path``, beside which the whole ones stay, in another inode."""
+    path.unlink()
+    path.write_bytes(data)
+
+
+def test_what_is_cut_short_is_not_done_and_is_made_again(lora_sampled, tmp_path, monkeypatch):
+    """A copy over a network that broke, a disk that was full for another program: at its old name, but not whole."""
+    from pipeline.training import loop
+
+    lab = lora_sampled.copy(tmp_path / "lab")
+    run, wanted = lab.plan.run, {path: data for path, (data, _) in lab.made().items()}
+    files = {run.result: "TrainLoRA", run.path / "pytorch_lora_weights.safetensors": "TrainLoRA"}
+    files |= {run.samples_grid: "Sample", run.samples_list: "Sample"}
+    files |= dict.fromkeys(list(run.samples.glob("*.png"))[:2], "Sample")
+    monkeypatch.setattr(loop.Training, "advance", None)
+    for path, stage in files.items():
+        whole = wanted[path]
+        for data in (b"", whole[:4], whole[: len(whole) // 2], whole[:-2], bytes(len(whole)), b"[]", b"\xff" + whole):
+            cut(path, data)
+            assert not lab.done(stage), (path.name, data[:10])
+        lab.run(stage)
+        assert lab.done(stage)
+        if path != run.result:  # which has times in it
+            assert path.read_bytes() == whole
+
+
 def test_a_controlnet_without_its_config_is_made_again_without_a_step(encoded_pairs, tmp_path, monkeypatch):
     from pipeline.training import loop
 

@@ -33,6 +33,15 @@ def test_output_that_nobody_takes_ends_a_tool_without_a_traceback(encoded, tool,
     assert ("No space left on device" in result.stderr) == full
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_a_stage_that_nobody_listens_to_does_its_work(encoded, tmp_path, full):
+    lab = encoded.copy(tmp_path / "lab")
+    stdout = os.open("/dev/full", os.O_WRONLY) if full else closed_pipe()
+    for stage in ("CheckData", "CheckRoom", "EncodeCLIP"):  # the third has nothing to do
+        result = run(["pipeline", "run", stage, "--experiment", str(lab.path)], stdout=stdout)
+        assert result.returncode == 0, result.stderr
+
+
 def test_text_of_others_reaches_no_terminal_as_it_is(encoded, tmp_path):
     lab = encoded.copy(tmp_path / "lab", own_model=True)
     config = lab.model / "vae" / "config.json"

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from lab import Lab
+from model_files import edit
 
 from pipeline.errors import UserError
 from pipeline.flux import models
@@ -188,7 +189,16 @@ def test_two_processes_do_not_train_one_run(lab):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_no_lora(lab):
-    lab.set("train", learning_rate=1e30, steps=5)
+    lab.set("train", learning_rate=1000.0, weight_decay=1000.0, steps=20)
     with pytest.raises(UserError, match="the loss is"):
         lab.run("TrainLoRA")
     assert not lab.done("TrainLoRA") and not (lab.run_folder / lora.WEIGHTS_NAME).exists()
+
+
+def test_weights_that_are_not_finite_are_named_instead_of_the_learning_rate(encoded, tmp_path):
+    lab = encoded.copy(tmp_path / "lab", own_model=True)
+    edit(lab.model, "transformer", lambda weights: weights["single_transformer_blocks.1.proj_out.bias"].fill(np.nan))
+    with pytest.raises(UserError) as refusal:
+        lab.run("TrainLoRA")
+    name = "single_transformer_blocks.1.proj_out.bias"
+    assert str(refusal.value).startswith(f"{lab.model / 'transformer'}: {name} has numbers that are not finite")

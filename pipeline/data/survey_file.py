@@ -8,7 +8,6 @@ import fcntl
 import itertools
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import BinaryIO
 from pipeline.data.indexing import IndexedPhoto
 from pipeline.errors import UserError
 from pipeline.process.bulk import made_in_bulk
+from pipeline.process.progress import say
 from pipeline.settings.fields import Experiment
 
 VERSION = 1
@@ -77,7 +77,7 @@ class SurveyFile:
                 write(file, of, photos)
         except OSError as error:
             reason = f"cannot keep what is known of {len(photos):,} photos ({error.strerror})"
-            print(f"{tempfile.gettempdir()}: {reason}; every stage looks at them itself", file=sys.stderr, flush=True)
+            say(f"{tempfile.gettempdir()}: {reason}; every stage looks at them itself", to_stderr=True)
             os.ftruncate(self.fileno(), 0)
 
 

@@ -18,6 +18,7 @@ from pipeline.plan.method import Method
 from pipeline.plan.needs import CONTROLS, IMAGES, encoded
 from pipeline.plan.pictures import LARGEST_SHOWN, SMALLEST_SHOWN
 from pipeline.plan.plan import Plan
+from pipeline.plan.whole import is_whole
 from pipeline.settings.fields import Experiment
 
 OVERHEAD = 1.02
@@ -83,7 +84,7 @@ def _drawn(plan: Plan) -> dict[str, Row]:
     return {
         plan.method.stages.draw: _row(items, items - in_store, _entry_bytes(entries.shape, entries.dtype)),
         plan.method.stages.decode: _png_row(
-            plan.experiment, plan.method, items - sum(path.is_file() for path in files)
+            plan.experiment, plan.method, items - sum(map(is_whole, files))
         ),
     }
 

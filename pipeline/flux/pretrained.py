@@ -9,6 +9,7 @@ from cache import canonical, digest, load_json
 from pipeline.errors import UserError
 from pipeline.flux import model_configs
 from pipeline.flux.model_configs import CONFIGS, class_of
+from pipeline.process.progress import say
 
 PUBLISHED_CONFIGS = Path(__file__).with_name("configs")
 """Configs of the published models, a folder each in diffusers' layout."""
@@ -231,7 +232,7 @@ def read_weights(folder: Path, facts, variant: str = "") -> None:
     """Learn the digest of every component's weights: once for each file, at the speed of the disk."""
     for component in WEIGHTS:
         for path in weight_files(folder, component, variant):
-            print(f"reading {path} for its digest ({path.stat().st_size / 1e9:.1f} GB)", flush=True)
+            say(f"reading {path} for its digest ({path.stat().st_size / 1e9:.1f} GB)")
             facts.file_digest(path)
 
 

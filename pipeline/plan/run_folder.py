@@ -20,6 +20,7 @@ from pathlib import Path
 
 from cache import NEEDS_NAME, load_json
 from pipeline.errors import UserError
+from pipeline.plan.whole import is_whole
 
 VERSION = 1
 """Of the formats in a run's folder, in result.json.  Raise it when an older version could misread a file."""
@@ -78,8 +79,8 @@ class RunFolder:
         return self.path / "samples.png"
 
     def is_trained(self, result_files: Iterable[str]) -> bool:
-        """Whether the training has ended and all that it made is there.  result_files: of its method."""
-        return self.result.is_file() and all((self.path / name).is_file() for name in result_files)
+        """Whether the training has ended and all that it made is there, whole.  result_files: of its method."""
+        return is_whole(self.result) and all(is_whole(self.path / name) for name in result_files)
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06}.safetensors"

@@ -16,6 +16,7 @@ from pipeline.devices.tensors import to_storage
 from pipeline.plan import pictures
 from pipeline.plan.pictures import BASE, CONDITION, TRAINED, Series
 from pipeline.plan.plan import Plan
+from pipeline.plan.whole import is_whole
 from pipeline.process.progress import Progress, say
 from pipeline.process.stopping import StopRequest
 from pipeline.sampling.grid import grid
@@ -28,7 +29,7 @@ def is_done(plan: Plan) -> bool:
         found = load_json(plan.run.samples_list.read_bytes())
     except (OSError, ValueError):
         return False
-    return found == wanted and all((plan.run.path / name).is_file() for name in pictures.names_in(wanted))
+    return found == wanted and all(is_whole(plan.run.path / name) for name in pictures.names_in(wanted))
 
 
 def decode(plan: Plan) -> dict:
@@ -52,7 +53,7 @@ def _decode_missing(plan: Plan, several: Sequence[Series], folder: Path) -> dict
         (each, item, folder / name)
         for each in several
         for item, name in zip(each.pictures, pictures.file_names(plan, each))
-        if not (folder / name).is_file()
+        if not is_whole(folder / name)
     ]
     if not todo:
         return {"decoded": 0}
@@ -106,7 +107,7 @@ def _write_conditions(plan: Plan, series: Series, folder: Path) -> None:
     """What the pictures are conditioned on, in the very pixels that were encoded."""
     for picture in series.pictures.values():
         photo = picture.condition
-        if photo and not (path := folder / pictures.condition_name(plan, picture)).is_file():
+        if photo and not is_whole(path := folder / pictures.condition_name(plan, picture)):
             kind = plan.method.condition(plan.experiment)
             write_png(path, conditions.picture(photo, indexing.read_photo(photo), pictures.variant(plan), kind))
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from cache import canonical, digest, load_json, write_tensors
 from cache.core.files import make_folder
-from pipeline.errors import UserError
+from pipeline.errors import NotFinite, UserError
 from pipeline.plan.run_folder import RunFolder, step_of
 from pipeline.process.progress import say
 
@@ -181,7 +181,7 @@ def _digest(step: int, state: dict, names: list[str], notes: dict) -> str:
     for name in names:
         array = _array(state[name])
         if not np.isfinite(array).all():
-            raise UserError(
+            raise NotFinite(
                 f"step {step}: {name} is not finite any more, nothing was saved; lower train.learning_rate, or use a "
                 "wider precision"
             )

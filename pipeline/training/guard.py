@@ -2,10 +2,12 @@
 
 import hashlib
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.flux.weights import name_in_file
 
 
 def frozen_digests(cells: dict) -> dict[str, str]:
@@ -36,3 +38,15 @@ def check_frozen(cells: dict, before: dict[str, str], trained: Iterable = ()) ->
     changed = sorted(name for name in before if after.get(name) != before[name])
     if changed:
         raise UserError(f"training changed frozen weights, so its result is refused: {', '.join(changed[:10])}")
+
+
+def check_finite(folder: Path, cells: dict) -> None:
+    """Raise UserError that names a weight, of the models in ``folder``, that is infinite or not a number."""
+    for component, cell in cells.items():
+        for parameter in cell.get_parameters():
+            if not parameter.requires_grad and not np.isfinite(parameter.asnumpy().astype(np.float32)).all():
+                name = name_in_file(parameter.name.replace(".base_layer.", "."))
+                raise UserError(
+                    f"{folder / component}: {name} has numbers that are not finite, which no training can mend; fetch "
+                    "the model again, or choose another precision for it"
+                )

@@ -10,6 +10,7 @@ from pipeline.data import conditions, variants
 from pipeline.plan.method import Trainee, untrained
 from pipeline.plan.pictures import check_trained
 from pipeline.plan.plan import Plan
+from pipeline.process.progress import say
 from pipeline.training.batches import Batches
 from pipeline.training.loss import item_loss, tensors_of
 
@@ -21,8 +22,8 @@ def measure_to_file(plan: Plan) -> dict:
     check_trained(plan, "to measure")
     result = measure(plan)
     write_atomically(plan.run.loss, json.dumps(result, indent=2) + "\n")
-    print("loss: {before:.4f} before, {after:.4f} after, ".format(**result), end="")
-    print("a gain of {gain:.4f} +- {standard_error:.4f}; in ".format(**result) + str(plan.run.loss), flush=True)
+    figures = "{before:.4f} before, {after:.4f} after, a gain of {gain:.4f} +- {standard_error:.4f}".format(**result)
+    say(f"loss: {figures}; in {plan.run.loss}")
     return result
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from cache import write_atomically
 from pipeline.devices import device
-from pipeline.errors import UserError
+from pipeline.errors import NotFinite, UserError
 from pipeline.plan.run_folder import RunFolder
 from pipeline.process.progress import say
 from pipeline.settings.fields import Train
@@ -76,7 +76,7 @@ class Metrics:
         """
         loss, norm = outcome.read()
         if not np.isfinite(loss):
-            raise UserError(f"step {step}: the loss is {loss}; lower train.learning_rate, or use a wider precision")
+            raise NotFinite(f"step {step}: the loss is {loss}; lower train.learning_rate, or use a wider precision")
         now, count = time.perf_counter(), step - self._step
         line = {
             "step": step,

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from cache import write_atomically
 from cache.core.files import make_folder
-from pipeline.errors import UserError
+from pipeline.errors import NotFinite, UserError
 from pipeline.estimate import preflight
 from pipeline.methods import observed
 from pipeline.plan import mode
@@ -57,7 +57,11 @@ def train(plan: Plan) -> dict:
         )
         identity = checkpoint.identity_of(plan.decisive | {"mode": settings.mode})
         go_on(training, run, identity, settings)
-        result = loop.run(training, batches.training, to_tensors, settings, run, identity)
+        try:
+            result = loop.run(training, batches.training, to_tensors, settings, run, identity)
+        except NotFinite:
+            guard.check_finite(plan.model_folder, frozen)
+            raise
         for component in frozen:
             plan.confirm(component)
         plan.method.confirm(plan)
