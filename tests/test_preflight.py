@@ -131,7 +131,7 @@ def test_sizes_of_batches_and_both_kinds_of_training_are_counted(lab, tmp_path):
 
 def test_it_imports_no_mindspore(lab):
     code = (
-        "import sys; from pipeline.__main__ import main; main(['plan', sys.argv[1]]); print('mindspore' in sys.modules)"
+        "import sys; from pipeline.commands import main; main(['plan', sys.argv[1]]); print('mindspore' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "plan", str(lab.path)], cwd=ROOT, capture_output=True, text=True, env=os.environ

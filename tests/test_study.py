@@ -15,7 +15,7 @@ from lab import Lab
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from pipeline.__main__ import main
+from pipeline.commands import main
 from pipeline.devices.precision import Policy
 from pipeline.flux.prediction import prediction
 from pipeline.process import children
@@ -242,7 +242,7 @@ def test_the_whole_command_in_processes_of_their_own(lab, tmp_path):
 
 def test_the_parent_imports_no_mindspore(lab, tmp_path):
     other = lab.copy(tmp_path / "lab").set("precision", preset="fp32")
-    code = "import sys; from pipeline.__main__ import main; main(sys.argv[1:]); print('mindspore' in sys.modules)"
+    code = "import sys; from pipeline.commands import main; main(sys.argv[1:]); print('mindspore' in sys.modules)"
     arguments = [sys.executable, "-c", code, "precision", str(other.path)]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "False", done.stderr

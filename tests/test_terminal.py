@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import termios
@@ -40,6 +41,15 @@ def test_a_stage_that_nobody_listens_to_does_its_work(encoded, tmp_path, full):
     for stage in ("CheckData", "CheckRoom", "EncodeCLIP"):  # the third has nothing to do
         result = run(["pipeline", "run", stage, "--experiment", str(lab.path)], stdout=stdout)
         assert result.returncode == 0, result.stderr
+
+
+def test_ctrl_c_while_modules_load_is_no_traceback():
+    command = [sys.executable, "-X", "importtime", "-m", "pipeline", "plan"]
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        said = next(line for line in process.stderr if line.endswith("| numpy\n") or "pipeline.errors" in line)
+        process.send_signal(signal.SIGINT)
+        said += process.stderr.read()
+    assert process.returncode == -signal.SIGINT and "Traceback" not in said
 
 
 def test_text_of_others_reaches_no_terminal_as_it_is(encoded, tmp_path):

@@ -1,0 +1,195 @@
+"""The stages one by one, and the tools around them."""
+
+import argparse
+import errno
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from cache import StoreError, printable_lines
+from pipeline.errors import UserError
+from pipeline.estimate import preflight, report
+from pipeline.methods import CONTROLNET, method_of
+from pipeline.process.progress import say
+from pipeline.process.stopping import Stopped, end_with_parent
+from pipeline.settings.fields import PRESETS
+from pipeline.settings.reading import json_schema, load_experiment
+from pipeline.stages import STAGES, described, run
+from pipeline.study import figures, plot, study, subject
+
+STOPPED_EXIT = 143
+"""What a shell reports for a process ended by SIGTERM."""
+
+INTERRUPTED_EXIT = 130
+"""The same for SIGINT."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+        sys.stdout.flush()  # here, where it can still be said that nobody reads on
+        return 0
+    except BrokenPipeError:  # the reader, such as head, has enough
+        _close_stdout()
+        return 1
+    except (UserError, StoreError) as error:
+        return _fail(str(error))
+    except Stopped:
+        print("stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        return STOPPED_EXIT
+    except KeyboardInterrupt:
+        return INTERRUPTED_EXIT
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if not error.filename:
+                _close_stdout()
+            return _fail(f"{error.filename or 'the disk'}: {error.strerror}; make room, then run again")
+        if error.errno is None or not error.filename:
+            raise
+        return _fail(f"{error.filename}: {error.strerror}; check the disk and the permissions, then run again")
+
+
+def _close_stdout() -> None:
+    """Let Python say nothing of what it cannot print any more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(message: str) -> int:
+    say(f"error: {printable_lines(message)}", to_stderr=True)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    stage = commands.add_parser(
+        "run",
+        help="run one stage in this process",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"stages:\n{described(with_groups=False)}",
+    )
+    stage.add_argument("stage", choices=STAGES, metavar="STAGE", help="one of those below")
+    stage.add_argument("--experiment", default="", metavar="FILE", help="TOML; without it, the embedded default")
+    stage.add_argument("--survey", default="", help=argparse.SUPPRESS)  # the photos, as Luigi's process found them
+    stage.add_argument("--parent", type=int, default=0, help=argparse.SUPPRESS)
+    stage.set_defaults(command=_run_stage)
+
+    plan = commands.add_parser("plan", help="what an experiment has, lacks and takes, before any weight is read")
+    plan.add_argument("experiment", nargs="?", default="", metavar="EXPERIMENT")
+    plan.add_argument(
+        "--model-config", default="", metavar="DIR", help="configs alone: a folder, FLUX.1-dev or FLUX.1-schnell"
+    )
+    plan.add_argument("--controlnet", action="store_true", help="of the ControlNet's training instead of the LoRA's")
+    plan.add_argument("--json", action="store_true")
+    plan.set_defaults(command=_plan)
+
+    _add_precision(commands)
+
+    schema = commands.add_parser("schema", help="what an experiment file may say, as JSON Schema, for editors")
+    schema.set_defaults(command=lambda options: print(json.dumps(json_schema(), indent=2)))
+
+    tiny = commands.add_parser("tiny-model", help="write a tiny, untrained model in FLUX.1's format")
+    tiny.add_argument("folder", type=Path, metavar="DIR")
+    tiny.add_argument("--seed", type=int, default=0)
+    tiny.add_argument("--schnell", action="store_true", help="FLUX.1-schnell's format: without guidance embedding")
+    tiny.add_argument(
+        "--blocks",
+        type=_above_zero,
+        nargs=2,
+        default=(2, 2),
+        metavar=("DOUBLE", "SINGLE"),
+        help="of the transformer (2 2); FLUX.1 has 19 38",
+    )
+    tiny.add_argument("--width", type=_multiple_of_32, default=128, help="of the transformer (128); FLUX.1's is 3072")
+    tiny.set_defaults(command=_write_tiny_model)
+    return parser
+
+
+def _add_precision(commands) -> None:
+    precision = commands.add_parser("precision", help="what an experiment's precision costs and saves, beside another")
+    precision.add_argument("experiment", nargs="?", default="", metavar="EXPERIMENT")
+    precision.add_argument("--against", default="fp32", choices=PRESETS, help="the reference, a preset (fp32)")
+    precision.add_argument(
+        "--items", type=_above_zero, default=16, metavar="N", help="captions and photos looked at (16)"
+    )
+    precision.add_argument("--json", action="store_true")
+    precision.add_argument("--picture", type=Path, metavar="FILE", help="PNG (RUNS/NAME-precision.png)")
+    precision.set_defaults(command=_precision)
+
+    part = commands.add_parser("precision-part")  # without help it is not listed: `precision` starts it
+    part.add_argument("job", type=Path)
+    part.add_argument("--parent", type=int, default=0)
+    part.set_defaults(command=_precision_part)
+
+
+def _above_zero(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, found {text!r}")
+    return int(text)
+
+
+def _multiple_of_32(text: str) -> int:
+    if (number := _above_zero(text)) % 32:
+        raise argparse.ArgumentTypeError(f"must be a multiple of 32, the size of an attention head, found {text}")
+    return number
+
+
+def _run_stage(options) -> None:
+    _as_child(options)
+    run(options.stage, load_experiment(options.experiment), options.survey)
+    try:
+        sys.stdout.flush()
+    except OSError:  # nobody reads what it said any more; its work is done all the same
+        _close_stdout()
+
+
+def _as_child(options) -> None:
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # else `stty tostop` stops it at its first line, for ever
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own way of it, in the middle of an import, is a fatal error
+    if options.parent:
+        end_with_parent(options.parent)
+
+
+def _plan(options) -> None:
+    experiment = load_experiment(options.experiment)
+    method = CONTROLNET if options.controlnet else method_of(experiment)
+    found = preflight.of_experiment(experiment, method, options.model_config)
+    print(report.as_json(found, bool(options.model_config)) if options.json else report.as_table(found))
+
+
+def _precision(options) -> None:
+    experiment = load_experiment(options.experiment)
+    try:
+        found = study.study(options.experiment, options.against, options.items)
+    except KeyboardInterrupt:
+        print("interrupted; nothing of it is kept", file=sys.stderr)
+        raise SystemExit(INTERRUPTED_EXIT) from None
+    path = options.picture or experiment.runs / f"{experiment.name}-precision.png"
+    if found.has_picture:
+        found.report["picture"] = str(path)
+    print(figures.as_json(found.report) if options.json else figures.as_table(found.report), flush=True)
+    if found.has_picture:
+        plot.save(found, path)  # last: where the disk refuses it, the figures are there
+
+
+def _precision_part(options) -> None:
+    from pipeline.study import parts
+
+    _as_child(options)
+    parts.compute(subject.Job.read(options.job))
+
+
+def _write_tiny_model(options) -> None:
+    from pipeline.devices import device
+    from pipeline.flux import tiny
+
+    device.use("CPU")
+    folder = tiny.write_tiny_model(
+        options.folder, options.seed, not options.schnell, tuple(options.blocks), options.width
+    )
+    num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{folder}: {num_bytes / 1e6:.1f} MB; use it with [model] path = {os.fspath(folder.resolve())!r}")
