@@ -12,7 +12,7 @@ import numpy as np
 
 from cache import write_atomically
 from pipeline.devices import device
-from pipeline.errors import NotFinite, UserError
+from pipeline.errors import NotFinite
 from pipeline.plan.run_folder import RunFolder
 from pipeline.process.progress import say
 from pipeline.settings.fields import Train
