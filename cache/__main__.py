@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import signal
 import sys
 
 from cache.core.errors import StoreError
@@ -40,4 +41,5 @@ def _fail(message: str) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

@@ -1,146 +1,16 @@
 """What runs after what: a Luigi task for each row of `pipeline.stages`.  ``luigi --module tasks TrainLoRA``
 
-Each task starts its stage as a process of its own, and is complete when the stage's output is there.
+`tasks.table` makes them; here they are as people import them, ``tasks.TrainLoRA``.
 """
 
-import logging
-import os
-import sys
+import signal
+import threading
 
-import luigi
+_is_main = threading.current_thread() is threading.main_thread()
+if _is_main:  # Ctrl-C while modules load is not worth a traceback
+    _before = signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from cache import printable_lines
-from pipeline import stages
-from pipeline.data.survey_file import SurveyFile
-from pipeline.errors import UserError
-from pipeline.plan import pictures
-from pipeline.plan.method import Method
-from pipeline.plan.plan import device_and_precision
-from pipeline.plan.survey import Survey
-from pipeline.process import children
-from pipeline.settings.reading import load_experiment
-from tasks import manners, scheduler
-from tasks.process import StageFailed, tied_to_luigi
+from tasks.table import *  # noqa: E402, F403
 
-manners.apply()
-manners.describe(stages.described(with_groups=True))
-
-
-class ExperimentParameter(luigi.Parameter):
-    """The path of an experiment file; what is wrong with it is said before anything is scheduled.
-
-    asks_pictures_of: a method of whose result the file has to ask for pictures.
-    """
-
-    def __init__(self, asks_pictures_of: Method | None = None):
-        about = (
-            "TOML file with prompts in [sample]" if asks_pictures_of else "TOML file; without it, the embedded default"
-        )
-        super().__init__(default="", description=about)
-        self.method = asks_pictures_of
-
-    def parse(self, text: str) -> str:
-        try:
-            experiment = load_experiment(text)
-            device_and_precision(experiment)
-            if self.method:
-                pictures.check(experiment, self.method)
-        except UserError as error:
-            sys.exit(f"error: {printable_lines(str(error))}")
-        return self.normalize(text)
-
-    def normalize(self, text: str) -> str:
-        return os.path.abspath(os.path.expanduser(text)) if text else ""
-
-
-class OfExperiment:
-    """What every task here is told, and what it comes after."""
-
-    experiment = ExperimentParameter()
-    after: tuple[str, ...] = ()
-    task_family: str  # Luigi's
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        scheduler.choose(self.task_family)  # Luigi makes the command's task, then looks where its scheduler is
-
-    def requires(self):
-        return [TASKS[name](self.experiment) for name in self.after]
-
-
-class StageTask(OfExperiment, luigi.Task):
-    """A task whose work is the stage of the same name."""
-
-    resources = {"device": 1}
-
-    def complete(self):
-        return stages.is_done(self.task_family, survey(self.experiment))
-
-    def is_finished(self) -> bool:
-        """Whether its stage has nothing to do, asked when its turn comes.
-
-        Luigi asks what is complete before the first task runs; without a memory of file digests nothing is, until
-        CheckData has run.
-        """
-        return self.complete()
-
-    def run(self):
-        if self.is_finished():
-            logging.getLogger("luigi-interface").info("its output is there already: %s", self)
-            return
-        stage = self.task_family
-        photos = stages.survey_for(stage, survey(self.experiment))
-        arguments = ["--experiment", self.experiment] if self.experiment else []
-        arguments += ["--survey", photos.path] if photos else []
-        with tied_to_luigi():
-            code = children.run(["run", stage, *arguments], files=[photos.fileno()] if photos else [])
-        if code:
-            raise StageFailed.with_code(stage, code)
-        if isinstance(stages.STAGES[stage], stages.Preparation):  # it may have learnt of photos, or fetched the model
-            look_again(self.experiment)
-        if not self.complete():
-            raise StageFailed(f"{stage} ended without an error, but its output is missing or incomplete")
-
-
-class RoomTask(StageTask):
-    """Runs its stage before a training even where there is room, so that people see the table."""
-
-    def is_finished(self):
-        stage = stages.STAGES[self.task_family]
-        assert isinstance(stage, stages.RoomCheck)
-        return self.complete() and stages.is_done(stage.method.stages.train, survey(self.experiment))
-
-
-_surveys: dict[str, Survey] = {}
-
-
-def survey(path: str) -> Survey:
-    """The survey of an experiment file as it now is, made once and kept, and handed on to the stages' processes."""
-    experiment, known = load_experiment(path), _surveys.get(path)
-    if known is None or known.experiment != experiment:
-        files = {with_conditions: SurveyFile() for with_conditions in (False, True)}
-        known = _surveys[path] = Survey(experiment, files)
-    return known
-
-
-def look_again(*paths: str) -> None:
-    """Have surveys find what was not known before."""
-    for path in paths or list(_surveys):
-        _surveys[path] = _surveys[path].anew()
-
-
-os.register_at_fork(after_in_child=look_again)  # one of several workers: another one may have learnt something
-
-
-def _task(stage: stages.Stage) -> type[luigi.Task]:
-    members = {"__doc__": stage.about, "__module__": __name__, "after": stage.after, "priority": stage.priority}
-    if isinstance(stage, stages.Work) and stage.is_of_pictures:
-        members["experiment"] = ExperimentParameter(asks_pictures_of=stage.method)
-    return type(stage.name, (RoomTask if isinstance(stage, stages.RoomCheck) else StageTask,), members)
-
-
-TASKS: dict[str, type[luigi.Task]] = {stage.name: _task(stage) for stage in stages.TABLE}
-for _name, (_about, _after) in stages.GROUPS.items():
-    _members = {"__doc__": _about, "__module__": __name__, "after": _after}
-    TASKS[_name] = type(_name, (OfExperiment, luigi.WrapperTask), _members)
-globals().update(TASKS)  # tasks.TrainLoRA, as people import it
+if _is_main:
+    signal.signal(signal.SIGINT, _before)

@@ -83,9 +83,7 @@ def _drawn(plan: Plan) -> dict[str, Row]:
     entries = pictures.base(plan).entries
     return {
         plan.method.stages.draw: _row(items, items - in_store, _entry_bytes(entries.shape, entries.dtype)),
-        plan.method.stages.decode: _png_row(
-            plan.experiment, plan.method, items - sum(map(is_whole, files))
-        ),
+        plan.method.stages.decode: _png_row(plan.experiment, plan.method, items - sum(map(is_whole, files))),
     }
 
 
