@@ -40,13 +40,16 @@ def _explanation(error: OSError, path: Path, needed_bytes: int, verb: str) -> st
     if error.errno not in FULL:
         return f"{path}: cannot {verb} the store: {error}; check the path and its permissions"
     return (
-        f"{path}: {FULL[error.errno]}: {needed_bytes} bytes needed, {_free_bytes(path)} free; make room or choose "
-        "another place for the store, then run again (what was committed is kept)"
+        f"{path}: {FULL[error.errno]}: {_lacking(path, needed_bytes)}; make room or choose another place for the store, "
+        "then run again (what was committed is kept)"
     )
 
 
-def _free_bytes(path: Path) -> int:
+def _lacking(path: Path, needed_bytes: int) -> str:
+    """What is needed and what there is: bytes, or files where no more of them fit (a disk has a number of inodes)."""
     while not path.exists() and path != path.parent:
         path = path.parent
     disk = os.statvfs(path)
-    return disk.f_bavail * disk.f_frsize
+    if disk.f_files and not disk.f_favail:
+        return "it has no inodes left, so no more files fit"
+    return f"{needed_bytes} bytes needed, {disk.f_bavail * disk.f_frsize} free"
