@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 from cache import StoreError, printable_lines
+from pipeline.doctor import doctor
+from pipeline.doctor.ascend_files import Machine
 from pipeline.errors import UserError
 from pipeline.estimate import preflight, report
 from pipeline.methods import CONTROLNET, method_of
@@ -29,9 +31,9 @@ INTERRUPTED_EXIT = 130
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
-        options.command(options)
+        status = options.command(options)
         sys.stdout.flush()  # here, where it can still be said that nobody reads on
-        return 0
+        return status or 0
     except BrokenPipeError:  # the reader, such as head, has enough
         _close_stdout()
         return 1
@@ -89,8 +91,10 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_precision(commands)
 
+    _add_doctor(commands)
+
     schema = commands.add_parser("schema", help="what an experiment file may say, as JSON Schema, for editors")
-    schema.set_defaults(command=lambda options: print(json.dumps(json_schema(), indent=2)))
+    schema.set_defaults(command=_schema)
 
     tiny = commands.add_parser("tiny-model", help="write a tiny, untrained model in FLUX.1's format")
     tiny.add_argument("folder", type=Path, metavar="DIR")
@@ -107,6 +111,21 @@ def _parser() -> argparse.ArgumentParser:
     tiny.add_argument("--width", type=_multiple_of_32, default=128, help="of the transformer (128); FLUX.1's is 3072")
     tiny.set_defaults(command=_write_tiny_model)
     return parser
+
+
+def _add_doctor(commands) -> None:
+    doctor = commands.add_parser("doctor", help="whether this machine, an NPU above all, computes what is needed")
+    doctor.add_argument("--target", default="auto", choices=("auto", "Ascend", "CPU"))
+    doctor.add_argument("--json", action="store_true", help="a report to send us, instead of lines to read")
+    doctor.add_argument("--record", type=Path, metavar="FILE", help=argparse.SUPPRESS)  # golden numbers, on a CPU
+    doctor.set_defaults(command=_doctor)
+
+    part = commands.add_parser("doctor-part")  # without help it is not listed: `doctor` starts it
+    part.add_argument("part")
+    part.add_argument("target")
+    part.add_argument("out", type=Path)
+    part.add_argument("--parent", type=int, default=0)
+    part.set_defaults(command=_doctor_part)
 
 
 def _add_precision(commands) -> None:
@@ -183,6 +202,28 @@ def _precision_part(options) -> None:
     parts.compute(subject.Job.read(options.job))
 
 
+def _doctor(options) -> int:
+    if options.record:
+        from pipeline.doctor import golden
+
+        golden.record(options.record)
+        return 0
+    findings, machine = [], Machine()
+    for finding in doctor.examine(options.target, machine):
+        findings.append(finding)
+        if not options.json:
+            print(*doctor.as_lines(finding), sep="\n", flush=True)
+    print(doctor.as_json(findings, machine) if options.json else doctor.verdict(findings))
+    return int(any(finding.is_bad for finding in findings))
+
+
+def _doctor_part(options) -> None:
+    from pipeline.doctor import parts
+
+    _as_child(options)
+    parts.run(options.part, options.target, options.out)
+
+
 def _write_tiny_model(options) -> None:
     from pipeline.devices import device
     from pipeline.flux import tiny
@@ -193,3 +234,7 @@ def _write_tiny_model(options) -> None:
     )
     num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {num_bytes / 1e6:.1f} MB; use it with [model] path = {os.fspath(folder.resolve())!r}")
+
+
+def _schema(options) -> None:
+    print(json.dumps(json_schema(), indent=2))

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy_layers import np_attention
-from substitute_cases import CASES, TOLERANCE, assert_close, expected, key, outputs_and_gradients, parameters
+
+from pipeline.doctor.kernels import CASES, TOLERANCE, assert_close, expected, key, outputs_and_gradients, parameters
+from pipeline.doctor.numpy_layers import np_attention
 
 
 @pytest.mark.parametrize("mode", ["pynative", "jit"])

@@ -40,8 +40,8 @@ def _explanation(error: OSError, path: Path, needed_bytes: int, verb: str) -> st
     if error.errno not in FULL:
         return f"{path}: cannot {verb} the store: {error}; check the path and its permissions"
     return (
-        f"{path}: {FULL[error.errno]}: {_lacking(path, needed_bytes)}; make room or choose another place for the store, "
-        "then run again (what was committed is kept)"
+        f"{path}: {FULL[error.errno]}: {_lacking(path, needed_bytes)}; make room or choose another place for the "
+        "store, then run again (what was committed is kept)"
     )
 
 

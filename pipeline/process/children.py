@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import pipeline
 
@@ -22,10 +23,17 @@ STDERR = 2
 """As the ``stdout`` of a child: what it says is for people, and the parent's output is not mixed with it."""
 
 
-def run(arguments: Sequence[str], stdout: int | None = None, files: Sequence[int] = ()) -> int:
+def run(
+    arguments: Sequence[str],
+    stdout: int | IO | None = None,
+    stderr: IO | None = None,
+    files: Sequence[int] = (),
+    seconds: float | None = None,
+) -> int:
     """Run ``python -m pipeline ARGUMENTS`` and wait.  Returns its exit code, which is -N where signal N killed it.
 
-    files: descriptors that the child has open too, under the same numbers.
+    files: descriptors that the child has open too, under the same numbers.  seconds: how long it may take; after that
+    it is stopped, and subprocess.TimeoutExpired is raised.
 
     The child ends with this process: signals sent here are passed on and waited for, and if this process is killed,
     the kernel tells the child, where it calls `stopping.end_with_parent` with its ``--parent``.
@@ -37,12 +45,13 @@ def run(arguments: Sequence[str], stdout: int | None = None, files: Sequence[int
         env=_environment(),
         stdin=subprocess.DEVNULL,
         stdout=stdout,
+        stderr=stderr,
         process_group=0,
         pass_fds=files,
     )
     with interrupted_by_sigterm():
         try:
-            return child.wait()
+            return child.wait(seconds)
         except BaseException:
             _stop(child)
             raise

@@ -1,11 +1,16 @@
-"""For each substitute in `pipeline.devices.cpu`: what reaches it, its equal in NumPy, and both run with gradients."""
+"""Every layer that the models are made of, its equal in NumPy in float64, and both run with gradients.
+
+On CPU the cases reach each substitute in `pipeline.devices.cpu`; on an NPU, MindSpore's and mindone's own kernels.
+"""
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
-from numpy_layers import (
+
+from pipeline.doctor.numpy_layers import (
     ANGLES,
     np_ada_norm,
     np_attention,
@@ -21,8 +26,14 @@ from numpy_layers import (
     np_timestep_embedding,
 )
 
-TOLERANCE = {"float32": 2e-5, "float16": 8e-3}
-"""Of the largest value: about 200 roundings to 24 bits, 16 to 11 bits; reductions and a few operations in a row."""
+TOLERANCE = {"float32": 2e-5, "float16": 8e-3, "bfloat16": 6.4e-2}
+"""Of the largest value: about 200 roundings to 24 bits, 16 to 11 or 8; reductions and a few operations in a row."""
+
+NUMPY: dict[str, np.dtype] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class Case:
         """Inputs that a ``dtype`` holds exactly, in float64, every batch element different."""
         generator = np.random.default_rng(list(self.name.encode()))
         values = [self.scale * generator.standard_normal(shape) for shape in self.inputs]
-        return [value.astype(dtype).astype(np.float64) for value in values]
+        return [value.astype(NUMPY[dtype]).astype(np.float64) for value in values]
 
 
 # --- cases --------------------------------------------------------------------------------------------------------
@@ -314,8 +325,8 @@ def parameters(case, dtype):
         name = name.removeprefix("inner.")
         value = 0.5 * generator.standard_normal(parameter.shape) + ("norm" in name)
         parameter.set_dtype(getattr(ms, dtype))
-        parameter.set_data(ms.Tensor(value.astype(dtype)))
-        found[name], values[name] = parameter, value.astype(dtype).astype(np.float64)
+        parameter.set_data(_tensor(value, dtype))
+        found[name], values[name] = parameter, value.astype(NUMPY[dtype]).astype(np.float64)
     return target, found, values
 
 
@@ -324,7 +335,7 @@ def outputs_and_gradients(case, dtype, mode):
     import mindspore as ms
 
     target, found, _ = parameters(case, dtype)
-    inputs = [ms.Tensor(array.astype(dtype)) for array in case.arrays(dtype)]
+    inputs = [_tensor(array, dtype) for array in case.arrays(dtype)]
     wanted = [ms.Tensor(array.astype(np.float32)) for array in weights(case, dtype)]
 
     def weighted_sum(*inputs):
@@ -344,6 +355,13 @@ def outputs_and_gradients(case, dtype, mode):
     (_, outputs), gradients = differentiate(*inputs)
     by_input, by_parameter = gradients if found else (gradients, ())
     return list(outputs), [*_as_tuple(by_input), *_as_tuple(by_parameter)]
+
+
+def _tensor(array: np.ndarray, dtype: str):
+    """Values that ``dtype`` holds exactly or is to round, as a tensor of it."""
+    import mindspore as ms
+
+    return ms.Tensor(array.astype(NUMPY[dtype]).astype(np.float32)).astype(getattr(ms, dtype))
 
 
 def _as_tuple(value):
@@ -385,8 +403,22 @@ def _weights(shapes):
     return [generator.standard_normal(shape).astype(np.float32).astype(np.float64) for shape in shapes]
 
 
-def assert_close(actual, expected, tolerance):
-    assert actual.shape == expected.shape
-    np.testing.assert_allclose(
-        actual.asnumpy().astype(np.float64), expected, rtol=0, atol=tolerance * max(np.abs(expected).max(), 1e-2)
-    )
+def error(actual, expected: np.ndarray) -> float:
+    """The largest difference, over the largest value that is expected; infinite where shapes differ."""
+    import mindspore as ms
+
+    if actual.shape != expected.shape:
+        return float("inf")
+    difference = np.abs(actual.astype(ms.float32).asnumpy().astype(np.float64) - expected).max()
+    return float(difference / max(np.abs(expected).max(), 1e-2)) if np.isfinite(difference) else float("inf")
+
+
+def worst(case, dtype: str, mode: str) -> tuple[str, float]:
+    """Which result or gradient of a case is farthest from NumPy's, and how far."""
+    outputs, gradients = outputs_and_gradients(case, dtype, mode)
+    wanted_outputs, wanted_gradients = expected(case, dtype)
+    errors = {f"result {number}": error(*pair) for number, pair in enumerate(zip(outputs, wanted_outputs, strict=True))}
+    pairs = enumerate(zip(gradients, wanted_gradients, strict=True))
+    errors |= {f"gradient {number}": error(*pair) for number, pair in pairs}
+    name = max(errors, key=lambda each: errors[each])
+    return name, errors[name]
