@@ -23,6 +23,9 @@ RECOMMENDED = {"2.7": ("25.3", "8.3")}
 TE_NEEDS = ("decorator", "sympy", "attr", "cffi", "absl", "Cython", "pathlib2", "cloudpickle", "psutil", "scipy")
 """Modules that CANN's ``te`` imports; the extra ``ascend`` installs them."""
 
+BESIDE = ("davinci_manager", "devmm_svm", "hisi_hdc")
+"""Device files that the driver needs beside those of the NPUs."""
+
 NEEDED_GB = 4
 """Free memory of a device without which not even the small model's stages are worth starting."""
 
@@ -94,16 +97,14 @@ def _devices(machine: Machine, devices: list[str]) -> Iterator[Finding]:
         yield failed("device files", f"no permission for /dev/{closed[0]}", todo)
     else:
         yield ok("device files", f"{len(devices)}: {', '.join(devices)}")
-    missing = [
-        name for name in ("davinci_manager", "devmm_svm", "hisi_hdc") if not machine.path(f"/dev/{name}").exists()
-    ]
+    missing = [name for name in BESIDE if not machine.path(f"/dev/{name}").exists()]
     if missing:
         yield failed("device files", f"/dev/{missing[0]} is missing", "in a container, pass it on with --device too")
     visible = machine.environment.get(VISIBLE, "")
     wrong = [each for each in filter(None, visible.split(",")) if f"davinci{each.strip()}" not in devices]
     if wrong:
         yield failed(
-            VISIBLE, f"{visible}, but there is no device {wrong[0]}", f"unset {VISIBLE}, or name those there are"
+            VISIBLE, f"{visible}, but there is no device {wrong[0]}", "unset it, or name devices that are there"
         )
     elif visible:
         yield ok(VISIBLE, visible)
@@ -143,9 +144,8 @@ def _cann(machine: Machine, mindspore_version: str, release: str) -> Finding:
     fitting = FITTING_CANN.get(release)
     if fitting and ".".join(version.split(".")[:2]) not in fitting:
         wanted = " or ".join(fitting)
-        return failed(
-            "CANN", version, f"MindSpore {mindspore_version} wants {wanted}: install that, or another MindSpore"
-        )
+        todo = f"MindSpore {mindspore_version} wants {wanted}: install that, or another MindSpore"
+        return failed("CANN", version, todo)
     return ok("CANN", f"{version} in {folder}")
 
 

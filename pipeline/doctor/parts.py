@@ -30,10 +30,8 @@ def first_operation(target: str) -> Iterator[Finding]:
     import mindspore as ms
     from mindspore import mint
 
-    found = mint.matmul(
-        ms.Tensor(np.full((64, 64), 0.5, np.float32)), ms.Tensor(np.eye(64, dtype=np.float32))
-    ).asnumpy()
-    if not (found == 0.5).all():
+    half, ones = ms.Tensor(np.full((64, 64), 0.5, np.float32)), ms.Tensor(np.eye(64, dtype=np.float32))
+    if not (mint.matmul(half, ones).asnumpy() == 0.5).all():
         yield failed("first operation", "a matrix product with ones gives something else", "please send us this report")
         return
     peaks = device.peak_memory_bytes(target)
