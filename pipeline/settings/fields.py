@@ -182,6 +182,7 @@ class Device:
 
     target: str = setting("auto", choices=("auto", "Ascend", "CPU"))
     memory_gb: float = setting(64.0, above=0.0)
+    deterministic: bool = setting(True)
 
 
 @dataclass(frozen=True)
