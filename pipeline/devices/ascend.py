@@ -39,7 +39,7 @@ def _told(switch: Callable, value) -> None:
         switch(value)
     except (RuntimeError, ValueError, NameError) as error:
         raise UserError(
-            f"device: cannot set {switch.__name__} to {value}, without which float32 is not computed in float32: {error}"
+            f"device: cannot set {switch.__name__} to {value}, without which float32 is rounded to fewer bits: {error}"
         ) from None
 
 

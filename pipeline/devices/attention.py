@@ -1,4 +1,4 @@
-"""Attention as three plain steps, for whatever a device has no fused kernel for: all of it on CPU, float32 on Ascend."""
+"""Attention in plain steps, for what a device has no fused kernel for: all of it on CPU, float32 on Ascend."""
 
 import math
 
