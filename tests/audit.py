@@ -65,7 +65,7 @@ SHARED = {
 """Primitives in float32 beside these, by graph: of MindSpore's own functions, which stand for all their callers."""
 
 SHARED_IN_FP16 = SHARED | {"vae decode": set(), "t5": SHARED["t5"] | {"MatMul", "Reshape"}}
-"""mindone upsamples in float32 for bfloat16 alone; in float16 it keeps T5's ``wo``, which would overflow, in float32."""
+"""mindone upsamples in float32 for bfloat16 alone; in float16 it keeps T5's ``wo`` in float32, else it overflows."""
 
 
 def findings(dtype: str, counts: Mapping[Row, int]) -> list[str]:

@@ -244,6 +244,8 @@ def test_what_all_graphs_ask_of_ascend(tmp_path, dtype):
     counts = compiled(dtype, tmp_path)
     assert {row.graph for row in counts} == set(NAMES)
     assert audit.findings(dtype, counts) == []
+    words = set((ROOT / "docs/ascend.md").read_text().split())
+    assert {row.primitive for row in counts} - audit.PYTHON <= words, "docs/ascend.md does not list all primitives"
 
 
 @pytest.mark.slow
