@@ -4,7 +4,8 @@ What `pipeline.devices.cpu` substitutes on CPU is not substituted here.  MindSpo
 types and validates a graph before it looks for kernels, and writes it down then; a kernel that is missing here ends it
 later.
 
-As a program it compiles graphs in one dtype and writes their rows to FOLDER/rows.json; see `compiled`.
+As a program it compiles graphs in one dtype and writes their rows to FOLDER/rows.json, see `compiled`; and to
+FOLDER/told.json what MindSpore was told before, of which it takes note without an NPU too.
 """
 
 import json
@@ -95,9 +96,13 @@ def _compile_all(dtype: str, folder: Path, attention: str, names: list[str]) -> 
     from pipeline.devices import ascend, fp32
 
     if attention == "ours":
-        ascend.install()
+        ascend.prepare(deterministic=True)
     else:
         fp32.keep_attention = lambda model: None
+    from mindspore.device_context.ascend.op_precision import function_status
+
+    told = {"HCCL_DETERMINISTIC": os.environ.get("HCCL_DETERMINISTIC"), **function_status}
+    (folder / "told.json").write_text(json.dumps(told))
     counts: Counter[Row] = Counter()
     for name in names:
         before = set((folder / "ir").glob("*_validate_*.ir"))
