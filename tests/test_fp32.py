@@ -63,3 +63,13 @@ def test_no_attention_of_a_loaded_model_is_rounded_to_float16(cpu):
     layers = [cell for _, cell in models.load_model(EMBEDDED, "vae", "fp32").cells_and_names()]
     attention = [cell for cell in layers if isinstance(cell, Attention)]
     assert len(attention) == 2 and {cell.fa_force_dtype for cell in attention} == {None}
+
+
+def test_a_switch_that_mindspore_does_not_take_ends_in_one_line(cpu):
+    from mindspore.device_context.ascend import op_precision
+
+    from pipeline.devices import ascend
+
+    with pytest.raises(UserError, match="^device: cannot set conv_allow_hf32 to no: .* call device.use before"):
+        for _ in range(2):  # without an NPU MindSpore looks at nothing the first time
+            ascend._tell(op_precision.conv_allow_hf32, "no")

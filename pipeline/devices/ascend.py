@@ -16,16 +16,16 @@ _mindones_attention = attention_dispatch.dispatch_attention_fn
 
 @functools.cache
 def prepare(deterministic: bool) -> None:
-    """Set MindSpore up before the first operation.  Raises UserError where it was set up otherwise already.
+    """Set MindSpore up before the first operation.  Raises UserError where it is set up otherwise already.
 
     set_deterministic also sets HCCL_DETERMINISTIC, the switch of the collective operations, and makes CANN compile one
     operator at a time.
     """
     if deterministic:
-        ms.set_deterministic(True)
-    _told(op_precision.precision_mode, "must_keep_origin_dtype")
-    _told(op_precision.conv_allow_hf32, False)  # CANN's default is True: inputs are rounded to 11 bits
-    _told(op_precision.matmul_allow_hf32, False)
+        _tell(ms.set_deterministic, True)
+    _tell(op_precision.precision_mode, "must_keep_origin_dtype")
+    _tell(op_precision.conv_allow_hf32, False)  # CANN's default is True: inputs are rounded to 11 bits
+    _tell(op_precision.matmul_allow_hf32, False)
     install()
 
 
@@ -34,12 +34,12 @@ def install() -> None:
     replace_everywhere(attention_dispatch.dispatch_attention_fn, dispatch_attention_fn)
 
 
-def _told(switch: Callable, value) -> None:
+def _tell(switch: Callable, value) -> None:
     try:
         switch(value)
     except (RuntimeError, ValueError, NameError) as error:
         raise UserError(
-            f"device: cannot set {switch.__name__} to {value}, without which float32 is rounded to fewer bits: {error}"
+            f"device: cannot set {switch.__name__} to {value}: {error}; call device.use before anything else sets it"
         ) from None
 
 
