@@ -4,8 +4,9 @@ What `pipeline.devices.cpu` substitutes on CPU is not substituted here.  MindSpo
 types and validates a graph before it looks for kernels, and writes it down then; a kernel that is missing here ends it
 later.
 
-As a program it compiles graphs in one dtype and writes their rows to FOLDER/rows.json, see `compiled`; and to
-FOLDER/told.json what MindSpore was told before, of which it takes note without an NPU too.
+As a program it compiles graphs in one dtype and writes their rows to rows.json, see `compiled`; to told.json what
+MindSpore was told before, of which it takes note without an NPU too; and to documented.json the devices that the
+operations we call are documented for.
 """
 
 import json
@@ -99,7 +100,10 @@ def _compile_all(dtype: str, folder: Path, attention: str, names: list[str]) -> 
         ascend.prepare(deterministic=True)
     else:
         fp32.keep_attention = lambda model: None
+    from ascend_source import OURS, documented
     from mindspore.device_context.ascend.op_precision import function_status
+
+    (folder / "documented.json").write_text(json.dumps(documented(OURS)))
 
     told = {"HCCL_DETERMINISTIC": os.environ.get("HCCL_DETERMINISTIC"), **function_status}
     (folder / "told.json").write_text(json.dumps(told))

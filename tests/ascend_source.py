@@ -5,12 +5,14 @@ import functools
 import importlib
 import inspect
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
+OURS = [path for path in sorted((ROOT / "pipeline").rglob("*.py")) if path.name != "cpu.py"]
+"""All but the substitutes for CPU."""
+
 NAMESPACES = {"ops": "mindspore.ops", "mint": "mindspore.mint", "P": "mindspore.ops.operations"}
 PLATFORMS = re.compile(r"Supported Platforms:\s*\n\s*(.*)")
 
@@ -37,6 +39,11 @@ def operations(source: str) -> set[str]:
         if parts and isinstance(node, ast.Name) and node.id in NAMESPACES:
             found.add(".".join([node.id, *parts]))
     return {name for name in found if not any(other.startswith(f"{name}.") for other in found)}
+
+
+def documented(paths: Iterable[Path]) -> dict[str, str]:
+    """The `platforms` of all operations that files name, by operation; where nothing is substituted."""
+    return {name: platforms(name) for path in paths for name in operations(path.read_text())}
 
 
 def platforms(operation: str) -> str:
@@ -115,7 +122,3 @@ def _called(function: ast.AST) -> Iterator[str]:
     for node in ast.walk(function):
         if isinstance(node, ast.Call):
             yield node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
-
-
-if __name__ == "__main__":  # in a process of its own, where nothing is substituted
-    print("\n".join(f"{name}: {platforms(name)}" for name in sorted(operations(sys.stdin.read()))))
