@@ -133,7 +133,7 @@ def run(name: str, experiment: Experiment, survey: str = "") -> None:
         if stage.again:
             stage.again(plan)
         return
-    device.use(plan.device)
+    device.use(plan.device, plan.experiment.device.deterministic)
     with lease(plan.store.path, stage.needs(plan)):
         outcome = stage.work(plan)
     folder = stage.place(plan)

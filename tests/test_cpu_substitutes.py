@@ -205,7 +205,7 @@ def _put(substitute, original):
     if isinstance(substitute.owner, type):
         setattr(substitute.owner, substitute.name, original)
     else:
-        cpu._replace_everywhere(substitute.replacement, original)
+        cpu.replace_everywhere(substitute.replacement, original)
 
 
 @pytest.fixture(scope="module")

@@ -82,6 +82,27 @@ def lambda_free(cell):
     return apply
 
 
+@pytest.mark.parametrize("shape", [(7,), (3, 50, 64), (2, 1100, 1024)], ids=str)
+def test_the_pattern_is_the_hash_of_seed_layer_and_place(shape):
+    from pipeline.methods.lora_dropout import kept
+
+    dropouts, cells = make()
+    dropouts.reseed(11)
+    for number, cell in enumerate(cells):
+        expected = kept(int(np.prod(shape)), RATE, number, int(dropouts.seed.asnumpy()))
+        assert (pattern(cell, shape).ravel() == expected).all()
+
+
+def test_a_device_that_computes_another_pattern_is_refused(monkeypatch):
+    from mindspore import ops
+
+    from pipeline.errors import UserError
+
+    monkeypatch.setattr(ops, "bitwise_xor", ops.bitwise_or)
+    with pytest.raises(UserError, match="lora.dropout: this device computes whole numbers of 32 bits differently"):
+        make()
+
+
 def test_the_gradient_is_the_pattern():
     import mindspore as ms
 

@@ -41,7 +41,7 @@ def pair(number: int) -> IndexedPhoto:
 def plan_of(folder: Path, method: Method, **tables) -> Plan:
     tables.setdefault("data", {})
     tables["data"] = {"resolution": 64, "max_sequence_length": 24, "images": "photos"} | tables["data"]
-    tables["device"], tables["precision"] = {"target": "CPU"}, {"preset": "fp32"}
+    tables["device"], tables["precision"] = {"target": "CPU"} | tables.get("device", {}), {"preset": "fp32"}
     lines = ["seed = 5"]
     for table, values in tables.items():
         lines += [f"[{table}]"] + [f"{key} = {json.dumps(value)}" for key, value in values.items()]
@@ -128,3 +128,11 @@ def test_identities_are_those_of_every_earlier_release(name, tmp_path):
     method, make, tables = EXPERIMENTS[name]
     photos = by_content([make(number % 11) for number in range(12)])
     assert identities(plan_of(tmp_path, method, **tables).of(photos)) == RECORDED[name]
+
+
+def test_a_run_that_need_not_give_the_same_bits_again_has_an_identity_of_its_own(tmp_path):
+    photos = by_content([photo(number % 11) for number in range(12)])
+    plans = [plan_of(tmp_path, LORA, device={"deterministic": value}).of(photos) for value in (True, False)]
+    asked, not_asked = map(identities, plans)
+    assert asked == RECORDED["plain"]
+    assert {name for name in asked if asked[name] != not_asked[name]} == {"run", "checkpoint"}

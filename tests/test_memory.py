@@ -40,13 +40,21 @@ def test_more_of_anything_takes_more(field, device):
     assert estimated(device, shape=larger)["activations_bytes"] > estimated(device)["activations_bytes"]
 
 
-def test_flash_attention_keeps_no_matrices_on_ascend():
-    both = [estimated("Ascend", shape=dataclasses.replace(SHAPE, heads=heads))["peak_bytes"] for heads in (8, 64)]
-    assert both[0] == both[1]
+def test_flash_attention_keeps_no_matrices_on_ascend_and_there_is_none_in_float32():
+    more_heads = dataclasses.replace(SHAPE, heads=64)
+    for compute in (steps_bytes, memory.of_prediction):
+        half, float32 = ([compute(shape, 2, "Ascend", size) for shape in (SHAPE, more_heads)] for size in (2, 4))
+        assert half[0] == half[1] and float32[0] < float32[1]
+
+
+def steps_bytes(shape, num_kept, device, element_bytes):
+    return estimated(device, element_bytes, shape=shape)["peak_bytes"]
 
 
 def test_half_precision_halves_activations_on_ascend_alone():
-    assert estimated("Ascend", element_bytes=2)["activations_bytes"] * 2 == estimated("Ascend")["activations_bytes"]
+    no_heads = dataclasses.replace(SHAPE, heads=0)
+    half, float32 = (estimated("Ascend", size, shape=no_heads)["activations_bytes"] for size in (2, 4))
+    assert half * 2 == float32 < estimated("Ascend")["activations_bytes"]
     assert estimated("CPU", element_bytes=2)["activations_bytes"] == estimated("CPU")["activations_bytes"]
 
 

@@ -13,8 +13,6 @@ call one without a CPU kernel get a version of their own.
 with p > 0 in training (DropoutExt) has no substitute: it would draw from device state that no checkpoint can restore.
 """
 
-import math
-import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,11 +21,12 @@ import numpy as np
 from mindspore import mint, ops
 from mindspore.ops import operations as P
 
+from pipeline.devices.attention import attention
+from pipeline.devices.replacing import replace_everywhere
+
 _matmul = P.MatMul()
 _matmul_transposed = P.MatMul(transpose_b=True)
 _bias_add = P.BiasAdd()
-_batch_matmul = P.BatchMatMul()
-_batch_matmul_transposed = P.BatchMatMul(transpose_b=True)
 _as_it_is = P.Identity()
 
 
@@ -127,27 +126,6 @@ def embedding(input, weight, padding_idx=None, max_norm=None, norm_type=2.0, sca
 
 def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     return ops.conv2d(input, weight, bias, stride, "pad", padding, dilation, groups)
-
-
-def attention(query, key, value, attn_mask=None, scale=None):
-    """Scaled dot-product attention (arXiv:1706.03762), in the dtype of ``query``, to which all else is cast.
-
-    query, key, value: (batch, tokens, heads, head_dim).  attn_mask: None, boolean (True attends), or additive;
-    broadcastable to (batch, heads, tokens, tokens).  Returns (batch, tokens, heads, head_dim).
-    """
-    query = query.permute(0, 2, 1, 3)
-    key = key.astype(query.dtype).permute(0, 2, 1, 3)
-    value = value.astype(query.dtype).permute(0, 2, 1, 3)
-    if scale is None:
-        scale = 1.0 / math.sqrt(query.shape[-1])
-    weights = _batch_matmul_transposed(query * scale, key)
-    if attn_mask is not None:
-        if attn_mask.dtype == ms.bool_:
-            weights = ops.masked_fill(weights, ops.logical_not(attn_mask), float("-inf"))
-        else:
-            weights = weights + attn_mask.astype(weights.dtype)
-    weights = ops.softmax(weights, -1)
-    return _batch_matmul(weights, value).permute(0, 2, 1, 3)
 
 
 # --- mindone functions --------------------------------------------------------------------------------------------
@@ -378,13 +356,4 @@ def install():
         if isinstance(owner, type):
             setattr(owner, name, replacement)
         else:
-            _replace_everywhere(getattr(owner, name), replacement)
-
-
-def _replace_everywhere(original, substitute):
-    """Rebind every name in a mindspore or mindone module that stands for ``original``, imported by value or not."""
-    for module_name, module in list(sys.modules.items()):
-        if module_name.partition(".")[0] in ("mindspore", "mindone"):
-            for name, value in list(vars(module).items()):
-                if value is original:
-                    setattr(module, name, substitute)
+            replace_everywhere(getattr(owner, name), replacement)

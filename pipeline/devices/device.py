@@ -45,10 +45,12 @@ def memory_bytes(device: str, memory_gb: float) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def use(device: str) -> None:
-    """Set this process up for ``device``; on CPU, install the substitutes for the kernels that MindSpore lacks there.
+def use(device: str, deterministic: bool = True) -> None:
+    """Set this process up for ``device``: on CPU with substitutes for kernels that MindSpore lacks there, see `cpu`; on
+    Ascend so that float32 is computed in float32, see `ascend`.
 
-    Raises UserError where MindSpore cannot use the device.
+    deterministic: the same inputs give the same bits, at the price of speed; on CPU they do anyway.
+    Raises UserError where MindSpore cannot use the device.  Call it before the first operation.
     """
     _without_compile_cache()
     import mindspore as ms
@@ -67,6 +69,10 @@ def use(device: str) -> None:
 
         ms.runtime.launch_blocking()
         cpu.install()
+    else:
+        from pipeline.devices import ascend
+
+        ascend.prepare(deterministic)
 
 
 def _without_compile_cache() -> None:

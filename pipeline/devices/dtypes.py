@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from pipeline.devices import simulation
+from pipeline.devices import fp32, simulation
 from pipeline.devices.precision import LONG_NAMES, Policy
 from pipeline.errors import UserError
 from pipeline.process.progress import say
@@ -54,6 +54,11 @@ def check(component: str, policy: Policy, found: dict, keeps_fp32: str = "") -> 
             f"{component}: the policy asks for parameters in {params} and outputs in {compute}, found "
             f"{found['parameters']} and {found['output']}; this version of mindone does not do as it is told: "
             "choose another preset, and report it"
+        )
+    if policy.compute_on_device == "fp32" and (rounding := fp32.rounding_operations()):
+        raise UserError(
+            f"{component}: the policy asks for float32, but this device rounds the inputs of {', '.join(rounding)} to "
+            "fewer bits: choose another preset, and report it"
         )
 
 

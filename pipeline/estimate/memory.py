@@ -3,8 +3,8 @@
 What weights take is counted; what the work takes follows from sizes that were fitted to the peaks of real processes on
 CPU (for trainings, ``python -m benchmarks.peak`` compares): for the backward pass a block keeps so many tensors of
 (batch, tokens, width), and so many matrices of (batch, heads, tokens, tokens).  On Ascend nothing was measured: the
-estimate there is that of PyNative without matrices of attention, which flash attention does not keep, and without the
-libraries, which are in the host's memory.
+estimate there is that of PyNative without the libraries, which are in the host's memory, and without matrices of
+attention, which flash attention does not keep; in float32 there is no flash attention.
 """
 
 import dataclasses
@@ -86,10 +86,17 @@ def of_prediction(shape: Shape, num_kept: int, device: str, element_bytes: int) 
     num_kept: blocks of a ControlNet, whose outputs are kept for the transformer's.
     """
     elements = shape.batch_size * shape.tokens * shape.width * (PREDICTION_TENSORS + num_kept)
+    matrices = PREDICTION_MATRICES * _matrix_bytes(shape, device, element_bytes)
     if device != "CPU":
-        return int(elements * element_bytes)
-    matrices = PREDICTION_MATRICES * shape.batch_size * shape.heads * shape.tokens**2
-    return int(PREDICTION_BYTES + 4 * (elements + matrices))  # kernels for float16 work in float32
+        return int(elements * element_bytes + matrices)
+    return int(PREDICTION_BYTES + 4 * elements + matrices)  # kernels for float16 work in float32
+
+
+def _matrix_bytes(shape: Shape, device: str, element_bytes: int) -> int:
+    """Of one matrix of attention of a batch: 0 where flash attention makes none."""
+    if device != "CPU" and element_bytes < 4:
+        return 0
+    return shape.batch_size * shape.heads * shape.tokens**2 * 4
 
 
 def peak_bytes(weights_bytes: int, working_bytes: int, device: str) -> int:
@@ -112,12 +119,12 @@ def steps_bytes(
     chosen: the mode.  element_bytes: of the dtype that the models compute in.
     """
     tensor = shape.batch_size * shape.tokens * shape.width * element_bytes
+    matrix = _matrix_bytes(shape, device, element_bytes)
     if device != "CPU":
         kept = KEPT["checkpointing" if checkpointing else "pynative"]  # nobody has measured compiled steps there
-        return int(shape.blocks * kept.tensors * tensor)
+        return int(shape.blocks * (kept.tensors * tensor + kept.matrices * matrix) + kept.matrices_at_a_time * matrix)
     kept = KEPT["checkpointing" if checkpointing and chosen != "jit" else chosen]  # compiled, it saves nothing
     wide = 4 / element_bytes  # kernels for float16 work in float32
-    matrix = shape.batch_size * shape.heads * shape.tokens**2 * 4
     per_block = kept.block_bytes + kept.tensors * tensor * wide + kept.matrices * matrix
     fixed = kept.fixed_bytes + kept.weights * weights_bytes
     return int(fixed + shape.blocks * per_block + kept.matrices_at_a_time * matrix)

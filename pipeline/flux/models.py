@@ -6,7 +6,7 @@ Every loader raises UserError for what a user can put right, and returns nothing
 import warnings
 from pathlib import Path
 
-from pipeline.devices import simulation, tensors
+from pipeline.devices import fp32, simulation, tensors
 from pipeline.devices.precision import Policy
 from pipeline.errors import UserError
 from pipeline.flux import t5, weights
@@ -48,6 +48,7 @@ def load_model(folder: Path, component: str, dtype: str, variant: str = ""):
     weights.fill(model, part_of(folder, component), files)
     if component == "text_encoder_2":
         t5.use_exact_buckets(model)
+    fp32.keep_attention(model)
     for parameter in model.get_parameters():
         parameter.requires_grad = False
     return model.set_train(False)

@@ -48,6 +48,7 @@ def decisive(plan: "Plan") -> dict:
         "schema": SCHEMA,
         "seed": experiment.seed,
         "device": plan.device,
+        **({} if experiment.device.deterministic else {"deterministic": False}),
         "entries": plan.entry_ids,
         "data": {
             "samples": _spelled_samples(plan),

@@ -225,6 +225,7 @@ class Device:
 
     target: Literal["auto", "Ascend", "CPU"] = "auto"
     memory_gb: UpToAMillion = 64.0
+    deterministic: Flag = True
 
 
 @OnlyKnown

@@ -34,7 +34,8 @@ from pipeline.training.loss import tensors_of
 def compute(job: Job) -> None:
     """Load the job's component, and write what it makes of the sample.  Raises UserError where it cannot."""
     plans = job.plans()
-    device.use(plans[job.side].device)
+    plan = plans[job.side]
+    device.use(plan.device, plan.experiment.device.deterministic)
     with np.errstate(over="ignore"):  # it is counted, not warned of
         {NETWORK: _velocities, IMAGE_ENCODER: _images}.get(job.component, _captions)(job, plans)
 
