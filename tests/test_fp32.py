@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from numpy_layers import np_attention
 
 from pipeline.devices import dtypes, fp32
 from pipeline.devices.precision import Policy
+from pipeline.doctor.numpy_layers import np_attention
 from pipeline.errors import UserError
 
 FP32, FP16 = Policy("fp32", "fp32", "fp32"), Policy("fp16", "fp16", "fp16")
