@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from cache.core.address import hasher
 from cache.core.errors import StoreError
-from cache.core.files import make_folder
+from cache.core.files import make_folder, named
 from cache.core.parsing import load_json
 
 AnyPath = str | Path
@@ -101,7 +101,7 @@ class FileFacts:
     def _read(self, path: AnyPath) -> str:
         for _ in range(3):
             before, name = _stamp(path), hasher()
-            with open(path, "rb") as file:
+            with named(path), open(path, "rb") as file:
                 while chunk := file.read(CHUNK_BYTES):
                     name.update(chunk)
             if before and _is_same(before, _stamp(path)):

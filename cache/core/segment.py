@@ -21,8 +21,8 @@ from typing import NoReturn
 import numpy as np
 
 from cache.core.address import DIGEST_BYTES, item_keys
-from cache.core.errors import CorruptEntry, StoreError
-from cache.core.files import sync_folder, write_all, write_durably
+from cache.core.errors import CorruptEntry, StoreError, UnreadableEntry
+from cache.core.files import named, sync_folder, write_all, write_durably
 from cache.core.layout import CRC_BYTES, SIZE_BYTES, Layout, checksum
 from cache.core.parsing import load_json
 
@@ -116,10 +116,13 @@ class Segment:
         return metadata
 
     def is_whole(self) -> bool:
-        """Whether the shard is there, in its full size; its bytes are checked when they are read."""
+        """Whether the shard is there, in its full size; its bytes are checked when they are read.
+
+        Raises OSError where this cannot be told.
+        """
         try:
             return os.stat(self.shard_path).st_size == self.size_bytes
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
     def read_into(self, out: np.ndarray, row: int) -> None:
@@ -164,7 +167,8 @@ class Segment:
             return file.read() == index
 
     def _read_keys(self) -> tuple[bytes, int]:
-        with open(os.path.join(self.folder, "keys"), "rb") as file:
+        path = os.path.join(self.folder, "keys")
+        with named(path), open(path, "rb") as file:
             data = file.read()
         keys, size = data[: -SIZE_BYTES - CRC_BYTES], data[-SIZE_BYTES - CRC_BYTES : -CRC_BYTES]
         if not keys or len(keys) % DIGEST_BYTES or checksum(data[:-CRC_BYTES]) != data[-CRC_BYTES:]:
@@ -208,7 +212,8 @@ class Segment:
         if error is not None and getattr(error, "errno", None) not in (None, errno.ENOENT, errno.EIO):
             what = error.strerror if isinstance(error, OSError) else error
             raise StoreError(f"{self.shard_path}: cannot read item {item}: {what}") from error
-        raise CorruptEntry(
+        kind = UnreadableEntry if getattr(error, "errno", None) == errno.EIO else CorruptEntry
+        raise kind(
             f"{self.shard_path}: item {item} is damaged; run the stage that encodes it again, which encodes what is "
             "damaged and nothing else"
         ) from error

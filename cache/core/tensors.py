@@ -16,7 +16,7 @@ from typing import IO
 import numpy as np
 
 from cache.core.errors import StoreError
-from cache.core.files import sync_folder
+from cache.core.files import named, sync_folder
 
 DTYPES = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
 METADATA = "__metadata__"
@@ -64,7 +64,7 @@ def _appearing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to that gets its name, durably, at the end of the block, or leaves nothing behind."""
     temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with named(path), open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
