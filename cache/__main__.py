@@ -6,7 +6,7 @@ import os
 import sys
 
 from cache.core.errors import StoreError
-from cache.core.text import printable_lines
+from cache.core.text import print_anything, printable_lines
 from cache.tools.arguments import build_parser
 from cache.tools.commands import STANDARD_OUTPUT
 
@@ -15,6 +15,7 @@ INTERRUPTED_EXIT = 130  # what a shell reports for a process ended by Ctrl-C
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit code of the process."""
+    print_anything()
     options = build_parser().parse_args(arguments)
     try:
         return options.command(options)

@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from cache import StoreError, printable_lines
+from cache import StoreError, print_anything, printable_lines
 from pipeline.errors import UserError
 from pipeline.estimate import preflight, report
 from pipeline.methods import CONTROLNET, method_of
@@ -26,6 +26,7 @@ INTERRUPTED_EXIT = 130
 
 
 def main(arguments: list[str] | None = None) -> int:
+    print_anything()
     options = _parser().parse_args(arguments)
     try:
         options.command(options)

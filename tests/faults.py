@@ -66,7 +66,7 @@ VECTORS, PLAIN, AT_OFFSET = {20, 296, 328}, {1, 18}, {18, 296, 328}
 MMAP, AT_CWD, CONTINUE, NO_FILE = 9, -100, 1, 0xFFFFFFFF
 RECEIVE, SEND = 0xC0502100, 0xC0182101
 NOTICE, ANSWER = struct.Struct("=QIIiIQ6Q"), struct.Struct("=QqiI")
-SECCOMP, PIDFD_GETFD, NEW_LISTENER, NO_NEW_PRIVS = 317, 438, 8, 38
+SECCOMP, PIDFD_GETFD, NEW_LISTENER, NO_NEW_PRIVS, DIE_WITH_PARENT = 317, 438, 8, 38, 1
 ALLOW, ASK = 0x7FFF0000, 0x7FC00000
 
 
@@ -92,6 +92,7 @@ def listen_to_me() -> int:
 
 def serve(connection: socket.socket, setup: str) -> None:
     """Run jobs as they are asked for.  setup: code that is run first, and may define functions for the jobs."""
+    ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
     names: dict = {}
     is_forked = setup.startswith("# fork")
     if not is_forked:

@@ -48,12 +48,12 @@ def test_a_stage_that_encodes_captions(jobs, encoded, tmp_path, step):
     right: dict = {}
 
     def check(root, done):
-        assert_ends_clearly(done, root)
+        assert_ends_clearly(done, root, most_lines=5)
         plan = there(root, lab).plan
         pooled = plan.pooled
         assert pooled.missing(known) == [] and all((pooled.read(item) == known[item]).all() for item in known)
-        again = jobs.run(f"run('EncodeCLIP', {str(root)!r})", root)
-        assert (again.status, again.err.count("error")) == (0, 0), again.err
+        again = jobs.run(f"run('EncodeCLIP', {str(root)!r})", root) if done.status else done
+        assert again.status == 0, again.err
         assert pooled.missing(plan.captions.items) == []
         found = {item: pooled.read(item).tobytes() for item in plan.captions.items}
         assert right.setdefault("bytes", found) == found
@@ -65,25 +65,25 @@ def test_a_stage_that_encodes_captions(jobs, encoded, tmp_path, step):
 
 @EVERY
 def test_a_training(jobs, encoded, tmp_path, monkeypatch, step):
-    lab = encoded.copy(tmp_path / "start").set("train", steps=3, batch_size=1, checkpoint_every=1)
+    lab = encoded.copy(tmp_path / "start").set("train", steps=2, batch_size=1, checkpoint_every=1)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_at(patch, [2])
         lab.run("TrainLoRA")
     run_id = lab.run_folder.relative_to(lab.folder)
-    assert checkpoint.newest(RunFolder(lab.run_folder), 3).step == 1
+    assert checkpoint.newest(RunFolder(lab.run_folder), 2).step == 1
     right: dict = {}
 
     def check(root, done):
-        assert_ends_clearly(done, root)
+        assert_ends_clearly(done, root, most_lines=5)
         run = RunFolder(root / run_id)
-        newest = checkpoint.newest(run, 3)
+        newest = checkpoint.newest(run, 2)
         assert newest is not None and not list(run.checkpoints.glob("*.damaged"))
-        again = jobs.run(f"run('TrainLoRA', {str(root)!r})", root)
-        assert (again.status, again.err.count("error")) == (0, 0), again.err
+        again = jobs.run(f"run('TrainLoRA', {str(root)!r})", root) if done.status else done
+        assert again.status == 0, again.err
         assert there(root, lab).done("TrainLoRA")
         found = (run.path / "pytorch_lora_weights.safetensors").read_bytes()
         assert right.setdefault("bytes", found) == found
-        assert checkpoint.newest(run, 3).step == 3
+        assert checkpoint.newest(run, 2).step == 2
         assert not list(root.rglob("*.tmp"))
 
     report(each_fault(jobs, lambda root: f"run('TrainLoRA', {str(root)!r})", lab.folder, tmp_path, check, step))

@@ -5,6 +5,7 @@ Losing this memory costs time and nothing else: a file that nothing is remembere
 
 import json
 import os
+import re
 import sqlite3
 import sys
 import time
@@ -13,7 +14,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from cache.core.address import hasher
+from cache.core.address import DIGEST_BYTES, hasher
 from cache.core.errors import StoreError
 from cache.core.files import make_folder, named
 from cache.core.parsing import load_json
@@ -24,6 +25,7 @@ Path_ = TypeVar("Path_", bound=str | Path)
 Result = TypeVar("Result")
 
 CHUNK_BYTES = 1 << 22
+DIGEST = re.compile(f"[0-9a-f]{{{2 * DIGEST_BYTES}}}")
 LOCKED_SECONDS = 30
 QUERY_PATHS = 500  # that one query asks for; SQLite takes 999 at least
 RACY_NS = 3_000_000_000  # a change this soon after another may leave size and mtime as they were (FAT ticks in 2 s)
@@ -84,7 +86,7 @@ class FileFacts:
     def file_digests(self, paths: Iterable[Path_]) -> dict[Path_, str]:
         """As ``file_digest`` for many files: digests by path. New ones are saved about once a second."""
         paths = list(paths)
-        known = {path: facts["digest"] for path, facts in self.get_many(paths).items() if "digest" in facts}
+        known = {path: facts["digest"] for path, facts in self.get_many(paths).items() if has_digest(facts)}
         for path in known:
             self._digested.setdefault(_name(path), self._seen[_name(path)])
         fresh: dict[Path_, dict] = {}
@@ -155,6 +157,12 @@ class FileFacts:
         if text not in self._warned:
             self._warned.add(text)
             print(f"{self.path}: the memory of file digests {text}", file=sys.stderr)
+
+
+def has_digest(facts: dict) -> bool:
+    """Whether a file's digest is among its facts. What others may have written there in its place is none."""
+    found = facts.get("digest")
+    return isinstance(found, str) and DIGEST.fullmatch(found) is not None
 
 
 def _name(path: AnyPath) -> bytes:

@@ -19,6 +19,15 @@ def named(path: str | Path) -> Iterator[None]:
         raise
 
 
+def is_taken(path: str | Path) -> bool:
+    """Whether there is a file, a folder or a link of this name. Raises OSError where this cannot be told."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def write_atomically(path: str | Path, data: bytes | str) -> None:
     """Put ``data`` (bytes, or text as UTF-8) at ``path``, so that a reader sees the old file or the new one, whole.
 

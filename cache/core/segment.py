@@ -67,7 +67,7 @@ class SegmentWriter:
         """Complete the segment and wait until it is on disk. Doing it again does no harm."""
         index = self.layout.index(len(self.names))
         write_all(self._shard, [index], self.num_bytes)
-        size = self.num_bytes + len(index)
+        size = self.layout.size_bytes(len(self.names))
         os.ftruncate(self._shard, size)
         os.fsync(self._shard)
         keys = item_keys(list(self.names)) + size.to_bytes(SIZE_BYTES, "little")
@@ -172,8 +172,11 @@ class Segment:
             data = file.read()
         keys, size = data[: -SIZE_BYTES - CRC_BYTES], data[-SIZE_BYTES - CRC_BYTES : -CRC_BYTES]
         if not keys or len(keys) % DIGEST_BYTES or checksum(data[:-CRC_BYTES]) != data[-CRC_BYTES:]:
-            raise ValueError(f"{self.folder}/keys is damaged")
-        return keys, int.from_bytes(size, "little")
+            raise ValueError(f"{path} is damaged")
+        size_bytes = int.from_bytes(size, "little")
+        if size_bytes != self.layout.size_bytes(len(keys) // DIGEST_BYTES):
+            raise ValueError(f"{path} is damaged")
+        return keys, size_bytes
 
     def _open(self, row: int) -> np.ndarray:
         """Map the shard, to read a row, and return the new list of verified rows. Raises as ``read_into`` does."""
