@@ -41,13 +41,14 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
         return STOPPED_EXIT
     except OSError as error:
+        name = error.filename or "the disk"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             if not error.filename:
                 _close_stdout()
-            return _fail(f"{error.filename or 'the disk'}: {error.strerror}; make room, then run again")
-        if error.errno is None or not error.filename:
+            return _fail(f"{name}: {error.strerror}; make room, then run again")
+        if error.errno is None:
             raise
-        return _fail(f"{error.filename}: {error.strerror}; check the disk and the permissions, then run again")
+        return _fail(f"{name}: {error.strerror}; check the disk and the permissions, then run again")
 
 
 def _close_stdout() -> None:

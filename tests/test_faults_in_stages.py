@@ -2,7 +2,7 @@
 has loaded MindSpore."""
 
 import pytest
-from faults import Jobs, a_few, each_fault, every, reason_why_not
+from faults import Jobs, each_fault, every, reason_why_not
 from kills import Killed, kill_at
 from lab import Lab
 from test_faults import assert_ends_clearly, assert_nothing_half_written, report
@@ -18,14 +18,7 @@ device.use("CPU")
 def run(stage, folder):
     return main(["run", stage, "--experiment", f"{folder}/lab.toml"])
 """
-pytestmark = pytest.mark.usefixtures("cpu")
-
-
-def very_few(faults):
-    return a_few(faults)[::8]
-
-
-EVERY = pytest.mark.parametrize("choose", [very_few, pytest.param(every, marks=pytest.mark.slow)])
+pytestmark = [pytest.mark.usefixtures("cpu"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +36,7 @@ def there(folder, lab: Lab) -> Lab:
     return other
 
 
-@EVERY
-def test_a_stage_that_encodes_captions(jobs, encoded, tmp_path, choose):
+def test_a_stage_that_encodes_captions(jobs, encoded, tmp_path):
     lab = encoded.copy(tmp_path / "start")
     before = lab.plan.pooled
     known = {item: before.read(item) for item in lab.plan.captions.items}
@@ -66,11 +58,10 @@ def test_a_stage_that_encodes_captions(jobs, encoded, tmp_path, choose):
         assert (pooled.path / "records/EncodeCLIP.json").exists()
         assert_nothing_half_written(root / "store")
 
-    report(each_fault(jobs, lambda root: f"run('EncodeCLIP', {str(root)!r})", lab.folder, tmp_path, check, choose))
+    report(each_fault(jobs, lambda root: f"run('EncodeCLIP', {str(root)!r})", lab.folder, tmp_path, check, every))
 
 
-@EVERY
-def test_a_training(jobs, encoded, tmp_path, monkeypatch, choose):
+def test_a_training(jobs, encoded, tmp_path, monkeypatch):
     lab = encoded.copy(tmp_path / "start").set("train", steps=2, batch_size=1, checkpoint_every=1)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_at(patch, [2])
@@ -92,4 +83,4 @@ def test_a_training(jobs, encoded, tmp_path, monkeypatch, choose):
         assert checkpoint.newest(run, 2).step == 2
         assert not list(root.rglob("*.tmp"))
 
-    report(each_fault(jobs, lambda root: f"run('TrainLoRA', {str(root)!r})", lab.folder, tmp_path, check, choose))
+    report(each_fault(jobs, lambda root: f"run('TrainLoRA', {str(root)!r})", lab.folder, tmp_path, check, every))

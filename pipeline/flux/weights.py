@@ -13,6 +13,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from cache.core.files import named
 from pipeline.errors import UserError
 from pipeline.flux.pretrained import one_line
 
@@ -67,7 +68,7 @@ def mapped(path: Path) -> dict[str, np.ndarray]:
     Raises UserError where the file is damaged, or has tensors of other dtypes than float32, float16 and bfloat16.
     """
     check_header(path)
-    with open(path, "rb") as file:
+    with named(path), open(path, "rb") as file:
         begin = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(begin - 8))
         memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
