@@ -129,8 +129,9 @@ def start(tmp_path_factory) -> Path:
         as_after_a_kill(folder / "living", folder / "start/store")
     fill(entries_of(folder / "start/store", step=2), ITEMS[:3])
     needs = needs_of(folder / "start/store")
-    (folder / "start/runs/a").mkdir(parents=True)
-    (folder / "start/runs/a/needs.json").write_text(needs_text(needs))
+    for name, some in (("a", needs), ("b", needs[1:])):
+        (folder / "start/runs" / name).mkdir(parents=True)
+        (folder / "start/runs" / name / "needs.json").write_text(needs_text(some))
     (folder / "start/store/leases").mkdir()
     (folder / "start/store/leases" / segments(entries)[0].name).write_text(needs_text(needs))
     return folder / "start"

@@ -85,13 +85,15 @@ def _view(memory: mmap.mmap, begin: int, dtype: str, shape: list[int], data_offs
 
 
 def check_header(path: Path) -> None:
-    """Raise UserError where a safetensors file is not one, or not as long as its header says."""
+    """Raise UserError where a safetensors file cannot be read, is none, or is not as long as its header says."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="np"):
             pass
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {one_line(error)}; check the disk and the permissions") from None
+    except SafetensorError as error:
         raise UserError(f"{path}: damaged or cut short ({one_line(error)}); fetch it again") from None
 
 
