@@ -406,7 +406,7 @@ def _run_and_check(jobs, code, start, root, check, counts, *fault) -> Done:
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)
         line = next(each for each in reversed(where) if "test_" in each.filename)
-        counts.failures.append(f"{done.fault}: {line.line}: {str(error)[:500]}")
+        counts.failures.append(f"{done.fault}: {line.line}: {str(error)[-700:]}")
     shutil.rmtree(root)
     return done
 

@@ -40,7 +40,12 @@ def write(folder, num_items):
 """
 REASONS = {errno.ENOSPC: "disk is full", errno.EIO: "Input/output error", errno.EACCES: "Permission denied"}
 REASONS |= {errno.ENOMEM: "Cannot allocate memory", "full": "disk is full"}
-SAID = ("is damaged", "cannot be written and locked", "No space left on device; make room")
+SAID = (
+    "is damaged",
+    "cannot be opened or mapped",
+    "cannot be written and locked",
+    "No space left on device; make room",
+)
 """Reasons in the words of whoever met the error."""
 
 

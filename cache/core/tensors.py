@@ -4,6 +4,7 @@ The format, from https://github.com/huggingface/safetensors: the header's length
 JSON table of dtype, shape and place of each tensor, padded with spaces), then the tensors' bytes, one after the other.
 """
 
+import errno
 import json
 import math
 import os
@@ -41,6 +42,23 @@ def write_tensors(
         file.write(len(header).to_bytes(LENGTH_BYTES, "little") + header)
         for array in arrays:
             file.write(array.reshape(-1).view(np.uint8).data)
+
+
+@contextmanager
+def opened_tensors(path: Path) -> Iterator:
+    """A safetensors file, to read NumPy arrays from.
+
+    Raises SafetensorError where it is damaged, OSError where it cannot be read.
+    """
+    from safetensors import safe_open
+
+    os.close(os.open(path, os.O_RDONLY))  # safetensors says of any file that it cannot open that there is none
+    try:
+        file = safe_open(path, "numpy")
+    except (OSError, MemoryError) as error:
+        raise OSError(errno.EIO, f"cannot be opened or mapped ({error})", os.fspath(path)) from error
+    with file:
+        yield file
 
 
 def _header(path: Path, tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:

@@ -13,6 +13,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from cache import opened_tensors
 from cache.core.files import named
 from pipeline.errors import UserError
 from pipeline.flux.pretrained import one_line
@@ -86,13 +87,13 @@ def _view(memory: mmap.mmap, begin: int, dtype: str, shape: list[int], data_offs
 
 def check_header(path: Path) -> None:
     """Raise UserError where a safetensors file cannot be read, is none, or is not as long as its header says."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, framework="np"):
+        with opened_tensors(path):
             pass
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {one_line(error)}; check the disk and the permissions") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}; check the disk and the permissions") from None
     except SafetensorError as error:
         raise UserError(f"{path}: damaged or cut short ({one_line(error)}); fetch it again") from None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache import canonical, digest, load_json, write_tensors
+from cache import canonical, digest, load_json, opened_tensors, write_tensors
 from cache.core.files import make_folder
 from pipeline.errors import UserError
 from pipeline.plan.run_folder import RunFolder, step_of
@@ -177,16 +177,16 @@ def _notes(path: Path) -> dict:
 @contextmanager
 def _opened(path: Path) -> Iterator:
     """A checkpoint's file, to read tensors from.  Raises as `_read` does."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, "numpy") as file:
+        with opened_tensors(path) as file:
             yield file
     except SafetensorError as error:
         raise Damaged(f"{path}: the checkpoint is damaged") from error
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read: {error.strerror or error}; make it readable and run again, or remove it to go on "
+            f"{path}: cannot be read: {error.strerror}; make it readable and run again, or remove it to go on "
             "from the one before"
         ) from error
 
