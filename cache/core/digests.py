@@ -200,18 +200,18 @@ def _find_many(db: sqlite3.Connection, stamps: Mapping[Path_, Stamp | None]) -> 
     return dict(zip(known, _parsed(texts), strict=True))
 
 
-def _parsed(texts: list[str]) -> list[dict]:
+def _parsed(texts: list) -> list[dict]:
     """The facts in rows; none in a row that holds something else, which another program must have written."""
-    with suppress(ValueError, RecursionError):
+    with suppress(ValueError, RecursionError, TypeError):
         found = json.loads(f"[{','.join(texts)}]")  # at once: a million one by one take longer
         if len(found) == len(texts) and all(type(each) is dict for each in found):
             return found
     return [_facts_in(text) for text in texts]
 
 
-def _facts_in(text: str) -> dict:
+def _facts_in(text: object) -> dict:
     with suppress(ValueError):
-        found = load_json(text)
+        found = load_json(text) if isinstance(text, str) else None
         return found if isinstance(found, dict) else {}
     return {}
 
