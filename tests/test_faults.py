@@ -91,6 +91,7 @@ def assert_nothing_half_written(store: Path) -> Report:
 
 def report(counts: Counts) -> None:
     assert not counts.failures, f"{len(counts.failures)} failures\n" + "\n".join(counts.failures)
+    assert counts.given and counts.ended
     print(f"{counts.met} operations, {counts.given} faults, which ended {counts.ended} jobs; nothing lost")
 
 
