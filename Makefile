@@ -47,6 +47,7 @@ test: $(STAMP) ## run the tests, the slow ones left out (ARGS="..." goes to pyte
 
 test-slow: $(STAMP) ## run the slow tests
 	@$(PYTEST) -m slow $(ARGS)
+	@HYPOTHESIS_DEPTH=100 $(PYTEST) tests/test_hostile_files.py
 
 demo: $(STAMP) ## teach a small FLUX.1 a new word with a LoRA, on CPU, and look at what it draws
 	@PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/python examples/demo.py

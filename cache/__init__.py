@@ -14,8 +14,8 @@ from cache.core.leases import lease
 from cache.core.needs import NEEDS_NAME, Need, Needs, Source, as_needs, needs_text, read_needs, union
 from cache.core.parsing import load_json
 from cache.core.store import Store
-from cache.core.tensors import write_tensors
-from cache.core.text import printable, printable_lines
+from cache.core.tensors import opened_tensors, write_tensors
+from cache.core.text import print_anything, printable, printable_lines
 from cache.core.writer import Writer
 from cache.tools.garbage import collect, find_garbage
 
@@ -42,6 +42,8 @@ __all__ = [
     "lease",
     "load_json",
     "needs_text",
+    "opened_tensors",
+    "print_anything",
     "printable",
     "printable_lines",
     "read_needs",

@@ -7,14 +7,16 @@ import signal
 import sys
 
 from cache.core.errors import StoreError
-from cache.core.text import printable_lines
+from cache.core.text import print_anything, printable_lines
 from cache.tools.arguments import build_parser
+from cache.tools.commands import STANDARD_OUTPUT
 
 INTERRUPTED_EXIT = 130  # what a shell reports for a process ended by Ctrl-C
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit code of the process."""
+    print_anything()
     options = build_parser().parse_args(arguments)
     try:
         return options.command(options)
@@ -28,9 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno is None:
             raise
-        if not error.filename:  # what was printed has nowhere to go
+        name = error.filename or "the disk"
+        if name == STANDARD_OUTPUT:  # what was printed has nowhere to go
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        name, full = error.filename or "standard output", error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return _fail(f"{name}: {error.strerror}; {'make room' if full else 'check it and its permissions'}")
 
 

@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from cache import StoreError, printable_lines
+from cache import StoreError, print_anything, printable_lines
 from pipeline.doctor import doctor
 from pipeline.doctor.ascend_files import Machine
 from pipeline.errors import UserError
@@ -29,6 +29,7 @@ INTERRUPTED_EXIT = 130
 
 
 def main(arguments: list[str] | None = None) -> int:
+    print_anything()
     options = _parser().parse_args(arguments)
     try:
         status = options.command(options)
@@ -45,13 +46,14 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED_EXIT
     except OSError as error:
+        name = error.filename or "the disk"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             if not error.filename:
                 _close_stdout()
-            return _fail(f"{error.filename or 'the disk'}: {error.strerror}; make room, then run again")
-        if error.errno is None or not error.filename:
+            return _fail(f"{name}: {error.strerror}; make room, then run again")
+        if error.errno is None:
             raise
-        return _fail(f"{error.filename}: {error.strerror}; check the disk and the permissions, then run again")
+        return _fail(f"{name}: {error.strerror}; check the disk and the permissions, then run again")
 
 
 def _close_stdout() -> None:

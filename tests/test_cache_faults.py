@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_cache_store import ITEMS, REPOSITORY, array_of, assert_holds, entries_of, fill, segments
 
-from cache import CorruptEntry, Store, StoreError
+from cache import CorruptEntry, StoreError
 from cache.core.journal import Journal
 from cache.core.segment import SegmentWriter
 from cache.core.workspace import ID
@@ -22,18 +22,6 @@ entries = Store(sys.argv[1]).entries({"kind": "latents", "dtype": "float32", "sh
 for number in range(20):
     with entries.writer() as writer:
         writer.write(digest(bytes([number])), np.full((2, 3), float(sys.argv[2]), np.float32))
-"""
-WRITE_TO_A_FULL_DISK = """
-import numpy as np, resource, sys
-from cache import Store, StoreError, digest
-entries = Store(sys.argv[1]).entries({"kind": "latents", "dtype": "float32", "shape": [4096]})
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
-try:
-    with entries.writer() as writer:
-        for number in range(8):
-            writer.write(digest(bytes([number])), np.full(4096, number, np.float32))
-except StoreError as error:
-    print(error)
 """
 
 
@@ -93,27 +81,6 @@ def test_the_oldest_of_two_entries_is_read_before_and_after_the_second(tmp_path)
     assert len(segments(entries)) == 2
     assert_holds(entries)
     assert_holds(entries_of(tmp_path))
-
-
-ROW = 4096 * 4 + 4  # bytes of a row with its checksum
-
-
-@pytest.mark.parametrize(
-    "limit_bytes, num_kept, num_written", [(ROW // 2, 0, 0), (ROW + 10, 0, 1), (ROW + 900, 1, 1), (3 * ROW + 900, 3, 3)]
-)
-def test_a_full_disk_is_one_line_and_leaves_whole_entries_only(tmp_path, limit_bytes, num_kept, num_written):
-    output, errors = child(WRITE_TO_A_FULL_DISK, tmp_path, limit_bytes).communicate()
-    assert errors == "" and output.count("\n") == 1
-    assert str(tmp_path) in output and "16384 bytes needed" in output and " free; make room" in output
-    entries = Store(tmp_path).entries({"kind": "latents", "dtype": "float32", "shape": [4096]})
-    assert entries.missing(ITEMS[:8]) == ITEMS[num_kept:8]
-    for number in range(num_kept):
-        assert (entries.read(ITEMS[number]) == number).all()
-    with entries.writer():  # takes over what could not be committed
-        assert entries.missing(ITEMS[:8]) == ITEMS[num_written:8]
-    for number in range(num_written):
-        assert (entries.read(ITEMS[number]) == number).all()
-    assert leftovers(entries) == []
 
 
 def test_a_commit_that_found_the_disk_full_can_be_tried_again(tmp_path, monkeypatch):

@@ -1,4 +1,7 @@
-"""What the store promises when a disk is full: a real one of 2 MiB, where one may be mounted."""
+"""What a writer that goes on promises when a disk is full: a real one of 2 MiB, where one may be mounted.
+
+test_faults.py has jobs that end there.
+"""
 
 import contextlib
 import os
@@ -7,7 +10,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from test_cache_faults import as_after_a_kill, flip, leftovers
+from test_cache_faults import flip, leftovers
 from test_cache_kills import assert_zarr_agrees, item_of, numbers_held, rows_of
 from test_cache_store import segments
 
@@ -58,28 +61,6 @@ def assert_full(caught, disk):
     assert "the disk is full: " in text and " free; make room or choose another place for the store" in text
 
 
-@pytest.mark.parametrize("num_pages", [*range(12), 20, 60, 70])
-def test_a_disk_that_is_full_while_rows_are_written_loses_none_that_was(disk, num_pages):
-    entries, written = rows_of(disk, NUM_VALUES), []
-    with pytest.raises(StoreError) as caught, entries.writer(max_items=5) as writer:
-        for number in range(7):
-            write(writer, number)
-            written.append(number)
-        leave(disk, num_pages)
-        for number in range(7, 30):
-            write(writer, number)
-            written.append(number)
-    assert_full(caught, disk)
-    visible = numbers_held(rows_of(disk, NUM_VALUES), range(30))
-    make_room(disk)
-    with entries.writer():
-        held = numbers_held(rows_of(disk, NUM_VALUES), range(30))
-    assert held in (written, [*written, len(written)])  # the last one is whole where only the commit after it failed
-    assert visible == held[: len(visible)] and (len(visible) % 5 == 0 or visible == held)
-    assert_zarr_agrees(entries)
-    assert leftovers(entries) == []
-
-
 @pytest.mark.parametrize("num_pages", range(4))
 @pytest.mark.parametrize("then", ["the commit is tried again", "more is written", "the next writer takes over"])
 def test_a_disk_that_is_full_at_a_commit_shows_nothing_half_written(disk, num_pages, then):
@@ -114,31 +95,6 @@ def test_a_disk_that_is_full_at_a_commit_shows_nothing_half_written(disk, num_pa
         assert numbers_held(rows_of(disk, NUM_VALUES), range(5)) == numbers
     assert_zarr_agrees(entries)
     assert leftovers(entries) == []
-
-
-@pytest.mark.parametrize("num_pages", range(6))
-def test_a_disk_that_is_full_while_a_dead_writer_is_taken_over_loses_no_row(disk, tmp_path, num_pages):
-    entries = rows_of(tmp_path / "living", NUM_VALUES)
-    with entries.writer() as first, entries.writer() as second:
-        for number, writer in enumerate((first, first, second)):
-            write(writer, number)
-        as_after_a_kill(tmp_path / "living", disk / "store")
-    leave(disk, num_pages)
-    entries = rows_of(disk / "store", NUM_VALUES)
-    for _ in range(2):
-        if num_pages < 3:  # each of the two needs two, and the first one's journal gives one back
-            with pytest.raises(StoreError) as caught, entries.writer():
-                pass
-            assert_full(caught, disk / "store")
-        else:
-            with entries.writer():
-                pass
-        assert numbers_held(entries, range(3)) == [[], [], [0, 1], [0, 1, 2]][min(num_pages, 3)]
-    make_room(disk)
-    with entries.writer():
-        assert numbers_held(entries, range(3)) == [0, 1, 2]
-    assert_zarr_agrees(entries)
-    assert len(segments(entries)) == 2 and leftovers(entries) == []
 
 
 @pytest.mark.parametrize("num_pages", range(4))

@@ -1,15 +1,10 @@
 """Files whose content nobody vouches for: each fault is one line, and what lies beside it is read all the same."""
 
 import json
-import os
-import sqlite3
-import subprocess
-import sys
 
 import pytest
-from commands import environment
 
-from cache import FileFacts, load_json
+from cache import load_json
 from pipeline.errors import UserError
 from pipeline.settings.reading import load_experiment
 
@@ -38,32 +33,3 @@ def test_an_experiment_file_that_no_parser_takes_is_one_line(text, tmp_path):
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=f"^{path}: not valid TOML: [^\n]*$"):
         load_experiment(path)
-
-
-@pytest.mark.parametrize("name", ["recipe.json", "damaged"])
-def test_one_bad_folder_of_entries_keeps_nobody_from_the_others(encoded, tmp_path, name):
-    lab = encoded.copy(tmp_path / "lab")
-    folder = next(lab.folder.glob("store/entries/pooled-*"))
-    if name == "damaged":
-        (segment,) = (folder / "segments").iterdir()
-        (folder / "damaged").mkdir(exist_ok=True)
-        (folder / "damaged" / segment.name).write_text(DEEP)
-    else:
-        (folder / name).write_text(DEEP)
-    for tool in (["ls"], ["stats"], ["verify"], ["gc", "--older-than", "0s", str(lab.path)]):
-        place = [] if tool[0] == "gc" else [str(lab.folder / "store")]
-        command = [sys.executable, "-m", "cache", *tool, *place]
-        result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
-        assert "Traceback" not in result.stderr and "RecursionError" not in result.stderr, result.stderr
-
-
-def test_facts_that_cannot_be_read_are_of_one_file_alone(tmp_path):
-    facts, files = FileFacts(tmp_path / "facts.sqlite"), [tmp_path / str(number) for number in range(3)]
-    for file in files:
-        file.write_text("a")
-        os.utime(file, (1e9, 1e9))
-        facts.file_digest(file)
-    with sqlite3.connect(tmp_path / "facts.sqlite") as database:
-        database.execute("UPDATE files SET facts = ? WHERE rowid = 2", (DEEP,))
-    known = FileFacts(tmp_path / "facts.sqlite").get_many(files)
-    assert [bool(known.get(file)) for file in files] == [True, False, True]

@@ -224,6 +224,21 @@ def test_checkpoints_that_may_not_be_looked_at_are_not_taken_for_none():
                 RunFolder(folder).list_checkpoints()
 
 
+def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_a_damaged_one():
+    with open_folder() as folder:
+        run = RunFolder(folder)
+        run.checkpoints.mkdir()
+        for step in (1, 2):
+            run.checkpoint(step).touch()
+        with as_nobody(folder):
+            run.checkpoint(2).chmod(0)
+            with pytest.raises(
+                UserError, match="step-000002.safetensors: cannot be read: Permission denied; make it readable"
+            ):
+                resume.newest(run, 9)
+        assert run.list_checkpoints() == [run.checkpoint(2), run.checkpoint(1)]
+
+
 def test_a_colleagues_run_that_may_not_be_looked_at_stops_no_training():
     with open_folder() as folder:
         (folder / "theirs/checkpoints").mkdir(parents=True)

@@ -7,6 +7,7 @@ import pytest
 from lab import Lab
 from model_files import edit
 
+from pipeline.__main__ import main
 from pipeline.errors import UserError
 from pipeline.flux import models
 from pipeline.flux.prediction import prediction
@@ -33,6 +34,15 @@ def test_training_again_gives_the_same_bytes(trained, lab):
     lab.run("TrainLoRA")
     name = lora.WEIGHTS_NAME
     assert (lab.run_folder / name).read_bytes() == (trained.run_folder / name).read_bytes()
+
+
+def test_a_file_that_the_disk_does_not_give_is_named_in_one_line(lab, capsys):
+    """/proc/self/mem opens, and reading it is an Input/output error, in which Python names no file."""
+    needs = RunFolder(lab.run_folder).needs
+    needs.parent.mkdir(parents=True)
+    needs.symlink_to("/proc/self/mem")
+    assert main(["run", "TrainLoRA", "--experiment", str(lab.path)]) == 1
+    assert f"\nerror: {needs}: Input/output error; check" in f"\n{capsys.readouterr().err}"
 
 
 def losses_of(lab: Lab) -> list[float]:

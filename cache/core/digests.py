@@ -5,6 +5,7 @@ Losing this memory costs time and nothing else: a file that nothing is remembere
 
 import json
 import os
+import re
 import sqlite3
 import sys
 import time
@@ -13,9 +14,9 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from cache.core.address import hasher
+from cache.core.address import DIGEST_BYTES, hasher
 from cache.core.errors import StoreError
-from cache.core.files import make_folder
+from cache.core.files import make_folder, named
 from cache.core.parsing import load_json
 
 AnyPath = str | Path
@@ -24,6 +25,7 @@ Path_ = TypeVar("Path_", bound=str | Path)
 Result = TypeVar("Result")
 
 CHUNK_BYTES = 1 << 22
+DIGEST = re.compile(f"[0-9a-f]{{{2 * DIGEST_BYTES}}}")
 LOCKED_SECONDS = 30
 QUERY_PATHS = 500  # that one query asks for; SQLite takes 999 at least
 RACY_NS = 3_000_000_000  # a change this soon after another may leave size and mtime as they were (FAT ticks in 2 s)
@@ -84,7 +86,7 @@ class FileFacts:
     def file_digests(self, paths: Iterable[Path_]) -> dict[Path_, str]:
         """As ``file_digest`` for many files: digests by path. New ones are saved about once a second."""
         paths = list(paths)
-        known = {path: facts["digest"] for path, facts in self.get_many(paths).items() if "digest" in facts}
+        known = {path: facts["digest"] for path, facts in self.get_many(paths).items() if has_digest(facts)}
         for path in known:
             self._digested.setdefault(_name(path), self._seen[_name(path)])
         fresh: dict[Path_, dict] = {}
@@ -101,7 +103,7 @@ class FileFacts:
     def _read(self, path: AnyPath) -> str:
         for _ in range(3):
             before, name = _stamp(path), hasher()
-            with open(path, "rb") as file:
+            with named(path), open(path, "rb") as file:
                 while chunk := file.read(CHUNK_BYTES):
                     name.update(chunk)
             if before and _is_same(before, _stamp(path)):
@@ -157,6 +159,12 @@ class FileFacts:
             print(f"{self.path}: the memory of file digests {text}", file=sys.stderr)
 
 
+def has_digest(facts: dict) -> bool:
+    """Whether a file's digest is among its facts. What others may have written there in its place is none."""
+    found = facts.get("digest")
+    return isinstance(found, str) and DIGEST.fullmatch(found) is not None
+
+
 def _name(path: AnyPath) -> bytes:
     return os.fsencode(os.path.abspath(path))
 
@@ -192,18 +200,18 @@ def _find_many(db: sqlite3.Connection, stamps: Mapping[Path_, Stamp | None]) -> 
     return dict(zip(known, _parsed(texts), strict=True))
 
 
-def _parsed(texts: list[str]) -> list[dict]:
+def _parsed(texts: list) -> list[dict]:
     """The facts in rows; none in a row that holds something else, which another program must have written."""
-    with suppress(ValueError, RecursionError):
+    with suppress(ValueError, RecursionError, TypeError):
         found = json.loads(f"[{','.join(texts)}]")  # at once: a million one by one take longer
         if len(found) == len(texts) and all(type(each) is dict for each in found):
             return found
     return [_facts_in(text) for text in texts]
 
 
-def _facts_in(text: str) -> dict:
+def _facts_in(text: object) -> dict:
     with suppress(ValueError):
-        found = load_json(text)
+        found = load_json(text) if isinstance(text, str) else None
         return found if isinstance(found, dict) else {}
     return {}
 

@@ -181,13 +181,14 @@ class Entries:
             folder = os.path.join(path, "segments", name)
             try:
                 segment = known.get(folder) or Segment(folder, self.layout)
+                is_whole = segment.is_whole()
             except NOT_OURS:
                 continue
             except OSError as error:
                 if error.errno != errno.EIO:  # a bad disk under one segment leaves the others readable
                     raise
                 continue
-            if segment.is_whole():
+            if is_whole:
                 yield segment
 
     def _read_notes(self, path: Path) -> None:

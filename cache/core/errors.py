@@ -27,6 +27,10 @@ class CorruptEntry(StoreError):
     """A committed entry is damaged on disk."""
 
 
+class UnreadableEntry(CorruptEntry):
+    """The disk does not give a committed entry. It counts as damaged, but perhaps the disk gives it another time."""
+
+
 @contextmanager
 def explained(path: str | Path, needed_bytes: int = 0, verb: str = "write to") -> Iterator[None]:
     """Turn an OSError of the block, which writes ``needed_bytes`` under ``path``, into a StoreError of one line."""

@@ -3,8 +3,29 @@
 import errno
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """Give an OSError of the block the file's name, which Python leaves out where reading, writing or syncing fails."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
+def is_taken(path: str | Path) -> bool:
+    """Whether there is a file, a folder or a link of this name. Raises OSError where this cannot be told."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def write_atomically(path: str | Path, data: bytes | str) -> None:
@@ -26,7 +47,7 @@ def write_atomically(path: str | Path, data: bytes | str) -> None:
 
 def write_durably(path: str | Path, data: bytes | str) -> None:
     """Write a file (bytes, or text as UTF-8) and wait until its bytes are on disk; its name may not be yet."""
-    with open(path, "wb") as file:
+    with named(path), open(path, "wb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
         file.flush()
         os.fsync(file.fileno())
@@ -48,7 +69,8 @@ def sync_folder(path: str | Path) -> None:
     """Wait until the names in a folder are on disk. Does nothing on a file system that offers no way to."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(folder)
+        with named(path):
+            os.fsync(folder)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import google_crc32c
 
-from cache.core.files import write_all
+from cache.core.address import item_key
+from cache.core.errors import StoreError
+from cache.core.files import named, write_all
 from cache.core.parsing import load_json
 
 
@@ -37,11 +39,18 @@ class Journal:
 
 
 def read_journal(path: str | Path) -> Iterator[tuple[str, bytes, str]]:
-    """Yield (item, checksum, name) of each line, up to the first that is torn. Raises OSError."""
-    with open(path, "rb") as file:
+    """Yield (item, checksum, name) of each line, up to the first that is torn or holds no row. Raises OSError."""
+    with named(path), open(path, "rb") as file:
         for line in file:
             crc, _, text = line.removesuffix(b"\n").partition(b" ")
             if not line.endswith(b"\n") or crc != b"%08x" % google_crc32c.value(text):
                 return
-            item, row_crc, name = load_json(text)
-            yield item, bytes.fromhex(row_crc), name
+            try:
+                item, row_crc, name = load_json(text)
+                item_key(item)
+                row = item, bytes.fromhex(row_crc), name
+            except (ValueError, TypeError, StoreError):  # another program must have written it
+                return
+            if not isinstance(name, str):
+                return
+            yield row

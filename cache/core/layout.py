@@ -38,6 +38,10 @@ class Layout:
         pairs[:, 0] = np.arange(num_rows, dtype=np.uint64) * np.uint64(self.stride_bytes)
         return pairs.tobytes() + checksum(pairs)
 
+    def size_bytes(self, num_rows: int) -> int:
+        """Bytes of a whole shard: its rows and its index."""
+        return self.rows_bytes(num_rows) + 2 * SIZE_BYTES * num_rows + CRC_BYTES
+
     def metadata(self, num_rows: int, attributes: dict) -> dict:
         """The content of zarr.json."""
         little, crc = {"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}

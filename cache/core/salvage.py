@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 from cache.core.files import make_folder, sync_folder
 from cache.core.journal import read_journal
 from cache.core.segment import SegmentWriter
-from cache.core.workspace import JOURNAL, NOT_ALLOWED, locked_if_dead, workspaces_in
+from cache.core.workspace import JOURNAL, NOT_ALLOWED, locked_if_dead, remove_workspace, workspaces_in
 
 if TYPE_CHECKING:
     from cache.core.entries import Entries
@@ -43,8 +42,9 @@ def _salvage_all(entries: "Entries") -> int:
         try:
             with locked_if_dead(folder) as is_dead:
                 if is_dead:
-                    num_rows += sum(_take_over(entries, journal) for journal in sorted(folder.glob(f"*{JOURNAL}")))
-                    shutil.rmtree(folder, ignore_errors=True)  # another process may be doing the same
+                    journals = [name for name in sorted(os.listdir(folder)) if name.endswith(JOURNAL)]
+                    num_rows += sum(_take_over(entries, folder / name) for name in journals)
+                    remove_workspace(folder)
         except FileNotFoundError:  # removed by its writer or by another process this moment
             continue
         except OSError as error:

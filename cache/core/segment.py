@@ -21,8 +21,8 @@ from typing import NoReturn
 import numpy as np
 
 from cache.core.address import DIGEST_BYTES, item_keys
-from cache.core.errors import CorruptEntry, StoreError
-from cache.core.files import sync_folder, write_all, write_durably
+from cache.core.errors import CorruptEntry, StoreError, UnreadableEntry
+from cache.core.files import named, sync_folder, write_all, write_durably
 from cache.core.layout import CRC_BYTES, SIZE_BYTES, Layout, checksum
 from cache.core.parsing import load_json
 
@@ -67,7 +67,7 @@ class SegmentWriter:
         """Complete the segment and wait until it is on disk. Doing it again does no harm."""
         index = self.layout.index(len(self.names))
         write_all(self._shard, [index], self.num_bytes)
-        size = self.num_bytes + len(index)
+        size = self.layout.size_bytes(len(self.names))
         os.ftruncate(self._shard, size)
         os.fsync(self._shard)
         keys = item_keys(list(self.names)) + size.to_bytes(SIZE_BYTES, "little")
@@ -116,10 +116,13 @@ class Segment:
         return metadata
 
     def is_whole(self) -> bool:
-        """Whether the shard is there, in its full size; its bytes are checked when they are read."""
+        """Whether the shard is there, in its full size; its bytes are checked when they are read.
+
+        Raises OSError where this cannot be told.
+        """
         try:
             return os.stat(self.shard_path).st_size == self.size_bytes
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
     def read_into(self, out: np.ndarray, row: int) -> None:
@@ -164,12 +167,16 @@ class Segment:
             return file.read() == index
 
     def _read_keys(self) -> tuple[bytes, int]:
-        with open(os.path.join(self.folder, "keys"), "rb") as file:
+        path = os.path.join(self.folder, "keys")
+        with named(path), open(path, "rb") as file:
             data = file.read()
         keys, size = data[: -SIZE_BYTES - CRC_BYTES], data[-SIZE_BYTES - CRC_BYTES : -CRC_BYTES]
         if not keys or len(keys) % DIGEST_BYTES or checksum(data[:-CRC_BYTES]) != data[-CRC_BYTES:]:
-            raise ValueError(f"{self.folder}/keys is damaged")
-        return keys, int.from_bytes(size, "little")
+            raise ValueError(f"{path} is damaged")
+        size_bytes = int.from_bytes(size, "little")
+        if size_bytes != self.layout.size_bytes(len(keys) // DIGEST_BYTES):
+            raise ValueError(f"{path} is damaged")
+        return keys, size_bytes
 
     def _open(self, row: int) -> np.ndarray:
         """Map the shard, to read a row, and return the new list of verified rows. Raises as ``read_into`` does."""
@@ -208,7 +215,8 @@ class Segment:
         if error is not None and getattr(error, "errno", None) not in (None, errno.ENOENT, errno.EIO):
             what = error.strerror if isinstance(error, OSError) else error
             raise StoreError(f"{self.shard_path}: cannot read item {item}: {what}") from error
-        raise CorruptEntry(
+        kind = UnreadableEntry if getattr(error, "errno", None) == errno.EIO else CorruptEntry
+        raise kind(
             f"{self.shard_path}: item {item} is damaged; run the stage that encodes it again, which encodes what is "
             "damaged and nothing else"
         ) from error

@@ -4,6 +4,7 @@ The format, from https://github.com/huggingface/safetensors: the header's length
 JSON table of dtype, shape and place of each tensor, padded with spaces), then the tensors' bytes, one after the other.
 """
 
+import errno
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from typing import IO
 import numpy as np
 
 from cache.core.errors import StoreError
-from cache.core.files import sync_folder
+from cache.core.files import named, sync_folder
 
 DTYPES = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
 METADATA = "__metadata__"
@@ -43,6 +44,23 @@ def write_tensors(
             file.write(array.reshape(-1).view(np.uint8).data)
 
 
+@contextmanager
+def opened_tensors(path: Path) -> Iterator:
+    """A safetensors file, to read NumPy arrays from.
+
+    Raises SafetensorError where it is damaged, OSError where it cannot be read.
+    """
+    from safetensors import safe_open
+
+    os.close(os.open(path, os.O_RDONLY))  # safetensors says of any file that it cannot open that there is none
+    try:
+        file = safe_open(path, "numpy")
+    except (OSError, MemoryError) as error:
+        raise OSError(errno.EIO, f"cannot be opened or mapped ({error})", os.fspath(path)) from error
+    with file:
+        yield file
+
+
 def _header(path: Path, tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
     table: dict[str, dict] = {METADATA: dict(sorted(metadata.items()))}
     end = 0
@@ -64,7 +82,7 @@ def _appearing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to that gets its name, durably, at the end of the block, or leaves nothing behind."""
     temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with named(path), open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -5,6 +5,7 @@ import fcntl
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -60,6 +61,12 @@ def workspaces_in(parent: Path) -> list[Path]:
         return [parent / name for name in sorted(os.listdir(parent)) if ID.fullmatch(name)]
     except FileNotFoundError:
         return []
+
+
+def remove_workspace(folder: Path) -> None:
+    """Remove a workspace, of which nothing is needed any more. What cannot be removed now, a later writer removes."""
+    with suppress(OSError):  # another process may be doing the same; of some errors rmtree would say so all the same
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

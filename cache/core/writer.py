@@ -1,6 +1,5 @@
 """Writing entries: rows go to a segment under a temporary name, and one rename commits it."""
 
-import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ from cache.core.layout import Layout
 from cache.core.recipe import recipe_text
 from cache.core.salvage import publish, salvage
 from cache.core.segment import SegmentWriter
-from cache.core.workspace import JOURNAL, Workspace, claim_workspace, new_id
+from cache.core.workspace import JOURNAL, Workspace, claim_workspace, new_id, remove_workspace
 
 if TYPE_CHECKING:
     from cache.core.entries import Entries
@@ -126,7 +125,7 @@ class Writer:
         if self._pending is not None:
             self._pending.close()
         if not is_left:
-            shutil.rmtree(self._workspace.folder, ignore_errors=True)
+            remove_workspace(self._workspace.folder)
         self._workspace.lock.close()
         self._workspace = self._pending = None
 

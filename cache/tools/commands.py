@@ -9,11 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cache.core.errors import StoreError
+from cache.core.files import named
 from cache.core.folders import check_store, entries_at, entries_called
 from cache.core.needs import Needs, as_needs, needs_of_runs, union
 from cache.tools import compare, experiments, explain, export, garbage, listing, show, verify
 
 PROGRESS_SECONDS = 5
+STANDARD_OUTPUT = "standard output"
 
 
 def run_ls(options: Namespace) -> int:
@@ -118,10 +120,8 @@ def _store_and_needs(options: Namespace) -> tuple[Path, Needs]:
 
 def _print(options: Namespace, found: object, lines: Iterable[str]) -> int:
     """Print what was found as JSON or, for people, as lines. Returns 0, the exit code of a command that worked."""
-    if options.json:
-        print(json.dumps(found, indent=1, default=asdict))
-    else:
-        for line in lines:
+    with named(STANDARD_OUTPUT):
+        for line in [json.dumps(found, indent=1, default=asdict)] if options.json else lines:
             print(line)
-    sys.stdout.flush()  # here, where it can still be said that nobody reads on
+        sys.stdout.flush()  # here, where it can still be said that nobody reads on
     return 0

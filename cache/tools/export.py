@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cache.core.entries import Entries
 from cache.core.errors import StoreError
+from cache.core.files import is_taken
 from cache.core.leases import lease
 from cache.core.needs import Need
 from cache.core.store import Store
@@ -33,7 +34,7 @@ def export(
     path, needs = Path(path), [need for need in needs if (need.role or need.recipe["kind"]) == KINDS[kind]]
     if not needs:
         raise StoreError(f"{path}: not written: the experiment has no {kind}; choose another --kind")
-    if os.path.lexists(path) and not force:
+    if is_taken(path) and not force:
         raise StoreError(f"{path}: is there already; choose another name, or --force to replace it")
     with_entries = [(need, store.entries(need.recipe)) for need in needs]
     for need, entries in with_entries:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cache.core.entries import Entries, names_in
-from cache.core.errors import CorruptEntry, StoreError, explained
+from cache.core.errors import CorruptEntry, StoreError, UnreadableEntry, explained
 from cache.core.folders import born_ns, names_of
 from cache.core.leases import guarded, living_leases
 from cache.core.needs import Needs
@@ -60,7 +60,8 @@ def find_garbage(store: Path, keep: Needs, min_age_seconds: float) -> list[Garba
     with explained(store), guarded(store) as is_guarded:
         _refuse_without_locks(store, is_guarded)
         leased = living_leases(store)
-    return list(_all_garbage(store, keep, leased, min_age_seconds))
+    before = _ns_ago(min_age_seconds)
+    return [_find_in(entries, keep, leased, before) for entries in all_entries(store)]
 
 
 def collect(store: Path, keep: Needs, min_age_seconds: float) -> list[Garbage]:
@@ -72,10 +73,12 @@ def collect(store: Path, keep: Needs, min_age_seconds: float) -> list[Garbage]:
     """
     with explained(store), guarded(store, "another process collects; waiting until it is done") as is_guarded:
         _refuse_without_locks(store, is_guarded)
-        found = []
-        for garbage in _all_garbage(store, keep, living_leases(store), min_age_seconds):
-            _remove(garbage)
-            found.append(garbage)
+        found, leased, before = [], living_leases(store), _ns_ago(min_age_seconds)
+        for entries in all_entries(store):
+            if salvage(entries):  # also what a collector that did not end has copied
+                entries.refresh()
+            found.append(_find_in(entries, keep, leased, before))
+            _remove(found[-1])
         return found
 
 
@@ -87,12 +90,14 @@ def _refuse_without_locks(store: Path, is_guarded: bool) -> None:
         )
 
 
-def _all_garbage(store: Path, keep: Needs, leased: Needs, min_age_seconds: float) -> Iterator[Garbage]:
-    before = time.time_ns() - int(min_age_seconds * 1e9)
-    for entries in all_entries(store):
-        needed = keep.get(entries.id, set()) | leased.get(entries.id, set())
-        _prove_what_is_held_twice(entries, needed)
-        yield _garbage_of(entries, sorted(needed), sorted(leased.get(entries.id, ())), before)
+def _ns_ago(seconds: float) -> int:
+    return time.time_ns() - int(seconds * 1e9)
+
+
+def _find_in(entries: Entries, keep: Needs, leased: Needs, before: int) -> Garbage:
+    needed = keep.get(entries.id, set()) | leased.get(entries.id, set())
+    _prove_what_is_held_twice(entries, needed)
+    return _garbage_of(entries, sorted(needed), sorted(leased.get(entries.id, ())), before)
 
 
 def all_entries(store: Path) -> Iterator[Entries]:
@@ -154,32 +159,36 @@ def _broken(entries: Entries, needed: list[str], before: int) -> list[Path]:
 def _could_be_mended(entries: Entries, folder: Path, missing: set[str]) -> bool:
     try:
         items = Segment(folder, entries.layout).items()
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return False
+    except OSError:  # what cannot be read is not absent
+        return True
     return (folder / entries.layout.shard_name).exists() and not missing.isdisjoint(items)
 
 
 def _remove(garbage: Garbage) -> None:
     entries = garbage.entries
-    salvage(entries)
     with entries.writer() as writer:
-        for segment, rows in garbage.rewritten:
-            _copy(segment, rows, writer)
+        garbage.rewritten = [(segment, rows) for segment, rows in garbage.rewritten if _copy(segment, rows, writer)]
     for segment in [*garbage.removed, *(segment for segment, _ in garbage.rewritten)]:
         _remove_folder(entries, Path(segment.folder))
     for folder in garbage.broken:
         _remove_folder(entries, folder)
 
 
-def _copy(segment: Segment, rows: np.ndarray, writer: Writer) -> None:
+def _copy(segment: Segment, rows: np.ndarray, writer: Writer) -> bool:
+    """Copy the rows that are sound. Returns False where the disk does not give one of them: the segment must stay."""
     names = names_of(segment)
     items, buffer = segment.items(), np.empty(segment.layout.num_values, segment.layout.stored)
     for row in rows.tolist():
         try:
             segment.read_into(buffer, row)
+        except UnreadableEntry:
+            return False
         except CorruptEntry:  # to be encoded again by whoever needs it
             continue
         writer.write(items[row], buffer.reshape(segment.layout.shape), names[row])
+    return True
 
 
 def _remove_folder(entries: Entries, folder: Path) -> None:

@@ -51,8 +51,7 @@ def proven_keys(folder: str, layout: Layout) -> bytes | None:
     """
     with suppress(OSError, TypeError, StoreError):
         found, items = Path(folder, "keys").read_bytes(), attributes_of(folder).get("items") or []
-        size = layout.rows_bytes(len(items)) + len(layout.index(len(items)))
-        keys = item_keys(items) + size.to_bytes(SIZE_BYTES, "little")
+        keys = item_keys(items) + layout.size_bytes(len(items)).to_bytes(SIZE_BYTES, "little")
         if items and (found[-CRC_BYTES:] == checksum(keys) or found[:-CRC_BYTES] == keys):
             return keys + checksum(keys)
     return None

@@ -163,12 +163,12 @@ class _Check:
         """Check a segment's rows and files. Returns its damaged rows, None where they cannot be read now."""
         try:
             rows = segment.damaged_rows()
-            size = os.stat(segment.shard_path).st_size if os.path.exists(segment.shard_path) else -1
+            size = _size_of(segment.shard_path)
             has_index = size == segment.size_bytes and segment.index_is_sound()
+            if _size_of(os.path.join(segment.folder, "keys")) < 0:  # the collector has removed it meanwhile
+                return None
         except (OSError, StoreError) as error:
             self.fault(segment.shard_path, f"cannot be read: {error}")
-            return None
-        if not os.path.exists(os.path.join(segment.folder, "keys")):  # the collector has removed it meanwhile
             return None
         self.report.num_rows += segment.num_rows
         self.report.num_bytes += max(size, 0)
@@ -242,6 +242,14 @@ class _Check:
         for segment, rows in found.values():
             if rows is not None and segment.is_whole() and later.damaged_rows(segment) != rows:
                 report.unnoted.append(segment.folder)
+
+
+def _size_of(path: str) -> int:
+    """The size of a file in bytes, -1 where there is none. Raises OSError where this cannot be told."""
+    try:
+        return os.stat(path).st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return -1
 
 
 def _metadata_is_sound(entries: Entries, segment: Segment) -> bool:

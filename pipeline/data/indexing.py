@@ -11,7 +11,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from cache import FileFacts, digest, printable
-from cache.core.digests import RACY_NS
+from cache.core.digests import RACY_NS, has_digest
 from pipeline.data.images import BadImage, read_image
 from pipeline.data.photos import METADATA, Photo, Problem, list_photos
 from pipeline.errors import UserError
@@ -207,7 +207,11 @@ def _looked_up(photos: Sequence[Photo | IndexedPhoto], facts: FileFacts) -> Iter
         known = facts.look_up(paths)
         for photo, path in zip(batch, paths):
             found = known.get(path, {})
-            yield _indexed(photo, found) if "width" in found else None
+            yield _indexed(photo, found) if _was_decoded(found) else None
+
+
+def _was_decoded(found: dict) -> bool:
+    return has_digest(found) and all(type(found.get(side)) is int and found[side] > 0 for side in ("width", "height"))
 
 
 def _path(photo: Photo | IndexedPhoto) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from cache.core.files import is_taken
 from pipeline.errors import UserError
 
 METADATA = "metadata.jsonl"
@@ -50,7 +51,10 @@ def list_photos(folder: Path, prompt: str = "") -> tuple[list[Photo], list[Probl
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; set [data] images to the folder that holds the photos")
-    find = _from_metadata if os.path.lexists(folder / METADATA) else _from_files
+    try:
+        find = _from_metadata if is_taken(folder / METADATA) else _from_files
+    except OSError as error:  # what cannot be looked at is not absent
+        raise UserError(f"{folder / METADATA}: cannot be read: {error.strerror}") from error
     photos, problems = find(_Folder(folder), prompt.strip())
     if not photos and not problems:
         raise UserError(f"{folder}: no photo in it; expected {METADATA}, or images with NAME.txt beside NAME.png")

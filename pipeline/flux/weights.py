@@ -13,6 +13,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from cache import opened_tensors
+from cache.core.files import named
 from pipeline.errors import UserError
 from pipeline.flux.pretrained import one_line
 
@@ -67,7 +69,7 @@ def mapped(path: Path) -> dict[str, np.ndarray]:
     Raises UserError where the file is damaged, or has tensors of other dtypes than float32, float16 and bfloat16.
     """
     check_header(path)
-    with open(path, "rb") as file:
+    with named(path), open(path, "rb") as file:
         begin = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(begin - 8))
         memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -84,13 +86,15 @@ def _view(memory: mmap.mmap, begin: int, dtype: str, shape: list[int], data_offs
 
 
 def check_header(path: Path) -> None:
-    """Raise UserError where a safetensors file is not one, or not as long as its header says."""
-    from safetensors import SafetensorError, safe_open
+    """Raise UserError where a safetensors file cannot be read, is none, or is not as long as its header says."""
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, framework="np"):
+        with opened_tensors(path):
             pass
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; check the disk and the permissions") from None
+    except SafetensorError as error:
         raise UserError(f"{path}: damaged or cut short ({one_line(error)}); fetch it again") from None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache import load_json, write_tensors
+from cache import load_json, opened_tensors, write_tensors
 from pipeline import draws
 from pipeline.devices import simulation, tensors
 from pipeline.devices.precision import Policy
@@ -144,12 +144,14 @@ def scale_of(path: Path, prefix: str = TRANSFORMER) -> float:
 @contextmanager
 def _opened(path: Path) -> Iterator:
     """A safetensors file to read from.  Raises UserError where it cannot be read."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, "numpy") as file:
+        with opened_tensors(path) as file:
             yield file
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; check the disk and the permissions") from None
+    except SafetensorError as error:
         raise UserError(f"{path}: cannot be read: {error}; remove the file and run TrainLoRA again") from None
 
 

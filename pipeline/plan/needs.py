@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from cache import Need, Source, needs_text, write_atomically
+from cache.core.files import named
 from pipeline.data import conditions
 from pipeline.data.buckets import CENTRE
 from pipeline.data.variants import Variant
@@ -77,5 +78,6 @@ def _words(variant: Variant) -> str:
 def note_needs(plan: Plan) -> None:
     """Write needs.json: the entries of this run, and those of the pictures drawn last.  The collector keeps them."""
     path, text = plan.run.needs, needs_text(needed(plan))
-    if not path.is_file() or path.read_text() != text:
-        write_atomically(path, text)
+    with named(path):
+        if not path.is_file() or path.read_text() != text:
+            write_atomically(path, text)

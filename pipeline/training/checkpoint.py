@@ -6,14 +6,14 @@ RUN/checkpoints/step-000500.safetensors    trained weights, optimizer moments, a
 
 import hashlib
 import json
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from cache import canonical, digest, load_json, write_tensors
+from cache import canonical, digest, load_json, opened_tensors, write_tensors
 from cache.core.files import make_folder
 from pipeline.errors import NotFinite, UserError
 from pipeline.plan.run_folder import RunFolder, step_of
@@ -34,6 +34,10 @@ class Checkpoint:
     step: int
     counters: dict
     identity: dict
+
+
+class Damaged(UserError):
+    """A checkpoint is not as it was written."""
 
 
 def save(run: RunFolder, step: int, state: dict, counters: dict, identity: dict, keep: int) -> Path:
@@ -57,12 +61,15 @@ def save(run: RunFolder, step: int, state: dict, counters: dict, identity: dict,
 
 
 def newest(run: RunFolder, at_most: int) -> Checkpoint | None:
-    """The newest checkpoint of a run that is whole and not past step ``at_most``; says which ones are damaged."""
+    """The newest checkpoint of a run that is whole and not past step ``at_most``; says which ones are damaged.
+
+    Raises UserError where one cannot be read: it may be whole, and to go on from the one before would lose its steps.
+    """
     for path in run.list_checkpoints():
         if step_of(path) <= at_most:
             try:
                 return _read(path)
-            except UserError as error:
+            except Damaged as error:
                 say(f"{error}; going back to the one before{_set_aside(path)}")
     return None
 
@@ -102,9 +109,8 @@ def find_shorter(run: RunFolder, identity: dict, at_most: int) -> Checkpoint | N
 def restore(checkpoint: Checkpoint, state: dict) -> None:
     """Set the parameters of ``state`` to what the checkpoint holds.  Raises UserError where names or shapes differ."""
     import mindspore as ms
-    from safetensors import safe_open
 
-    with safe_open(checkpoint.path, "numpy") as file:
+    with _opened(checkpoint.path) as file:
         names = set(file.keys())
         wrong = sorted(names ^ state.keys())
         wrong += [name for name in names & state.keys() if tuple(file.get_slice(name).get_shape()) != state[name].shape]
@@ -147,29 +153,42 @@ def identity_of(decisive: dict) -> dict[str, str]:
 
 
 def _read(path: Path) -> Checkpoint:
-    """Raises UserError where the file is damaged."""
-    from safetensors import SafetensorError, safe_open
-
+    """Raises Damaged, or UserError where the file cannot be read."""
     notes = _notes(path)
-    with suppress(OSError, SafetensorError, ValueError, KeyError, TypeError):
-        with safe_open(path, "numpy") as file:
+    with suppress(ValueError, KeyError, TypeError):
+        with _opened(path) as file:
             claimed, hashed = notes.pop("digest"), _hasher(notes)
             for name in sorted(file.keys()):
                 _add(hashed, name, file.get_tensor(name))
         if hashed.hexdigest() == claimed:
             return Checkpoint(path, int(notes["step"]), notes["counters"], notes["identity"])
-    raise UserError(f"{path}: the checkpoint is damaged")
+    raise Damaged(f"{path}: the checkpoint is damaged")
 
 
 def _notes(path: Path) -> dict:
-    """What a checkpoint says of itself, unverified.  Raises UserError where it cannot be read."""
-    from safetensors import SafetensorError, safe_open
+    """What a checkpoint says of itself, unverified.  Raises as `_read` does."""
+    try:
+        with _opened(path) as file:
+            return {key: load_json(text) for key, text in (file.metadata() or {}).items()}
+    except ValueError as error:
+        raise Damaged(f"{path}: the checkpoint is damaged") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator:
+    """A checkpoint's file, to read tensors from.  Raises as `_read` does."""
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, "numpy") as file:
-            return {key: load_json(text) for key, text in (file.metadata() or {}).items()}
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: the checkpoint is damaged") from error
+        with opened_tensors(path) as file:
+            yield file
+    except SafetensorError as error:
+        raise Damaged(f"{path}: the checkpoint is damaged") from error
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}; make it readable and run again, or remove it to go on "
+            "from the one before"
+        ) from error
 
 
 def _hasher(notes: dict):

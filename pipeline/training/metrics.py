@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cache import write_atomically
+from cache.core.files import named
 from pipeline.devices import device
 from pipeline.errors import NotFinite
 from pipeline.plan.run_folder import RunFolder
@@ -168,7 +169,8 @@ def kept_lines(path: Path, last_step: int) -> list[str]:
     Lines that cannot be read, as a disk that failed leaves them, are left out, and said.
     """
     try:
-        lines = path.read_text(errors="replace").splitlines(keepends=True)
+        with named(path):
+            lines = path.read_text(errors="replace").splitlines(keepends=True)
     except FileNotFoundError:
         return []
     steps = [_step_in(line) for line in lines]
