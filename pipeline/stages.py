@@ -23,10 +23,14 @@ from pipeline.plan.method import Method
 from pipeline.plan.plan import Plan, resolve
 from pipeline.plan.survey import Survey
 from pipeline.plan.whole import is_whole
+from pipeline.process import children
 from pipeline.process.progress import say
 from pipeline.sampling import decode, denoise
 from pipeline.settings.fields import Experiment
 from pipeline.training import measure, train
+
+SLOWEST_DISK = 100e6
+"""Bytes a second that a checkpoint is written at, at least, while a stop waits for it."""
 
 COUNTED = ("encoded", "drawn", "decoded", "steps")
 """Keys of a stage's outcome that count the items it made."""
@@ -104,6 +108,14 @@ def is_done(name: str, survey: Survey) -> bool:
         return False
 
 
+def grace_seconds(name: str, survey: Survey) -> float:
+    """How long the stage's process may take to end when it is asked to: a training writes a checkpoint first."""
+    stage = STAGES[name]
+    if not isinstance(stage, Work) or name != stage.method.stages.train:
+        return children.GRACE_SECONDS
+    return children.GRACE_SECONDS + preflight.checkpoint_bytes(survey.plan(stage.method)) / SLOWEST_DISK
+
+
 def survey_for(name: str, survey: Survey) -> SurveyFile | None:
     """What the stage's process is given, so that it need not look at the photos; None where it has to."""
     stage = STAGES[name]
@@ -124,6 +136,8 @@ def run(name: str, experiment: Experiment, survey: str = "") -> None:
         return
     of = survey_file.subject(experiment, stage.method.has_pairs(experiment))
     plan = resolve(experiment, stage.method, survey_file.read(survey, of) if survey else None)
+    if experiment.device.target == "auto" and (warning := device.fallback()):
+        say(warning, to_stderr=True)
     if isinstance(stage, RoomCheck):
         say(report.as_table(preflight.of_plan(plan)))
         preflight.check_room(plan)
@@ -133,7 +147,8 @@ def run(name: str, experiment: Experiment, survey: str = "") -> None:
         if stage.again:
             stage.again(plan)
         return
-    device.use(plan.device, plan.experiment.device.deterministic)
+    device.check_present(plan.device)
+    device.use(plan.device, plan.experiment.device)
     with lease(plan.store.path, stage.needs(plan)):
         outcome = stage.work(plan)
     folder = stage.place(plan)

@@ -12,6 +12,7 @@ import luigi
 from cache import printable_lines
 from pipeline import stages
 from pipeline.data.survey_file import SurveyFile
+from pipeline.devices import device
 from pipeline.errors import UserError
 from pipeline.plan import pictures
 from pipeline.plan.method import Method
@@ -42,7 +43,8 @@ class ExperimentParameter(luigi.Parameter):
     def parse(self, text: str) -> str:
         try:
             experiment = load_experiment(text)
-            device_and_precision(experiment)
+            chosen, _ = device_and_precision(experiment)
+            device.check_present(chosen)
             if self.method:
                 pictures.check(experiment, self.method)
         except UserError as error:
@@ -93,7 +95,11 @@ class StageTask(OfExperiment, luigi.Task):
         arguments = ["--experiment", self.experiment] if self.experiment else []
         arguments += ["--survey", photos.path] if photos else []
         with tied_to_luigi():
-            code = children.run(["run", stage, *arguments], files=[photos.fileno()] if photos else [])
+            code = children.run(
+                ["run", stage, *arguments],
+                files=[photos.fileno()] if photos else [],
+                grace_seconds=stages.grace_seconds(stage, survey(self.experiment)),
+            )
         if code:
             raise StageFailed.with_code(stage, code)
         if isinstance(stages.STAGES[stage], stages.Preparation):  # it may have learnt of photos, or fetched the model

@@ -95,9 +95,10 @@ def _compile_all(dtype: str, folder: Path, attention: str, names: list[str]) -> 
 
     device._import_mindone()
     from pipeline.devices import ascend, fp32
+    from pipeline.settings.fields import Device
 
     if attention == "ours":
-        ascend.prepare(deterministic=True)
+        ascend.prepare(Device())
     else:
         fp32.keep_attention = lambda model: None
     from ascend_source import OURS, documented

@@ -6,7 +6,12 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from pipeline.devices import device
+from pipeline import stages
+from pipeline.devices import device, npu_smi
+from pipeline.errors import UserError
+from pipeline.estimate import preflight
+from pipeline.methods import LORA
+from pipeline.process.children import GRACE_SECONDS
 from pipeline.settings.fields import Device
 
 ROOT = Path(__file__).parents[1]
@@ -82,3 +87,53 @@ def test_compiled_steps_never_come_from_a_cache(monkeypatch, cpu, capfd):
     device.use("CPU")
     assert device.COMPILE_CACHE not in os.environ
     assert f"{device.COMPILE_CACHE}: not used" in capfd.readouterr().out
+
+
+def test_a_machine_for_npus_that_shows_none_is_said_loudly_where_cpu_is_taken_by_itself(monkeypatch, tmp_path):
+    monkeypatch.setattr(device, "DEVICES", tmp_path)
+    monkeypatch.setattr(device, "ASCEND", tmp_path / "Ascend")
+    for name in device.CANN:
+        monkeypatch.delenv(name, raising=False)
+    assert device.fallback() == ""
+    monkeypatch.setenv("ASCEND_OPP_PATH", "/usr/local/Ascend/latest/opp")
+    assert device.fallback().startswith("device: CPU, although CANN or its driver is here: no /dev/davinci0")
+    with pytest.raises(UserError, match="there is no Ascend NPU here"):
+        device.check_present("Ascend")
+    (tmp_path / "davinci0").touch()
+    device.check_present("Ascend")
+    assert device.fallback() == ""
+
+
+def test_a_stage_waits_for_an_npu_that_another_process_leaves_and_not_for_ever(monkeypatch, tmp_path, capsys):
+    used = "| 1       0                 | 4242          | python                   | 60123                   |"
+    smi = tmp_path / "npu-smi"
+    smi.write_text(f"#!/bin/sh\nif [ -e {tmp_path}/left ]; then exit; fi\necho '{used}'\ntouch {tmp_path}/left\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv(npu_smi.VISIBLE, "1,2")
+    npu_smi.wait_until_free(npu_smi.first_visible(), 1)
+    assert capsys.readouterr().err == "NPU 1 is used by process 4242 (python, 60 GB): waiting 1 s at most for it\n"
+    smi.write_text(f"#!/bin/sh\necho '{used}'\n")
+    npu_smi.wait_until_free(1, 0.1)
+    assert "still used by process 4242 (python, 60 GB); going on beside it" in capsys.readouterr().err
+    npu_smi.wait_until_free(0, 60)  # nobody is on that one
+
+
+def test_what_an_experiment_says_of_compiling_reaches_the_compiler(cpu, monkeypatch):
+    import mindspore as ms
+
+    given = []
+    monkeypatch.setattr(ms, "jit", lambda function, **options: given.append(options))
+    monkeypatch.setattr(device, "_jit_options", {})
+    device.compiled(len)
+    device.use_jit_options(jit_level="O1", exec_order="dfs")
+    device.compiled(len)
+    assert given == [{}, {"jit_level": "O1", "exec_order": "dfs"}]
+
+
+def test_a_training_is_given_the_time_to_write_its_checkpoint_when_it_is_asked_to_stop(encoded):
+    survey = stages.Survey(encoded.run("CheckData").experiment)
+    plan = survey.plan(LORA)
+    seconds = stages.grace_seconds("TrainLoRA", survey) - GRACE_SECONDS
+    assert seconds == pytest.approx(preflight.checkpoint_bytes(plan) / 1e8) and seconds > 0
+    assert stages.grace_seconds("EncodeT5", survey) == GRACE_SECONDS

@@ -3,10 +3,13 @@
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import environment
 
 from pipeline.doctor import ascend_files, doctor, golden, kernels, parts
 from pipeline.doctor.ascend_files import Machine
@@ -212,3 +215,17 @@ def test_an_optimizer_that_computes_something_else_is_named(cpu, monkeypatch):
     right = parts._updated
     monkeypatch.setattr(parts, "_updated", lambda *given: [values * 1.001 for values in right(*given)])
     assert bad(parts.large_update("CPU")) == ["update of 6 tensors"]
+
+
+@pytest.mark.slow
+def test_the_whole_of_it_on_this_cpu():
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "doctor", "--target", "CPU"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    *lines, last = done.stdout.splitlines()
+    assert all(len(line) <= 80 for line in lines) and not any(line.startswith("FAILED") for line in lines)
+    assert last.startswith("Everything computes as it should") and sum("equal to the last bit" in x for x in lines) >= 3

@@ -8,17 +8,28 @@ import importlib.util
 import io
 import logging
 import os
+import platform
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
+from pipeline.devices import npu_smi
 from pipeline.errors import UserError
 from pipeline.process.progress import say
+from pipeline.settings.fields import Device
 
 COMPILE_CACHE = "MS_COMPILER_CACHE_ENABLE"
 COMPUTES = {"Ascend": ("bf16", "fp16", "fp32"), "CPU": ("fp32", "fp16")}
 """What each device computes, by preference.  MindSpore's CPU backend has almost no bf16 kernels."""
 
 DEVICES = Path("/dev")
+ASCEND = Path("/usr/local/Ascend")
+CANN = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "ASCEND_OPP_PATH")
+"""What CANN's set_env.sh sets."""
+
+CONTAINERS = (
+    "; a container is given it by --device (python -m pipeline doctor says more), and [device] target = 'CPU' means CPU"
+)
 
 
 def choose(target: str) -> str:
@@ -45,11 +56,10 @@ def memory_bytes(device: str, memory_gb: float) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def use(device: str, deterministic: bool = True) -> None:
+def use(device: str, settings: Device | None = None) -> None:
     """Set this process up for ``device``: on CPU with substitutes for kernels that MindSpore lacks there, see `cpu`; on
     Ascend so that float32 is computed in float32, see `ascend`.
 
-    deterministic: the same inputs give the same bits, at the price of speed; on CPU they do anyway.
     Raises UserError where MindSpore cannot use the device.  Call it before the first operation.
     """
     _without_compile_cache()
@@ -72,13 +82,52 @@ def use(device: str, deterministic: bool = True) -> None:
     else:
         from pipeline.devices import ascend
 
-        ascend.prepare(deterministic)
+        ascend.prepare(settings or Device())
 
 
 def _without_compile_cache() -> None:
     """Keep MindSpore from taking compiled steps from a cache: a second process that did had another loss, on CPU."""
     if os.environ.pop(COMPILE_CACHE, "0") == "1":
         say(f"{COMPILE_CACHE}: not used, as compiled steps that come from it have computed another loss")
+
+
+_jit_options: dict[str, str] = {}
+"""Of this process, as `use` was told."""
+
+
+def use_jit_options(**options: str) -> None:
+    _jit_options.update(options)
+
+
+def compiled(function: Callable) -> Callable:
+    """``mindspore.jit``, with the options that the experiment has for the device."""
+    import mindspore as ms
+
+    return ms.jit(function, **_jit_options)
+
+
+def details(device: str, settings: Device) -> dict:
+    """Of the device that this process uses, for the record: which, its memory in bytes, and what else it was told."""
+    found: dict = {"memory_bytes": memory_bytes(device, settings.memory_gb), "machine": platform.machine()}
+    if device != "CPU":
+        chips, number = npu_smi.read_chips(npu_smi.asked()), npu_smi.first_visible()
+        found |= {"number": number, "visible": os.environ.get(npu_smi.VISIBLE, "all"), "of": num_npus()}
+        found |= {"npu": chips[number].name if number < len(chips) else "unknown"}
+        found |= {"deterministic": settings.deterministic, "jit": dict(_jit_options)}
+    return found
+
+
+def check_present(device: str) -> None:
+    """Raise UserError where this machine has no such device.  Imports no MindSpore."""
+    if device == "Ascend" and not num_npus():
+        raise UserError(f"device: there is no Ascend NPU here: no /dev/davinci0{CONTAINERS}")
+
+
+def fallback() -> str:
+    """What to say where CPU was chosen by itself although this looks like a machine for NPUs; "" elsewhere."""
+    if num_npus() or not (any(name in os.environ for name in CANN) or ASCEND.is_dir()):
+        return ""
+    return f"device: CPU, although CANN or its driver is here: no /dev/davinci0{CONTAINERS}"
 
 
 def wait_asleep(tensors) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.devices.npu_smi import VISIBLE, read_chips, read_processes
 from pipeline.doctor.finding import Finding, failed, note, ok, skipped
 
 FITTING_CANN = {"2.7": ("8.2", "8.3")}
@@ -29,7 +30,6 @@ BESIDE = ("davinci_manager", "devmm_svm", "hisi_hdc")
 NEEDED_GB = 4
 """Free memory of a device without which not even the small model's stages are worth starting."""
 
-VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
 SECONDS = 60
 
 
@@ -51,16 +51,6 @@ class Machine:
             lines = (done.stderr.strip() or done.stdout.strip() or f"exit {done.returncode}").splitlines()
             raise OSError(lines[-1])
         return done.stdout
-
-
-@dataclass(frozen=True)
-class Chip:
-    """A line of ``npu-smi info``, memory in MB."""
-
-    name: str
-    health: str
-    used_mb: int
-    total_mb: int
 
 
 def look(machine: Machine, mindspore_version: str) -> Iterator[Finding]:
@@ -178,39 +168,12 @@ def _chips(machine: Machine) -> Iterator[Finding]:
         if chip.health != "OK":
             yield failed(what, said, f"npu-smi info -t health -i {number} says more")
         elif free_gb < NEEDED_GB and chip.total_mb >= 1000 * NEEDED_GB:
-            by = ", ".join(users.get(number, [])) or "somebody"
+            by = ", ".join(map(str, users.get(number, []))) or "somebody"
             yield failed(what, f"{said}: taken by {by}", f"wait, or choose another by {VISIBLE}")
         elif free_gb < NEEDED_GB:
             yield failed(what, said, "too small for any of the models")
         else:
             yield ok(what, said)
-
-
-FIRST_LINE = re.compile(r"^\|\s*\d+\s+(\S+)\s*\|\s*(\w+)\s*\|")
-SECOND_LINE = re.compile(r"^\|[\s\d]+\|\s*\S+:\S+\s*\|.*?(\d+)\s*/\s*(\d+)\s*\|\s*$")
-PROCESS = re.compile(r"^\|\s*(\d+)\s+(\d+)\s*\|\s*(\d+)\s*\|\s*(\S+)\s*\|\s*(\d+)\s*\|\s*$")
-
-
-def read_chips(text: str) -> list[Chip]:
-    """The chips of ``npu-smi info``, which says two lines of each, in their order."""
-    found, first = [], None
-    for line in text.splitlines():
-        if match := SECOND_LINE.match(line):
-            if first:
-                found.append(Chip(first[1], first[2], int(match[1]), int(match[2])))
-            first = None
-        else:
-            first = FIRST_LINE.match(line) or first
-    return found
-
-
-def read_processes(text: str) -> dict[int, list[str]]:
-    """Who uses each NPU, as ``npu-smi info`` lists them behind the chips."""
-    users: dict[int, list[str]] = {}
-    for match in filter(None, map(PROCESS.match, text.splitlines())):
-        npu, _, pid, name, megabytes = match.groups()
-        users.setdefault(int(npu), []).append(f"process {pid} ({name}, {int(megabytes) / 1000:.0f} GB)")
-    return users
 
 
 def _version_in(path: Path) -> str:

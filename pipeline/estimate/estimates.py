@@ -191,12 +191,11 @@ def training(subject: Subject, epoch: Epoch) -> TrainingEstimate:
 def _parts(subject: Subject, epoch: Epoch) -> Parts:
     experiment, settings = subject.experiment, subject.experiment.train
     frozen, trained = _frozen(subject), _trained(subject)
-    copies = 4 if settings.ema_decay else 3
     saved = BYTES[subject.method.saved_dtype(experiment)]
     held: memory.Held = {
         "weights_bytes": frozen.weights_bytes + 4 * trained,
         "gradients_bytes": 4 * trained * (1 + (settings.accumulate > 1)),
-        "optimizer_bytes": 4 * trained * (copies - 1),
+        "optimizer_bytes": 4 * trained * (_copies(settings) - 1),
     }
     steps = settings.steps
     if settings.epochs:
@@ -243,8 +242,17 @@ def checkpoints_bytes(trained_bytes: int, settings: Train) -> int:
     """
     every = settings.checkpoint_every or settings.steps
     written = settings.keep_checkpoints + 1 if settings.epochs else -(-settings.steps // every)
-    copies = 4 if settings.ema_decay else 3  # the parameters, two moments, and their moving average
-    return trained_bytes * copies * min(settings.keep_checkpoints + 1, written)
+    return trained_bytes * _copies(settings) * min(settings.keep_checkpoints + 1, written)
+
+
+def _copies(settings: Train) -> int:
+    """Of the trained parameters in a checkpoint: themselves, two moments, and their moving average."""
+    return 4 if settings.ema_decay else 3
+
+
+def checkpoint_bytes(subject: Subject) -> int:
+    """Of one checkpoint."""
+    return 4 * _trained(subject) * _copies(subject.experiment.train)
 
 
 def _trained(subject: Subject) -> int:

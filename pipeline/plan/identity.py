@@ -49,6 +49,7 @@ def decisive(plan: "Plan") -> dict:
         "seed": experiment.seed,
         "device": plan.device,
         **({} if experiment.device.deterministic else {"deterministic": False}),
+        **({} if plan.device == "CPU" or experiment.device.jit_level == "O0" else {"jit_level": "O1"}),
         "entries": plan.entry_ids,
         "data": {
             "samples": _spelled_samples(plan),

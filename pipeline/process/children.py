@@ -12,7 +12,8 @@ from typing import IO
 import pipeline
 
 GRACE_SECONDS = 120
-"""How long a stage that was asked to stop may take to finish its step and keep it, before it is killed."""
+"""How long a stage that was asked to stop may take to finish its step and keep it, before it is killed; a training
+that writes large checkpoints is given longer."""
 
 KILLED = {
     signal.SIGKILL: "perhaps the machine had no memory left: see the kernel's log",
@@ -29,11 +30,12 @@ def run(
     stderr: IO | None = None,
     files: Sequence[int] = (),
     seconds: float | None = None,
+    grace_seconds: float = GRACE_SECONDS,
 ) -> int:
     """Run ``python -m pipeline ARGUMENTS`` and wait.  Returns its exit code, which is -N where signal N killed it.
 
     files: descriptors that the child has open too, under the same numbers.  seconds: how long it may take; after that
-    it is stopped, and subprocess.TimeoutExpired is raised.
+    it is stopped, and subprocess.TimeoutExpired is raised.  grace_seconds: how long it may take to end when asked to.
 
     The child ends with this process: signals sent here are passed on and waited for, and if this process is killed,
     the kernel tells the child, where it calls `stopping.end_with_parent` with its ``--parent``.
@@ -53,7 +55,7 @@ def run(
         try:
             return child.wait(seconds)
         except BaseException:
-            _stop(child)
+            _stop(child, grace_seconds)
             raise
 
 
@@ -84,11 +86,11 @@ def interrupted_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _stop(child: subprocess.Popen) -> None:
+def _stop(child: subprocess.Popen, grace_seconds: float) -> None:
     """Ask the child to stop and wait; a second interruption, or the end of the grace period, kills it."""
     child.send_signal(signal.SIGTERM)
     try:
-        child.wait(GRACE_SECONDS)
+        child.wait(grace_seconds)
     except BaseException:
         child.kill()
         child.wait()

@@ -221,11 +221,19 @@ class Sampling:
 @OnlyKnown
 @dataclass(frozen=True)
 class Device:
-    """``memory_gb``: of an NPU, which `pipeline.estimate.preflight` compares with; a CPU's is the machine's."""
+    """``memory_gb``: of an NPU, which `pipeline.estimate.preflight` compares with; a CPU's is the machine's.
+
+    The others are for an NPU alone, and MindSpore's own: ``jit_level`` and ``exec_order`` of compiled steps,
+    ``memory_pool_gb`` the most that MindSpore takes there (0: all), ``cpu_affinity`` its threads bound to cores.
+    """
 
     target: Literal["auto", "Ascend", "CPU"] = "auto"
     memory_gb: UpToAMillion = 64.0
     deterministic: Flag = True
+    jit_level: Literal["O0", "O1"] = "O0"
+    exec_order: Literal["bfs", "dfs"] = "bfs"
+    memory_pool_gb: Annotated[Number, Field(ge=0, le=1_000_000)] = 0.0
+    cpu_affinity: Flag = False
 
 
 @OnlyKnown

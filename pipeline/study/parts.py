@@ -35,7 +35,7 @@ def compute(job: Job) -> None:
     """Load the job's component, and write what it makes of the sample.  Raises UserError where it cannot."""
     plans = job.plans()
     plan = plans[job.side]
-    device.use(plan.device, plan.experiment.device.deterministic)
+    device.use(plan.device, plan.experiment.device)
     with np.errstate(over="ignore"):  # it is counted, not warned of
         {NETWORK: _velocities, IMAGE_ENCODER: _images}.get(job.component, _captions)(job, plans)
 

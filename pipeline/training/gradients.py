@@ -21,10 +21,9 @@ class Accumulator:
     """The sum of the gradients of several batches."""
 
     def __init__(self):
-        import mindspore as ms
 
         self.sums: Sequence = ()
-        self._add = ms.jit(_make_add())
+        self._add = device.compiled(_make_add())
 
     def add(self, gradients: Sequence, is_first: bool) -> None:
         """Add one batch's gradients; the first one's replace what is there."""
@@ -59,9 +58,8 @@ class Norm:
     """The norm of all gradients together, and the factor that clips it to ``max_norm``; 0: to nothing."""
 
     def __init__(self, max_norm: float):
-        import mindspore as ms
 
-        self._add_squares, self._clip = ms.jit(_make_add_squares()), ms.jit(_make_clip(max_norm))
+        self._add_squares, self._clip = device.compiled(_make_add_squares()), device.compiled(_make_clip(max_norm))
 
     def of(self, gradients: Sequence):
         """A float32 scalar: infinite or NaN where any of the gradients is."""

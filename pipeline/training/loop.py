@@ -43,7 +43,7 @@ class Training:
             return loss(*tensors) * scale
 
         gradient = ms.value_and_grad(scaled_loss, None, ms.ParameterTuple(trained))
-        self._gradient = ms.jit(gradient) if settings.mode == "jit" else gradient
+        self._gradient = device.compiled(gradient) if settings.mode == "jit" else gradient
         self.trained, self.step, self._before_batch = trained, 0, before_batch
         self.optimizer = Optimizer(trained, settings, groups)
         rates = (settings.learning_rate, settings.text_encoder_lr)

@@ -67,12 +67,11 @@ class Optimizer:
 
     def _make_steps(self) -> list[tuple]:
         """The number of a learning rate, which parameters have it, and what steps them: SLICE of them at a time."""
-        import mindspore as ms
 
         found, start = [], 0
         for group, members in itertools.groupby(self.groups):
             stop = start + len(list(members))
-            found += [(group, part, ms.jit(self._make_step(part))) for part in slices(start, stop)]
+            found += [(group, part, device.compiled(self._make_step(part))) for part in slices(start, stop)]
             start = stop
         return found
 
