@@ -6,6 +6,7 @@ it is shown that what an experiment says reaches them.
 
 import dataclasses
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from pipeline.methods import LORA
 from pipeline.methods import lora_layers as lora
 from pipeline.plan.plan import resolve
 from pipeline.plan.run_folder import RunFolder
-from pipeline.settings.fields import WEIGHTING_SCHEMES, Lora, Train
+from pipeline.settings.fields import Lora, Train, WeightingScheme
 from pipeline.training import loop, train
 from pipeline.training.batches import Batches
 from pipeline.training.loss import flow_loss, tensors_of
@@ -157,7 +158,7 @@ def test_clipping_bounds_the_step_and_leaves_what_is_reported(lab, tmp_path, pla
 # --- the loss -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", WEIGHTING_SCHEMES)
+@pytest.mark.parametrize("scheme", get_args(WeightingScheme))
 def test_the_loss_is_the_weighted_mean_of_squared_errors(lab, tmp_path, scheme):
     """Recomputed in NumPy from the model's own prediction; the weights are arXiv:2403.03206's and diffusers'."""
     other = lab.copy(tmp_path / "lab").set("train", weighting_scheme=scheme)

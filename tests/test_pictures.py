@@ -208,9 +208,9 @@ def test_what_is_lost_of_the_pictures_is_made_again(lab, lost):
 @pytest.mark.parametrize(
     "settings, said",
     [
-        ('prompts = "a cat"', "sample.prompts: must be a list of texts, found 'a cat'"),
-        ('prompts = ["a", 1]', "sample.prompts: must be a list of texts"),
-        ('prompts = ["a\\u0000"]', "sample.prompts: must not hold a null character"),
+        ('prompts = "a cat"', "sample.prompts: must be a list, found 'a cat'"),
+        ('prompts = ["a", 1]', "sample.prompts[1]: must be a text, found 1"),
+        ('prompts = ["a\\u0000"]', "sample.prompts[0]: must not hold a null character"),
         ("resolution = 100", "sample.resolution: must be a multiple of 16, found 100"),
         ("num_inference_steps = 0", "sample.num_inference_steps: must be at least 1"),
         ("batch_size = 0", "sample.batch_size: must be at least 1"),

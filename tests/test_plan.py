@@ -176,7 +176,7 @@ def test_a_config_that_lacks_a_size_is_said_by_file_and_key(tmp_path, component,
     configs = shutil.copytree(model.CONFIGS / "FLUX.1-dev", tmp_path / "configs")
     path = configs / component / "config.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != key}))
-    with pytest.raises(UserError, match=f"{component}/config.json: no usable {key}"):
+    with pytest.raises(UserError, match=f"{component}/config.json: {key}: missing; "):
         preflight.of_experiment(experiment_of(tmp_path, ""), LORA, str(configs))
 
 

@@ -117,7 +117,7 @@ class PrecisionSettings:
     ``simulate``: bf16 where the device lacks it, by rounding; see `pipeline.devices.simulation`.
     """
 
-    preset: Literal["auto"] | Preset = "auto"
+    preset: Literal["auto", Preset] = "auto"
     simulate: Flag = False
     vae: Dtypes = field(default_factory=Dtypes)
     text_encoder: Dtypes = field(default_factory=Dtypes)

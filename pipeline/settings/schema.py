@@ -101,7 +101,7 @@ def _said(error, name: str, known: list[str], value) -> str:
         case "value_error":
             return str(rules["error"])
         case "missing":
-            return "is missing"
+            return "missing"
         case "dataclass_type" | "dict_type":
             return f"must be a table, [{name}]"
         case "unexpected_keyword_argument" | "extra_forbidden":
