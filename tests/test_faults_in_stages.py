@@ -11,7 +11,7 @@ from pipeline.plan.run_folder import RunFolder
 from pipeline.training import checkpoint
 
 SETUP = """
-from pipeline.__main__ import main
+from pipeline.commands import main
 from pipeline.devices import device
 device.use("CPU")
 

@@ -7,7 +7,7 @@ import pytest
 from lab import Lab
 from model_files import edit
 
-from pipeline.__main__ import main
+from pipeline.commands import main
 from pipeline.errors import UserError
 from pipeline.flux import models
 from pipeline.flux.prediction import prediction
