@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+import os
+import tempfile
 
 import luigi
 from luigi.cmdline_parser import CmdlineParser
@@ -13,6 +15,8 @@ from tasks.process import StageFailed
 
 DEFAULTS = {
     ("core", "log_level"): "INFO",
+    # Luigi's own is one folder for all people of a host, and belongs to who came first.
+    ("core", "lock_pid_dir"): os.path.join(tempfile.gettempdir(), f"luigi-{os.getuid()}"),
     ("retcode", "already_running"): 10,
     ("retcode", "missing_data"): 20,
     ("retcode", "not_run"): 25,

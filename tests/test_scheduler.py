@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -22,7 +23,7 @@ from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import LuigiConfigParser, LuigiTomlParser
 
 import tasks
-from tasks import scheduler
+from tasks import manners, scheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*default.scheduler.port")  # a name of older configuration files
 
@@ -178,3 +179,9 @@ def test_a_scheduler_that_dies_under_a_training_is_said_in_one_line_once_that_ha
     assert process.returncode == 40 and "Traceback" not in said
     assert said.splitlines()[-1].startswith("ERROR: Errors (3 attempts) when connecting to remote scheduler")
     assert said.splitlines()[-1].endswith("the same command goes on from there")
+
+
+def test_people_of_one_host_have_lock_folders_of_their_own(config):
+    """Luigi's default belongs to who came first, and everybody else's command ended with a traceback."""
+    manners.apply()
+    assert config.get("core", "lock_pid_dir") == f"{tempfile.gettempdir()}/luigi-{os.getuid()}"

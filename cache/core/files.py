@@ -39,8 +39,10 @@ def write_atomically(path: str | Path, data: bytes | str) -> None:
     try:
         write_durably(temporary, data)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == os.fspath(temporary):
+            error.filename = os.fspath(path)  # a name that people know
         raise
     sync_folder(path.parent)
 
