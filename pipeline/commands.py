@@ -27,10 +27,14 @@ STOPPED_EXIT = 143
 INTERRUPTED_EXIT = 130
 """The same for SIGINT."""
 
+INNER = "precision-part", "doctor-part"
+
 
 def main(arguments: list[str] | None = None) -> int:
     print_anything()
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = _inner_parser() if arguments and arguments[0] in INNER else _parser()
+    options = parser.parse_args(arguments)
     try:
         status = options.command(options)
         sys.stdout.flush()  # here, where it can still be said that nobody reads on
@@ -115,19 +119,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _inner_parser() -> argparse.ArgumentParser:
+    """Of commands that other commands start, and people do not."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline")
+    commands = parser.add_subparsers(required=True)
+    of_precision, of_doctor = (commands.add_parser(name) for name in INNER)
+    of_precision.add_argument("job", type=Path)
+    of_precision.set_defaults(command=_precision_part)
+    for name, kind in (("part", str), ("target", str), ("out", Path)):
+        of_doctor.add_argument(name, type=kind)
+    of_doctor.set_defaults(command=_doctor_part)
+    for part in (of_precision, of_doctor):
+        part.add_argument("--parent", type=int, default=0)
+    return parser
+
+
 def _add_doctor(commands) -> None:
     doctor = commands.add_parser("doctor", help="whether this machine, an NPU above all, computes what is needed")
     doctor.add_argument("--target", default="auto", choices=("auto", "Ascend", "CPU"))
     doctor.add_argument("--json", action="store_true", help="a report to send us, instead of lines to read")
     doctor.add_argument("--record", type=Path, metavar="FILE", help=argparse.SUPPRESS)  # golden numbers, on a CPU
     doctor.set_defaults(command=_doctor)
-
-    part = commands.add_parser("doctor-part")  # without help it is not listed: `doctor` starts it
-    part.add_argument("part")
-    part.add_argument("target")
-    part.add_argument("out", type=Path)
-    part.add_argument("--parent", type=int, default=0)
-    part.set_defaults(command=_doctor_part)
 
 
 def _add_precision(commands) -> None:
@@ -140,11 +152,6 @@ def _add_precision(commands) -> None:
     precision.add_argument("--json", action="store_true")
     precision.add_argument("--picture", type=Path, metavar="FILE", help="PNG (RUNS/NAME-precision.png)")
     precision.set_defaults(command=_precision)
-
-    part = commands.add_parser("precision-part")  # without help it is not listed: `precision` starts it
-    part.add_argument("job", type=Path)
-    part.add_argument("--parent", type=int, default=0)
-    part.set_defaults(command=_precision_part)
 
 
 def _above_zero(text: str) -> int:

@@ -1,15 +1,18 @@
 """How Luigi behaves here where the user's own configuration says nothing: exit codes, and a log one can read."""
 
 import argparse
+import difflib
 import logging
 import os
+import sys
 import tempfile
 
 import luigi
 from luigi.cmdline_parser import CmdlineParser
 from luigi.rpc import RPCError
+from luigi.task_register import Register
 
-from cache import StoreError
+from cache import StoreError, printable
 from pipeline.errors import UserError
 from tasks.process import StageFailed
 
@@ -39,10 +42,14 @@ def apply() -> None:
 
 
 def describe(tasks: str) -> None:
-    """Let ``luigi --module tasks --help`` end with what the tasks are."""
+    """Let ``luigi --module tasks --help`` end with what the tasks are, and a misspelt name say them too."""
     build = CmdlineParser._build_parser
 
     def with_tasks(*args, **kwargs):
+        name, known = kwargs.get("root_task"), Register.task_names()
+        if name and name not in known:  # Luigi itself ends with a traceback
+            meant = "".join(f"; did you mean {each}?" for each in difflib.get_close_matches(name, known, 1))
+            sys.exit(f"error: there is no task {printable(name)}{meant}\ntasks:\n{tasks}")
         parser = build(*args, **kwargs)
         parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, f"tasks:\n{tasks}"
         return parser

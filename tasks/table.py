@@ -48,7 +48,8 @@ class ExperimentParameter(luigi.Parameter):
             if self.method:
                 pictures.check(experiment, self.method)
         except UserError as error:
-            sys.exit(f"error: {printable_lines(str(error))}")
+            where = "" if str(error).startswith(text) else f"{text or 'the embedded experiment'}: "
+            sys.exit(f"error: {printable_lines(where + str(error))}")
         return self.normalize(text)
 
     def normalize(self, text: str) -> str:

@@ -1,14 +1,19 @@
+import contextlib
 import dataclasses
 import json
 import tomllib
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from pipeline.errors import UserError
+from pipeline.flux import model_configs
 from pipeline.settings.fields import EMBEDDED, Experiment, Settings
 from pipeline.settings.reading import DEFAULT, json_schema, load_experiment
-from pipeline.settings.schema import checked
+from pipeline.settings.schema import adapter, checked
 
 
 def written(folder, text):
@@ -261,3 +266,55 @@ def test_without_a_file_the_embedded_default_lives_in_the_working_directory(tmp_
 
 def test_the_embedded_default_says_nothing_that_an_experiment_file_may_not(tmp_path):
     assert loaded(tmp_path, DEFAULT.read_text()) == dataclasses.replace(load_experiment(), folder=tmp_path)
+
+
+# --- whatever somebody writes -------------------------------------------------------------------------------------
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from([2**63, -(10**400), 1e308, "auto", "fp32", "\0"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+TABLES = {name: list(table["properties"]) for name, table in json_schema()["$defs"].items()}
+NAMES = sorted({name for fields in TABLES.values() for name in fields} | set(json_schema()["properties"]))
+DOCUMENTS = st.dictionaries(
+    st.sampled_from(list(json_schema()["properties"])) | st.text(max_size=8),
+    VALUES | st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4),
+    max_size=4,
+)
+
+
+@given(document=DOCUMENTS)
+@hypothesis_settings(derandomize=True, deadline=None, max_examples=150)
+def test_whatever_a_file_says_it_is_an_experiment_or_lines_that_name_fields(document):
+    found, problems = checked(Settings, document)
+    assert (found is None) == bool(problems)
+    for line in problems:
+        name, separator, said = line.partition(": ")
+        assert name and separator and said and len(line) < 2000
+
+
+@given(component=st.sampled_from(list(model_configs.CONFIGS)), document=DOCUMENTS, data=st.data())
+@hypothesis_settings(derandomize=True, deadline=None, max_examples=150)
+def test_whatever_a_config_says_it_is_one_or_lines_that_name_fields(component, document, data):
+    names = list(adapter(model_configs.CONFIGS[component][1]).json_schema()["properties"])
+    document |= data.draw(st.dictionaries(st.sampled_from(names), VALUES, max_size=3))
+    problems = model_configs.problems(component, document)
+    assert all(line.partition(": ")[2] for line in problems)
+    model_configs.class_of(document)
+
+
+@given(data=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+@hypothesis_settings(
+    derandomize=True, deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_whatever_bytes_a_file_has_it_is_read_or_refused_in_one_message(tmp_path, data):
+    path = tmp_path / "my.toml"
+    path.write_bytes(data)
+    with contextlib.suppress(UserError):
+        load_experiment(path)

@@ -161,7 +161,14 @@ def test_a_bad_experiment_file_is_refused_before_anything_is_scheduled(lab):
 def test_what_cannot_be_sampled_is_refused_before_anything_is_scheduled(lab, task, settings, said):
     result = run_luigi(task, lab.set("sample", **settings))
     assert result.returncode == 1 and ran(result.stderr) == []
-    assert said in result.stderr and "Traceback" not in result.stderr
+    assert f"error: {lab.path}: {said}" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_misspelt_task_is_one_line_and_those_that_there_are(lab):
+    result = run_luigi("TrainLora", lab)
+    first, second, *listed = result.stderr.splitlines()
+    assert result.returncode == 1 and first == "error: there is no task TrainLora; did you mean TrainLoRA?"
+    assert second == "tasks:" and {"TrainLoRA", "SampleControlNet"} <= {line.split()[0] for line in listed}
 
 
 def test_a_precision_that_the_device_lacks_is_refused_before_anything_is_scheduled(lab):

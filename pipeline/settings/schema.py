@@ -4,6 +4,7 @@ A number is no text and a fraction no whole number here, unlike in pydantic by i
 """
 
 import difflib
+import json
 import re
 import reprlib
 from collections.abc import Iterator
@@ -84,7 +85,8 @@ def _problem(cls, document: dict, error) -> Iterator[str]:
     for part in error["loc"]:
         if isinstance(value, dict):
             known = get_type_hints(here)
-            name, value, here = f"{name}.{part}" if name else str(part), value.get(part), known.get(part)
+            key = str(part) if re.fullmatch(r"[\w-]+", str(part)) else json.dumps(part)
+            name, value, here = f"{name}.{key}" if name else key, value.get(part), known.get(part)
         elif isinstance(value, list) and isinstance(part, int):
             name, value = f"{name}[{part}]", value[part]
         elif isinstance(value, list) != part.startswith(("tuple", "function-after[_distinct")):
