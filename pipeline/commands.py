@@ -13,6 +13,8 @@ from pipeline.doctor import doctor
 from pipeline.doctor.ascend_files import Machine
 from pipeline.errors import UserError
 from pipeline.estimate import preflight, report
+from pipeline.exchange import runs
+from pipeline.exchange.lora_files import DTYPES, LAYOUTS
 from pipeline.methods import CONTROLNET, method_of
 from pipeline.process.progress import say
 from pipeline.process.stopping import Stopped, end_with_parent
@@ -98,6 +100,17 @@ def _parser() -> argparse.ArgumentParser:
     _add_precision(commands)
 
     _add_doctor(commands)
+
+    export = commands.add_parser(
+        "export", help="a run's LoRA for other programs: kohya's layout, ComfyUI's, diffusers'"
+    )
+    export.add_argument("source", type=Path, metavar="RUN", help="a run's folder, or a LoRA file of any of the layouts")
+    export.add_argument("--format", default="kohya", choices=LAYOUTS, dest="layout", help="(kohya)")
+    export.add_argument("--dtype", default="bf16", choices=tuple(DTYPES), help="(bf16)")
+    export.add_argument("--checkpoint", type=_above_zero, metavar="STEP", help="instead of the result")
+    export.add_argument("--out", type=Path, metavar="FILE", help="(beside the LoRA)")
+    export.add_argument("--model", default="", metavar="MODEL", help="that it is for: a folder, FLUX.1-dev, ...")
+    export.set_defaults(command=_export)
 
     schema = commands.add_parser("schema", help="what an experiment file may say, as JSON Schema, for editors")
     schema.set_defaults(command=_schema)
@@ -243,6 +256,11 @@ def _write_tiny_model(options) -> None:
     )
     num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {num_bytes / 1e6:.1f} MB; use it with [model] path = {os.fspath(folder.resolve())!r}")
+
+
+def _export(options) -> None:
+    given = (options.source, options.layout, options.dtype, options.out, options.model, options.checkpoint)
+    print(runs.export(*given))
 
 
 def _schema(options) -> None:

@@ -5,7 +5,7 @@ is always something to encode and something that nobody needs any more.  A proce
 one of its stages, ``cache gc --yes`` or ``cache verify``, by SIGKILL, SIGTERM or SIGINT.  What must not be:
 
     failed       a run of Luigi, the collector or the verifier that ended with an error although nothing killed it
-    tracebacks   in what any of them said
+    tracebacks   with a line of ours; Luigi ends with one of its own at Ctrl-C before it has loaded our tasks
     damage       found by a verifier
     orphans      processes that outlived their Luigi
     differs      the last LoRA of each experiment, made once more alone on a store of its own, is another
@@ -29,7 +29,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from commands import command, environment, stages_under
+from commands import ROOT, command, environment, stages_under
 from lab import Lab
 
 from pipeline.methods.lora_layers import WEIGHTS_NAME
@@ -63,7 +63,8 @@ class Soak:
         del self.running[name]
         was_hit = process.pid in self.hit
         self.counts[f"{name} {'ended' if process.returncode == 0 else 'stopped' if was_hit else 'failed'}"] += 1
-        if "Traceback" in said or (process.returncode and not was_hit):
+        is_ours = any(f"{ROOT}/{package}/" in said for package in ("cache", "pipeline", "tasks"))
+        if ("Traceback" in said and is_ours) or (process.returncode and not was_hit):
             self.faults.append(f"{name} ended with {process.returncode}:\n{said[-3000:]}")
         return process.returncode == 0
 
