@@ -3,7 +3,13 @@
 # Tests run in two processes, of about 2.5 GB each; make test WORKERS=0 runs them in one.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow demo demo-photos demo-controlnet lint clean
+.PHONY: help setup test test-slow newest demo demo-photos demo-controlnet lint clean
+
+# For a MindSpore other than that of constraints.txt, with the newest mindone:
+# make newest MINDSPORE=2.9.0    (without a version: the newest that there is)
+NEWEST := .venv-newest
+NEWEST_TESTS := $(addprefix tests/test_,audit.py cpu_substitutes.py cpu_models.py fp32.py doctor.py dropout.py)
+FOLLOW_MINDONE := mindspore|mindone|transformers|tokenizers|huggingface_hub
 
 # Written last, holds the place it was written at: there is no stamp, or another place in it, unless all is installed.
 STAMP := .venv/.installed
@@ -49,6 +55,17 @@ test-slow: $(STAMP) ## run the slow tests
 	@$(PYTEST) -m slow $(ARGS)
 	@HYPOTHESIS_DEPTH=100 $(PYTEST) tests/test_hostile_files.py
 
+newest: ## what depends on MindSpore's version, with the newest (or MINDSPORE=2.9.0), in .venv-newest
+	$(if $(PYTHON311),,$(error $(NO_PYTHON)))$(if $(HAS_VENV),,$(error $(NO_VENV)))
+	@"$(PYTHON311)" -m venv --clear $(NEWEST)
+	@grep -vE '^($(FOLLOW_MINDONE))==' constraints.txt > $(NEWEST)/requirements.txt
+	@$(NEWEST)/bin/python -I -m pip install -qq -r $(NEWEST)/requirements.txt 'mindspore$(addprefix ==,$(MINDSPORE))' mindone
+	@$(NEWEST)/bin/python -I -m pip install -qq --no-deps -e .
+	@$(NEWEST)/bin/python -I -m pip list 2>/dev/null | grep -E '^($(FOLLOW_MINDONE)) '
+	@failed=0; \
+	$(NEWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "slow or not slow" $(NEWEST_TESTS) $(ARGS) || failed=1; \
+	$(NEWEST)/bin/python tests/audit.py || failed=1; exit $$failed
+
 demo: $(STAMP) ## teach a small FLUX.1 a new word with a LoRA, on CPU, and look at what it draws
 	@PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/python examples/demo.py
 
@@ -63,8 +80,8 @@ lint: $(STAMP) ## check the style, the types, and that imports point down only
 	@.venv/bin/python -m mypy
 	@.venv/bin/lint-imports
 
-clean: ## remove .venv and what Python, pytest and ruff left (demo, stores and runs stay)
-	@rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
+clean: ## remove .venv, .venv-newest and what Python, pytest and ruff left (demo, stores and runs stay)
+	@rm -rf .venv $(NEWEST) build *.egg-info .pytest_cache .ruff_cache
 	@find $(wildcard pipeline tasks cache tests examples benchmarks) -name __pycache__ -prune -exec rm -rf {} +
 
 # An environment whose installation was cut short may look whole to pip, so only a finished one is updated in place.

@@ -237,6 +237,7 @@ def test_the_plugin_knows_what_documentation_says_and_nothing_made_up():
     for way, primitive in {"aclnn": "FlashAttentionScore", "acl": "BitwiseXor", "rewritten": "AdamWeightDecay"}.items():
         assert way in ways_of(primitive)
     assert ways_of("FlashAttentionScores") == ()
+    assert ways_of("ChunkView"), "where the plugin has views depends on MindSpore's version"
 
 
 def test_what_clip_asks_of_ascend_in_bf16(clip):
@@ -254,7 +255,8 @@ def test_ascend_is_told_before_the_first_operation(clip):
 def test_what_all_graphs_ask_of_ascend(tmp_path, dtype):
     counts = compiled(dtype, tmp_path)
     assert {row.graph for row in counts} == set(NAMES)
-    assert audit.findings(dtype, counts) == []
+    found = audit.findings(dtype, counts)
+    assert not found, "\n".join(found)
     words = set((ROOT / "docs/ascend.md").read_text().split())
     assert {row.primitive for row in counts} - audit.PYTHON <= words, "docs/ascend.md does not list all primitives"
 

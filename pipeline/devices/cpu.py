@@ -305,6 +305,7 @@ class Substitute(NamedTuple):
 
     fails_with: words of the error by which the original fails, mostly the primitive that has no CPU kernel; empty where
     the original works and the replacement is faster or more exact.  compiled: the original fails under ``ms.jit`` only.
+    fails_before: the MindSpore version from which on the original works; the replacement serves there too.
     """
 
     owner: object
@@ -312,6 +313,7 @@ class Substitute(NamedTuple):
     replacement: Callable
     fails_with: str = ""
     compiled: bool = False
+    fails_before: tuple[int, int] | None = None
 
 
 def substitutes() -> tuple[Substitute, ...]:
@@ -328,8 +330,8 @@ def substitutes() -> tuple[Substitute, ...]:
         Substitute(mint, "ones_like", ones_like, "OnesLikeExt"),
         Substitute(mint, "full", full, "FillScalar"),
         Substitute(mint, "stack", stack, "StackExt"),
-        Substitute(mint, "split", split, "SplitWithSize", compiled=True),
-        Substitute(mint, "chunk", chunk, "Chunk", compiled=True),
+        Substitute(mint, "split", split, "SplitWithSize", compiled=True, fails_before=(2, 8)),
+        Substitute(mint, "chunk", chunk, "Chunk", compiled=True, fails_before=(2, 8)),
         Substitute(mint, "outer", outer, "Outer"),
         Substitute(functional, "pad", pad, "ConstantPadND"),
         Substitute(functional, "gelu", gelu, "GeluExt"),
@@ -346,13 +348,15 @@ def substitutes() -> tuple[Substitute, ...]:
         Substitute(normalization.RMSNorm, "construct", _rms_norm_construct, faster),
         Substitute(ada_zero, "construct", _ada_zero_construct, "Chunk", compiled=True),
         Substitute(ada_zero_single, "construct", _ada_zero_single_construct, "Chunk", compiled=True),
-        Substitute(flux_attention, "__call__", _flux_attention_call, "SplitWithSize", compiled=True),
+        Substitute(
+            flux_attention, "__call__", _flux_attention_call, "SplitWithSize", compiled=True, fails_before=(2, 8)
+        ),
     )
 
 
 def install():
     """Put every substitute in its original's place, in what is imported and what will be; safe to call twice."""
-    for owner, name, replacement, _, _ in substitutes():
+    for owner, name, replacement, *_ in substitutes():
         if isinstance(owner, type):
             setattr(owner, name, replacement)
         else:

@@ -15,7 +15,12 @@ from pathlib import Path
 from pipeline.devices.npu_smi import VISIBLE, read_chips, read_processes
 from pipeline.doctor.finding import Finding, failed, note, ok, skipped
 
-FITTING_CANN = {"2.7": ("8.2", "8.3")}
+FITTING_CANN = {
+    "2.7": ("8.2", "8.3"),
+    "2.8": ("8.2", "8.3", "8.5"),
+    "2.9": ("8.2", "8.3", "8.5", "9.0"),
+    "2.10": ("8.2", "8.3", "8.5", "9.0", "9.1"),
+}
 """By MindSpore's version, as its own check of the environment has it (mindspore/run_check/_check_version.py)."""
 
 RECOMMENDED = {"2.7": ("25.3", "8.3")}
