@@ -11,16 +11,18 @@ from cache import StoreError
 from pipeline.errors import UserError
 from tasks.process import StageFailed
 
-DEFAULTS = {
-    ("core", "log_level"): "INFO",
-    ("retcode", "already_running"): 10,
-    ("retcode", "missing_data"): 20,
-    ("retcode", "not_run"): 25,
-    ("retcode", "task_failed"): 30,
-    ("retcode", "scheduling_error"): 35,
-    ("retcode", "unhandled_exception"): 40,
+EXIT_CODES = {
+    "already_running": 10,
+    "missing_data": 20,
+    "not_run": 25,
+    "task_failed": 30,
+    "scheduling_error": 35,
+    "unhandled_exception": 40,
 }
 """A script must see failure, and Luigi's own exit codes are all 0."""
+
+DEFAULTS: dict[tuple[str, str], object] = {("core", "log_level"): "INFO"}
+DEFAULTS |= {("retcode", name): code for name, code in EXIT_CODES.items()}
 
 PREFIX = "[pid %s] Worker %s "
 NOISE = ("Informed scheduler that task", "Worker Worker(", "Done scheduling tasks", "Running Worker with")
@@ -48,10 +50,15 @@ def describe(tasks: str) -> None:
 
 def set_default(section: str, option: str, value: object) -> None:
     """Set what the user's own configuration leaves open, in a TOML file as in Luigi's own format, which has texts."""
+    if not luigi.configuration.get_config().has_option(section, option):
+        set_always(section, option, value)
+
+
+def set_always(section: str, option: str, value: object) -> None:
+    """Set what the user's own configuration must not change."""
     config = luigi.configuration.get_config()
-    if not config.has_option(section, option):
-        is_text = isinstance(config, luigi.configuration.LuigiConfigParser)
-        config.set(section, option, str(value) if is_text else value)
+    is_text = isinstance(config, luigi.configuration.LuigiConfigParser)
+    config.set(section, option, str(value) if is_text else value)
 
 
 class _Readable(logging.Filter):

@@ -169,6 +169,12 @@ def look_again(*paths: str) -> None:
         _surveys[path] = _surveys[path].anew()
 
 
+def is_complete(name: str, experiment: str) -> bool:
+    """Whether all of a task is there, looked at anew: photos may have come or gone."""
+    _surveys.pop(experiment, None)
+    return TASKS[name](experiment).complete()
+
+
 os.register_at_fork(after_in_child=look_again)  # one of several workers: another one may have learnt something
 
 
