@@ -17,6 +17,7 @@ from typing import IO
 from pipeline.process import children
 from pipeline.process.children import GRACE_SECONDS, environment, interrupted_by_sigterm
 from pipeline.process.progress import say
+from pipeline.settings.reading import load_experiment
 from tasks import central, table
 from tasks.manners import EXIT_CODES
 from tasks.process import INTERRUPTED_EXIT
@@ -58,11 +59,19 @@ def launch(task: str, experiment: str, numbers: list[str], scheduler_url: str = 
             if table.is_complete(task, path):
                 say(f"{task}: done already")
                 return 0
+            _say_what_idles(path, len(numbers))
             with central.found(scheduler_url, len(numbers)) as scheduler:
                 return _until_complete(task, path, numbers, scheduler)
     except KeyboardInterrupt:
         say("interrupted, and all workers; what was done is kept, the same command goes on from there", to_stderr=True)
         return INTERRUPTED_EXIT
+
+
+def _say_what_idles(path: str, num_devices: int) -> None:
+    encoders = load_experiment(path).parallel.encoders
+    if encoders < num_devices:
+        found = f"[parallel] encoders = {encoders}: no more devices than that encode the same kind of thing at a time"
+        say(f"{found}; {num_devices} are named, encoders = {num_devices} would use them all", to_stderr=True)
 
 
 def _until_complete(task: str, path: str, numbers: list[str], scheduler: central.Scheduler) -> int:

@@ -1,5 +1,6 @@
 """Several workers and one scheduler, for real: all is done, once, whoever is killed in the middle."""
 
+import configparser
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ from lab import Lab
 
 from pipeline import records, stages
 from pipeline.plan.shard import Shard
-from tasks import launch
+from tasks import central, launch, worker
 from tasks.launch import devices
 
 LUIGID_CFG = ROOT / "examples" / "luigi" / "luigid.cfg"
@@ -117,10 +118,16 @@ def test_what_is_done_is_not_run_and_starts_no_scheduler(encoded, tmp_path, monk
 
 def test_a_scheduler_that_does_not_answer_is_said_before_any_worker_starts(tmp_path):
     lab = Lab(tmp_path / "lab", tmp_path / "no model")
-    with pytest.raises(
-        SystemExit, match=r"http://localhost:1: no Luigi scheduler answers there \(.*start luigid there"
-    ):
+    with pytest.raises(SystemExit, match="http://localhost:1: no Luigi scheduler answers .* start luigid there"):
         launch.launch("CheckData", str(lab.path), ["0"], "http://localhost:1")
+
+
+def test_the_examples_of_luigis_configuration_say_what_the_command_does_by_itself():
+    for file, defaults in (("luigid.cfg", central.DEFAULTS), ("worker.cfg", worker.DEFAULTS)):
+        found = configparser.ConfigParser()
+        found.read(LUIGID_CFG.with_name(file))
+        said = {key: found.get(*key) for key in defaults}
+        assert said == {key: str(value).lower() for key, value in defaults.items()}
 
 
 # --- the command --------------------------------------------------------------------------------------------------
@@ -143,8 +150,8 @@ def test_two_workers_of_one_host_share_the_shards_and_see_one_device_each(many):
 def test_all_is_encoded_once_where_a_worker_is_killed_and_the_scheduler_restarted(many, luigid, number):
     several = [start(many, "EncodeImages", "--scheduler-url", luigid.url) for _ in range(2)]
     stage = wait_until(lambda: is_encoding(many) and stages_under(several[0].pid))[0]
-    (worker,) = children(several[0].pid)
-    os.kill(worker, signal.SIGKILL)
+    (first,) = children(several[0].pid)
+    os.kill(first, signal.SIGKILL)
     if number:
         luigid.end(number)
         luigid.start()
