@@ -16,6 +16,7 @@ from pipeline.estimate import preflight, report
 from pipeline.exchange import runs
 from pipeline.exchange.lora_files import DTYPES, LAYOUTS
 from pipeline.methods import CONTROLNET, method_of
+from pipeline.plan.shard import WHOLE, Shard
 from pipeline.process.progress import say
 from pipeline.process.stopping import Stopped, end_with_parent
 from pipeline.settings.fields import PRESETS
@@ -84,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     stage.add_argument("stage", choices=STAGES, metavar="STAGE", help="one of those below")
     stage.add_argument("--experiment", default="", metavar="FILE", help="TOML; without it, the embedded default")
+    stage.add_argument(
+        "--shard", type=_shard, default=WHOLE, metavar="I/N", help="of an encoder's stage: part I of N, counted from 0"
+    )
     stage.add_argument("--survey", default="", help=argparse.SUPPRESS)  # the photos, as Luigi's process found them
     stage.add_argument("--parent", type=int, default=0, help=argparse.SUPPRESS)
     stage.set_defaults(command=_run_stage)
@@ -173,6 +177,13 @@ def _above_zero(text: str) -> int:
     return int(text)
 
 
+def _shard(text: str) -> Shard:
+    try:
+        return Shard.parse(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _multiple_of_32(text: str) -> int:
     if (number := _above_zero(text)) % 32:
         raise argparse.ArgumentTypeError(f"must be a multiple of 32, the size of an attention head, found {text}")
@@ -181,7 +192,7 @@ def _multiple_of_32(text: str) -> int:
 
 def _run_stage(options) -> None:
     _as_child(options)
-    run(options.stage, load_experiment(options.experiment), options.survey)
+    run(options.stage, load_experiment(options.experiment), options.survey, options.shard)
     try:
         sys.stdout.flush()
     except OSError:  # nobody reads what it said any more; its work is done all the same

@@ -16,6 +16,7 @@ from pipeline.devices import dtypes, tensors
 from pipeline.devices.tensors import to_storage
 from pipeline.plan import needs
 from pipeline.plan.plan import ImageNeed, Plan
+from pipeline.plan.shard import WHOLE, Shard
 from pipeline.process.progress import Progress
 from pipeline.process.stopping import StopRequest
 
@@ -50,31 +51,35 @@ class Encoder:
     found: dict
 
 
-def encode_captions(plan: Plan, kind: str) -> dict:
-    """The output of a caption encoder, "pooled" or "txt", of every caption that lacks it.
+def encode_captions(plan: Plan, kind: str, shard: Shard = WHOLE) -> dict:
+    """The output of a caption encoder, "pooled" or "txt", of every caption of the shard that lacks it.
 
     As in the reference pipeline, T5 gets no attention mask: padding is attended to, in training as in sampling.
     Returns what the stage's record says of it.
     """
     items, texts, names = plan.captions
-    wanted = [_lacking(plan.entries_of(kind), items, range(len(items)), lambda place: (names[place], texts[place]))]
-    label = plan.family.caption_encoders[kind].label
+    entries, places = plan.entries_of(kind), range(len(items))
+    wanted = [_lacking(entries, items, places, lambda place: (names[place], texts[place]), shard)]
+    label = shard.words(plan.family.caption_encoders[kind].label)
     return _encode(wanted, lambda: load_caption_encoder(plan, kind), label, "caption")
 
 
-def encode_images(plan: Plan) -> dict:
-    """The VAE's posterior of every variant of an image that lacks it.  Returns what the stage's record says of it."""
-    return _encode_pictures(plan, plan.image_needs, photo_in, "image")
+def encode_images(plan: Plan, shard: Shard = WHOLE) -> dict:
+    """The VAE's posterior of every variant of the shard's images that lacks it.
+
+    Returns what the stage's record says of it.
+    """
+    return _encode_pictures(plan, plan.image_needs, photo_in, "image", shard)
 
 
-def encode_controls(plan: Plan) -> dict:
+def encode_controls(plan: Plan, shard: Shard = WHOLE) -> dict:
     """As `encode_images`, of the photos' conditions and of those that are sampled with."""
     condition = plan.method.condition(plan.experiment)
 
     def condition_in(photo, variant, read):
         return conditions.picture(photo, read(photo.condition or photo), variant, condition)
 
-    return _encode_pictures(plan, needs.controls(plan), condition_in, "control")
+    return _encode_pictures(plan, needs.controls(plan), condition_in, "control", shard)
 
 
 def photo_in(photo: indexing.IndexedPhoto, variant: Variant, read: Callable):
@@ -128,18 +133,18 @@ def _checked(plan: Plan, model, compute: Callable, component: str) -> Encoder:
     return Encoder(model, checked, lambda: plan.confirm(component), found)
 
 
-def _encode_pictures(plan: Plan, several: Sequence[ImageNeed], picture_in: Callable, unit: str) -> dict:
+def _encode_pictures(plan: Plan, several: Sequence[ImageNeed], picture_in: Callable, unit: str, shard: Shard) -> dict:
     def in_variant(variant):
         return lambda photo: (photo.name, (photo, variant))
 
-    wanted = [_lacking(need.entries, need.items, need.photos, in_variant(need.variant)) for need in several]
-    return _encode(wanted, lambda: load_picture_encoder(plan, picture_in), "VAE", unit)
+    wanted = [_lacking(need.entries, need.items, need.photos, in_variant(need.variant), shard) for need in several]
+    return _encode(wanted, lambda: load_picture_encoder(plan, picture_in), shard.words("VAE"), unit)
 
 
-def _lacking(entries: Entries, items: Sequence[str], inputs: Sequence, of: Callable) -> Wanted:
-    """The inputs whose entries are not there.  items: that of each input."""
+def _lacking(entries: Entries, items: Sequence[str], inputs: Sequence, of: Callable, shard: Shard) -> Wanted:
+    """The inputs of the shard whose entries are not there.  items: that of each input."""
     with entries.writer():  # it takes over what a killed process had encoded, before anyone looks
-        missing = set(entries.missing(items))
+        missing = {item for item in entries.missing(items) if item in shard}
     return Wanted(entries, {item: each for item, each in zip(items, inputs) if item in missing} if missing else {}, of)
 
 

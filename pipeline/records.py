@@ -13,11 +13,14 @@ from cache.core.files import make_folder
 from pipeline.devices import device
 from pipeline.plan.needs import encoded, sampled
 from pipeline.plan.plan import Plan
+from pipeline.plan.shard import WHOLE, Shard
 
 VERSIONED = ("mindspore", "mindone", "transformers", "zarr", "numpy")
 
 
-def write(stage: str, plan: Plan, addresses: dict, folder: Path, seconds: float, outcome: dict) -> None:
+def write(
+    stage: str, plan: Plan, addresses: dict, folder: Path, seconds: float, outcome: dict, shard: Shard = WHOLE
+) -> None:
     """Leave the record of a stage that took ``seconds`` in ``folder``; a later run of the stage there replaces it.
 
     addresses: what the stage computed from, and where the result is; as one of the functions below gives it.
@@ -25,6 +28,7 @@ def write(stage: str, plan: Plan, addresses: dict, folder: Path, seconds: float,
     make_folder(folder / "records")
     record = {
         "stage": stage,
+        **({} if shard == WHOLE else {"shard": str(shard)}),
         **addresses,
         "outcome": outcome,
         "seconds": round(seconds, 3),
@@ -35,13 +39,13 @@ def write(stage: str, plan: Plan, addresses: dict, folder: Path, seconds: float,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    write_atomically(folder / "records" / f"{stage}.json", json.dumps(record, indent=2) + "\n")
+    write_atomically(path_of(stage, folder, shard), json.dumps(record, indent=2) + "\n")
 
 
-def of_entries(stage: str, needs: Sequence[Need]) -> dict:
-    """The addresses of a stage that makes the entries of those of the needs that name it."""
+def of_entries(stage: str, needs: Sequence[Need], shard: Shard = WHOLE) -> dict:
+    """The addresses of a stage that makes the entries, in the shard, of those of the needs that name it."""
     own = [need for need in needs if need.stage == stage]
-    items = sorted({item for need in own for item in need.items})
+    items = sorted({item for need in own for item in need.items if item in shard})
     inputs = {"items": len(items), "items_digest": digest(canonical(items)), own[0].component: own[0].recipe["encoder"]}
     return {"inputs": inputs, "outputs": {"entries": [recipe_id(need.recipe) for need in own]}}
 
@@ -62,8 +66,9 @@ def of_pictures(plan: Plan) -> dict:
     return {"inputs": inputs, "outputs": {"run": plan.run_id}}
 
 
-def exists(stage: str, folder: Path) -> bool:
-    return (folder / "records" / f"{stage}.json").is_file()
+def path_of(stage: str, folder: Path, shard: Shard = WHOLE) -> Path:
+    """The record of a stage, or of a shard of it, that keeps its records in ``folder``."""
+    return folder / "records" / f"{shard.file_name(stage)}.json"
 
 
 def read(*folders: Path) -> list[dict]:

@@ -21,9 +21,11 @@ from pipeline.methods import CONTROLNET, LORA, METHODS
 from pipeline.plan import needs, pictures
 from pipeline.plan.method import Method
 from pipeline.plan.plan import Plan, resolve
+from pipeline.plan.shard import WHOLE, Shard
 from pipeline.plan.survey import Survey
 from pipeline.plan.whole import is_whole
 from pipeline.process import children
+from pipeline.process.claims import claimed
 from pipeline.process.progress import say
 from pipeline.sampling import decode, denoise
 from pipeline.settings.fields import Experiment
@@ -76,6 +78,7 @@ class Work(Stage):
     addresses: what the record says of input and output.
     again: called instead of ``work`` when somebody runs a finished stage by hand; Luigi never does.
     is_of_pictures: whether the experiment has to ask for pictures.
+    shard: the part that is made.  of_shard: the same stage for another part; None where it is not divided.
     """
 
     method: Method
@@ -86,14 +89,33 @@ class Work(Stage):
     needs: Callable[[Plan], list[Need]] = needs.encoded
     again: Callable[[Plan], None] | None = None
     is_of_pictures: bool = False
+    shard: Shard = WHOLE
+    of_shard: Callable[[Shard], "Work"] | None = None
 
 
 Row = Preparation | RoomCheck | Work
 
 
-def is_done(name: str, survey: Survey) -> bool:
-    """Whether the stage's output is there, complete, for the experiment and its files as surveyed."""
+def is_divisible(name: str) -> bool:
+    """Whether several processes can share the stage, each with a shard of it."""
     stage = STAGES[name]
+    return isinstance(stage, Work) and stage.of_shard is not None
+
+
+def _part(name: str, shard: Shard) -> Row:
+    """The stage, or a shard of it.  Raises UserError where it is not divided."""
+    stage = STAGES[name]
+    if shard == WHOLE:
+        return stage
+    if isinstance(stage, Work) and stage.of_shard:
+        return stage.of_shard(shard)
+    divided = ", ".join(filter(is_divisible, STAGES))
+    raise UserError(f"shard: {name} is not divided into shards, as these are: {divided}; leave --shard out")
+
+
+def is_done(name: str, survey: Survey, shard: Shard = WHOLE) -> bool:
+    """Whether the output of the stage, or of a shard of it, is there for the experiment and its files as surveyed."""
+    stage = _part(name, shard)
     try:
         if isinstance(stage, Preparation):
             return stage.done(survey)
@@ -125,12 +147,12 @@ def survey_for(name: str, survey: Survey) -> SurveyFile | None:
     return file if file and file.is_whole else None
 
 
-def run(name: str, experiment: Experiment, survey: str = "") -> None:
+def run(name: str, experiment: Experiment, survey: str = "", shard: Shard = WHOLE) -> None:
     """Do the work of a stage in this process, and leave its record.  Raises UserError, StoreError or Stopped.
 
     survey: the path of a file from which photos are taken instead of looking at them.
     """
-    stage, began = STAGES[name], time.time()
+    stage, began = _part(name, shard), time.time()
     if isinstance(stage, Preparation):
         stage.work(experiment)
         return
@@ -142,38 +164,65 @@ def run(name: str, experiment: Experiment, survey: str = "") -> None:
         say(report.as_table(preflight.of_plan(plan)))
         preflight.check_room(plan)
         return
-    if stage.done(plan):
-        say(f"{name}: done already, in {stage.place(plan)}")
-        if stage.again:
-            stage.again(plan)
+    if _says_done(stage, plan):
         return
+    if stage.shard == WHOLE:
+        _work(stage, plan, began)
+        return
+    # Luigi starts a shard twice where it takes a paused worker for dead, and where its central scheduler was killed and
+    # has forgotten what runs.  To encode it twice would do no harm, and be a waste.
+    record = records.path_of(name, stage.place(plan), shard)
+    with claimed(record.with_suffix(".lock"), shard.words(name)):
+        if not _says_done(stage, plan):
+            _work(stage, plan, began)
+
+
+def _says_done(stage: Work, plan: Plan) -> bool:
+    """Whether the stage has nothing to do, which is then said."""
+    if not stage.done(plan):
+        return False
+    say(f"{stage.shard.words(stage.name)}: done already, in {stage.place(plan)}")
+    if stage.again:
+        stage.again(plan)
+    return True
+
+
+def _work(stage: Work, plan: Plan, began: float) -> None:
     device.check_present(plan.device)
     device.use(plan.device, plan.experiment.device)
     with lease(plan.store.path, stage.needs(plan)):
         outcome = stage.work(plan)
     folder = stage.place(plan)
-    if 0 in map(outcome.get, COUNTED) and records.exists(name, folder):
+    if 0 in map(outcome.get, COUNTED) and records.path_of(stage.name, folder, stage.shard).is_file():
         return  # the record of when there was something to do stays
-    records.write(name, plan, stage.addresses(plan), folder, time.time() - began, outcome)
+    records.write(stage.name, plan, stage.addresses(plan), folder, time.time() - began, outcome, stage.shard)
 
 
 # --- the table ----------------------------------------------------------------------------------------------------
 
 
 def _encoding(
-    name: str, about: str, priority: int, units: Callable[[Plan], Units], work: Callable, method: Method = LORA
+    name: str,
+    about: str,
+    priority: int,
+    units: Callable[[Plan], Units],
+    encode: Callable[[Plan, Shard], dict],
+    method: Method = LORA,
+    shard: Shard = WHOLE,
 ) -> Work:
-    """A stage that encodes; its record lies with the first of its entries."""
+    """A stage that encodes, in shards if asked to; its record lies with the first of its entries."""
     return Work(
         name,
         about,
         (method.stages.room,),
         priority,
         method,
-        done=lambda plan: not any(entries.missing(items) for entries, items in units(plan)),
-        work=work,
+        done=lambda plan: not any(item in shard for entries, items in units(plan) for item in entries.missing(items)),
+        work=lambda plan: encode(plan, shard),
         place=lambda plan: next(iter(units(plan)))[0].path,
-        addresses=lambda plan: records.of_entries(name, needs.encoded(plan)),
+        addresses=lambda plan: records.of_entries(name, needs.encoded(plan), shard),
+        shard=shard,
+        of_shard=lambda part: _encoding(name, about, priority, units, encode, method, part),
     )
 
 
@@ -292,14 +341,14 @@ TABLE: list[Row] = [
         "CLIP's pooled output of every caption.",
         2,
         lambda plan: [(plan.pooled, plan.captions.items)],
-        lambda plan: encode.encode_captions(plan, "pooled"),
+        lambda plan, shard: encode.encode_captions(plan, "pooled", shard),
     ),
     _encoding(
         "EncodeT5",
         "T5's output sequence of every caption.",
         1,
         lambda plan: [(plan.txt, plan.captions.items)],
-        lambda plan: encode.encode_captions(plan, "txt"),
+        lambda plan, shard: encode.encode_captions(plan, "txt", shard),
     ),
     _encoding(
         "EncodeImages",

@@ -16,18 +16,22 @@ from cache import StoreError, printable
 from pipeline.errors import UserError
 from tasks.process import StageFailed
 
-DEFAULTS = {
+EXIT_CODES = {
+    "already_running": 10,
+    "missing_data": 20,
+    "not_run": 25,
+    "task_failed": 30,
+    "scheduling_error": 35,
+    "unhandled_exception": 40,
+}
+"""A script must see failure, and Luigi's own exit codes are all 0."""
+
+DEFAULTS: dict[tuple[str, str], object] = {
     ("core", "log_level"): "INFO",
     # Luigi's own is one folder for all people of a host, and belongs to who came first.
     ("core", "lock_pid_dir"): os.path.join(tempfile.gettempdir(), f"luigi-{os.getuid()}"),
-    ("retcode", "already_running"): 10,
-    ("retcode", "missing_data"): 20,
-    ("retcode", "not_run"): 25,
-    ("retcode", "task_failed"): 30,
-    ("retcode", "scheduling_error"): 35,
-    ("retcode", "unhandled_exception"): 40,
 }
-"""A script must see failure, and Luigi's own exit codes are all 0."""
+DEFAULTS |= {("retcode", name): code for name, code in EXIT_CODES.items()}
 
 PREFIX = "[pid %s] Worker %s "
 NOISE = ("Informed scheduler that task", "Worker Worker(", "Done scheduling tasks", "Running Worker with")
@@ -59,10 +63,15 @@ def describe(tasks: str) -> None:
 
 def set_default(section: str, option: str, value: object) -> None:
     """Set what the user's own configuration leaves open, in a TOML file as in Luigi's own format, which has texts."""
+    if not luigi.configuration.get_config().has_option(section, option):
+        set_always(section, option, value)
+
+
+def set_always(section: str, option: str, value: object) -> None:
+    """Set what the user's own configuration must not change."""
     config = luigi.configuration.get_config()
-    if not config.has_option(section, option):
-        is_text = isinstance(config, luigi.configuration.LuigiConfigParser)
-        config.set(section, option, str(value) if is_text else value)
+    is_text = isinstance(config, luigi.configuration.LuigiConfigParser)
+    config.set(section, option, str(value) if is_text else value)
 
 
 class _Readable(logging.Filter):

@@ -2,11 +2,15 @@
 
 import contextlib
 import multiprocessing
+import os
 import sys
 from collections.abc import Iterator
 
 from pipeline.process import children
 from pipeline.process.stopping import end_with_parent
+
+INTERRUPTED_EXIT = 130
+"""What a shell reports for a process ended by SIGINT."""
 
 
 class StageFailed(Exception):
@@ -24,7 +28,9 @@ def tied_to_luigi() -> Iterator[None]:
         end_with_parent(luigi.pid)
     try:
         yield
-    except BaseException:
+    except BaseException as error:
+        if luigi and isinstance(error, KeyboardInterrupt):  # multiprocessing would print a traceback
+            os._exit(INTERRUPTED_EXIT)
         sys.excepthook = _without_traceback_of_interruption
         raise
 

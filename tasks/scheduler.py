@@ -36,10 +36,19 @@ def choose(task_family: str) -> None:
     if not name:
         manners.set_default("core", "local_scheduler", True)
     elif not _value("local_scheduler"):
-        _check_answers(_value("scheduler_url") or "http://{}:{}/".format(*map(_value, OPTIONS[1:])), name)
+        _check_answers(_url(), name)
         manners.set_default("core", "rpc-retry-wait", RETRY_SECONDS)
         manners.set_default("core", "rpc-log-retries", False)
         warnings.filterwarnings("ignore", "The configuration contains the parameter 'rpc_")  # Luigi does not know them
+
+
+def configured() -> str:
+    """The URL of the central scheduler that Luigi's configuration names; empty where it names none."""
+    return _url() if _configured() and not _value("local_scheduler") else ""
+
+
+def _url() -> str:
+    return _value("scheduler_url") or "http://{}:{}/".format(*map(_value, OPTIONS[1:]))
 
 
 def _named(options) -> str:
@@ -47,6 +56,10 @@ def _named(options) -> str:
     for name in OPTIONS:
         if getattr(options, f"core_{name}"):
             return f"--{name.replace('_', '-')}"
+    return _configured()
+
+
+def _configured() -> str:
     config = luigi.configuration.get_config()
     found = [name for name in SETTINGS if str(config.get("core", name, ""))]
     return f"[core] {found[0]} of Luigi's configuration" if found else ""
@@ -59,20 +72,25 @@ def _value(name: str):
 
 def _check_answers(url: str, name: str) -> None:
     """End the process where no scheduler answers at ``url``.  name: what asks for it."""
-    found = [f"not within {ANSWER_SECONDS} seconds"]
-    # In a thread, as to look up the name of a host has no timeout; the request itself has one, a little longer.
-    thread = threading.Thread(target=lambda: found.append(_silence(url)), daemon=True)
-    thread.start()
-    thread.join(ANSWER_SECONDS)
-    if found[-1]:
+    if reason := silence(url):
         sys.exit(
-            f"error: {url}: no Luigi scheduler answers there ({found[-1]}); start luigid there, remove {name}, or add "
+            f"error: {url}: no Luigi scheduler answers there ({reason}); start luigid there, remove {name}, or add "
             "--local-scheduler"
         )
 
 
-def _silence(url: str) -> str:
-    """Why no scheduler answers, in a few words; empty where one does.  Asks as Luigi does, for any URL it knows."""
+def silence(url: str) -> str:
+    """Why no scheduler answers, in a few words; empty where one does, within ANSWER_SECONDS."""
+    found = [f"not within {ANSWER_SECONDS} seconds"]
+    # In a thread, as to look up the name of a host has no timeout; the request itself has one, a little longer.
+    thread = threading.Thread(target=lambda: found.append(_ask(url)), daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    return found[-1]
+
+
+def _ask(url: str) -> str:
+    """As `silence`, without a limit of its own.  Asks as Luigi does, for any URL it knows."""
     client = rpc.RequestsFetcher() if rpc.HAS_REQUESTS else rpc.URLLibFetcher()
     try:
         json.loads(client.fetch(f"{url.rstrip('/')}/api/{QUESTION}", {"data": "{}"}, 2 * ANSWER_SECONDS))["response"]

@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.plan import pictures
 from pipeline.plan.method import Method
 from pipeline.plan.plan import device_and_precision
+from pipeline.plan.shard import WHOLE, Shard
 from pipeline.plan.survey import Survey
 from pipeline.process import children
 from pipeline.settings.reading import load_experiment
@@ -72,12 +73,18 @@ class OfExperiment:
 
 
 class StageTask(OfExperiment, luigi.Task):
-    """A task whose work is the stage of the same name."""
+    """A task whose work is a stage."""
 
     resources = {"device": 1}
+    stage: str
+
+    @property
+    def part(self) -> Shard:
+        """What of the stage is this task's work."""
+        return WHOLE
 
     def complete(self):
-        return stages.is_done(self.task_family, survey(self.experiment))
+        return stages.is_done(self.stage, survey(self.experiment), self.part)
 
     def is_finished(self) -> bool:
         """Whether its stage has nothing to do, asked when its turn comes.
@@ -91,9 +98,10 @@ class StageTask(OfExperiment, luigi.Task):
         if self.is_finished():
             logging.getLogger("luigi-interface").info("its output is there already: %s", self)
             return
-        stage = self.task_family
+        stage, part = self.stage, self.part
         photos = stages.survey_for(stage, survey(self.experiment))
         arguments = ["--experiment", self.experiment] if self.experiment else []
+        arguments += ["--shard", str(part)] if part != WHOLE else []
         arguments += ["--survey", photos.path] if photos else []
         with tied_to_luigi():
             code = children.run(
@@ -102,20 +110,52 @@ class StageTask(OfExperiment, luigi.Task):
                 grace_seconds=stages.grace_seconds(stage, survey(self.experiment)),
             )
         if code:
-            raise StageFailed.with_code(stage, code)
+            raise StageFailed.with_code(part.words(stage), code)
         if isinstance(stages.STAGES[stage], stages.Preparation):  # it may have learnt of photos, or fetched the model
             look_again(self.experiment)
         if not self.complete():
-            raise StageFailed(f"{stage} ended without an error, but its output is missing or incomplete")
+            raise StageFailed(f"{part.words(stage)} ended without an error, but its output is missing or incomplete")
 
 
 class RoomTask(StageTask):
     """Runs its stage before a training even where there is room, so that people see the table."""
 
     def is_finished(self):
-        stage = stages.STAGES[self.task_family]
+        stage = stages.STAGES[self.stage]
         assert isinstance(stage, stages.RoomCheck)
         return self.complete() and stages.is_done(stage.method.stages.train, survey(self.experiment))
+
+
+class EncodingTask(StageTask):
+    """As the experiment's [parallel] says, behind its shards, or a whole stage.
+
+    Behind its shards it finds everything done, but for what has come or been lost in the meantime.
+    """
+
+    def requires(self):
+        count = load_experiment(self.experiment).parallel.encoders
+        shards = Shard.all_of(count) if count > 1 else []
+        return [SHARDS[self.stage](self.experiment, str(shard)) for shard in shards] or super().requires()
+
+
+class ShardParameter(luigi.Parameter):
+    """A shard, I/N."""
+
+    def parse(self, text: str) -> str:
+        try:
+            return str(Shard.parse(text))
+        except UserError as error:
+            sys.exit(f"error: shard: {printable_lines(str(error))}")
+
+
+class ShardTask(StageTask):
+    """A shard of a stage that encodes."""
+
+    shard = ShardParameter(description="I/N: part I of N, counted from 0")
+
+    @property
+    def part(self):
+        return Shard.parse(self.shard)
 
 
 _surveys: dict[str, Survey] = {}
@@ -136,18 +176,42 @@ def look_again(*paths: str) -> None:
         _surveys[path] = _surveys[path].anew()
 
 
+def is_complete(name: str, experiment: str) -> bool:
+    """Whether all of a task is there, looked at anew: photos may have come or gone."""
+    _surveys.pop(experiment, None)
+    return TASKS[name](experiment).complete()
+
+
 os.register_at_fork(after_in_child=look_again)  # one of several workers: another one may have learnt something
 
 
 def _task(stage: stages.Stage) -> type[luigi.Task]:
-    members = {"__doc__": stage.about, "__module__": __name__, "after": stage.after, "priority": stage.priority}
+    members = _members_of(stage)
     if isinstance(stage, stages.Work) and stage.is_of_pictures:
         members["experiment"] = ExperimentParameter(asks_pictures_of=stage.method)
-    return type(stage.name, (RoomTask if isinstance(stage, stages.RoomCheck) else StageTask,), members)
+    return type(stage.name, (_kind(stage),), members)
+
+
+def _kind(stage: stages.Stage) -> type[StageTask]:
+    if isinstance(stage, stages.RoomCheck):
+        return RoomTask
+    return EncodingTask if stages.is_divisible(stage.name) else StageTask
+
+
+def _members_of(stage: stages.Stage) -> dict:
+    about = {"__doc__": stage.about, "__module__": __name__, "stage": stage.name}
+    return about | {"after": stage.after, "priority": stage.priority}
+
+
+def _shard_task(stage: stages.Stage) -> type[luigi.Task]:
+    return type(f"{stage.name}Shard", (ShardTask,), _members_of(stage) | {"__doc__": f"A shard of {stage.name}."})
 
 
 TASKS: dict[str, type[luigi.Task]] = {stage.name: _task(stage) for stage in stages.TABLE}
+SHARDS = {stage.name: _shard_task(stage) for stage in stages.TABLE if stages.is_divisible(stage.name)}
+"""The tasks of the shards, by the stage that they are of."""
+
 for _name, (_about, _after) in stages.GROUPS.items():
     _members = {"__doc__": _about, "__module__": __name__, "after": _after}
     TASKS[_name] = type(_name, (OfExperiment, luigi.WrapperTask), _members)
-globals().update(TASKS)
+globals().update(TASKS, **{each.__name__: each for each in SHARDS.values()})

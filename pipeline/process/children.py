@@ -44,7 +44,7 @@ def run(
     command = [sys.executable, "-P", "-m", "pipeline", *arguments, "--parent", str(os.getpid())]
     child = subprocess.Popen(
         command,
-        env=_environment(),
+        env=environment(),
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=stderr,
@@ -66,7 +66,7 @@ def reason(code: int) -> str:
     return "killed by " + signal.Signals(-code).name + "".join(f"; {KILLED[each]}" for each in KILLED if each == -code)
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The child imports the packages that this process imported, installed or not."""
     here = str(Path(pipeline.__file__).resolve().parent.parent)
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")]))}

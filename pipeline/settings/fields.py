@@ -238,6 +238,14 @@ class Device:
 
 @OnlyKnown
 @dataclass(frozen=True)
+class Parallel:
+    """``encoders``: into how many shards each encoder's stage is divided, for as many workers of Luigi."""
+
+    encoders: Annotated[Whole, between(1, MOST)] = 1
+
+
+@OnlyKnown
+@dataclass(frozen=True)
 class Settings:
     """All that an experiment file can say."""
 
@@ -252,6 +260,7 @@ class Settings:
     train: Train = Train()
     sample: Sampling = Sampling()
     device: Device = Device()
+    parallel: Parallel = Parallel()
 
 
 @dataclass(frozen=True)

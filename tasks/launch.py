@@ -1,0 +1,162 @@
+"""Running a task on several devices: a worker of Luigi for each, all of one scheduler, until all is done.
+
+With a central scheduler the exit codes of single workers say little: a worker for which nothing was left ends as one
+whose scheduler has forgotten everything does.  So the task itself is asked whether it is complete, and scheduled again
+until it is.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from typing import IO
+
+from pipeline.process import children
+from pipeline.process.children import GRACE_SECONDS, environment, interrupted_by_sigterm
+from pipeline.process.progress import say
+from pipeline.settings.reading import load_experiment
+from tasks import central, table
+from tasks.manners import EXIT_CODES
+from tasks.process import INTERRUPTED_EXIT
+
+DEVICES = "ASCEND_RT_VISIBLE_DEVICES"
+"""What CANN shows a process of the NPUs of its host."""
+
+FAILURES = EXIT_CODES["task_failed"], EXIT_CODES["scheduling_error"]
+"""Exit codes of workers that another pass would not mend: the scheduler has tried again already."""
+
+SHORT_SECONDS = 30
+MOST_SHORT_PASSES = 12
+"""So many passes in a row that end at once are taken for the sign that nothing more comes of them."""
+
+MOST_DEATHS = 5
+"""How often the worker of a device is started again in a pass after it was killed."""
+
+PAUSE_SECONDS, LONG_PAUSE_SECONDS = 5, 30
+"""Between two passes; the longer one where another host is at what is left."""
+
+
+def devices(text: str) -> list[str]:
+    """The numbers in ``0-7`` or ``0,2,3``, each once.  Raises ValueError."""
+    numbers: list[str] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part, re.ASCII)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last:
+            raise ValueError(f"must be numbers of devices, as 0-7 or 0,2,3, found {text!r}")
+        numbers += map(str, range(first, last + 1))
+    return list(dict.fromkeys(numbers))
+
+
+def launch(task: str, experiment: str, numbers: list[str], scheduler_url: str = "") -> int:
+    """Run a task and all that it needs, a worker on each device.  Returns the exit code: 0 once all of it is there."""
+    path = dict(table.TASKS[task].get_params())["experiment"].parse(experiment)
+    try:
+        with interrupted_by_sigterm():
+            if table.is_complete(task, path):
+                say(f"{task}: done already")
+                return 0
+            _say_what_idles(path, len(numbers))
+            with central.found(scheduler_url, len(numbers)) as scheduler:
+                return _until_complete(task, path, numbers, scheduler)
+    except KeyboardInterrupt:
+        say("interrupted, and all workers; what was done is kept, the same command goes on from there", to_stderr=True)
+        return INTERRUPTED_EXIT
+
+
+def _say_what_idles(path: str, num_devices: int) -> None:
+    encoders = load_experiment(path).parallel.encoders
+    if encoders < num_devices:
+        found = f"[parallel] encoders = {encoders}: no more devices than that encode the same kind of thing at a time"
+        say(f"{found}; {num_devices} are named, encoders = {num_devices} would use them all", to_stderr=True)
+
+
+def _until_complete(task: str, path: str, numbers: list[str], scheduler: central.Scheduler) -> int:
+    num_short = 0
+    while True:
+        began = time.monotonic()
+        codes = _Pass(task, path, numbers, scheduler).codes()
+        if table.is_complete(task, path):
+            say(f"{task}: done")
+            return 0
+        if failures := [code for code in codes if code in FAILURES]:
+            return max(failures)
+        is_elsewhere = EXIT_CODES["already_running"] in codes
+        is_short = time.monotonic() - began < SHORT_SECONDS and not is_elsewhere
+        num_short = num_short + 1 if is_short else 0
+        if num_short == MOST_SHORT_PASSES:
+            reason = f"is not complete, and {num_short} times nothing came of running it; look at {scheduler.url}"
+            say(f"error: {task}: {reason}", to_stderr=True)
+            return max([*codes, EXIT_CODES["not_run"]])
+        time.sleep(LONG_PAUSE_SECONDS if is_elsewhere else PAUSE_SECONDS)
+        scheduler.keep_up()
+        scheduler.wait(central.SILENT_SECONDS)
+
+
+class _Pass:
+    """A worker for each device, until none of them finds anything to do."""
+
+    def __init__(self, task: str, path: str, numbers: list[str], scheduler: central.Scheduler):
+        self._command = [sys.executable, "-P", "-m", "tasks.worker", str(os.getpid()), "--module", "tasks"]
+        self._command += [task, *(["--experiment", path] if path else []), "--scheduler-url", scheduler.url]
+        self._scheduler, self._are_several = scheduler, len(numbers) > 1
+        self._workers = {number: self._start(number) for number in numbers}
+
+    def codes(self) -> list[int]:
+        """Wait for all workers.  Returns their exit codes.  Whatever ends this wait ends the workers too."""
+        codes: list[int] = []
+        deaths: Counter[str] = Counter()
+        try:
+            while self._workers:
+                self._scheduler.keep_up()
+                for number, worker in list(self._workers.items()):
+                    if (code := worker.poll()) is None:
+                        continue
+                    del self._workers[number]
+                    if code < 0 and deaths[number] < MOST_DEATHS:
+                        say(f"device {number}: the worker was {children.reason(code)}; started again", to_stderr=True)
+                        deaths[number] += 1
+                        self._workers[number] = self._start(number)
+                    else:
+                        codes.append(code)
+                time.sleep(0.2)
+        except BaseException:
+            self._stop()
+            raise
+        return codes
+
+    def _start(self, number: str) -> subprocess.Popen:
+        output = subprocess.PIPE if self._are_several else None
+        worker = subprocess.Popen(
+            self._command,
+            env={**environment(), DEVICES: number},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            process_group=0,  # Ctrl-C reaches this process alone, which passes it on
+        )
+        for source, is_error in ((worker.stdout, False), (worker.stderr, True)):
+            if source is not None:
+                threading.Thread(target=_pass_on, args=(source, number, is_error), daemon=True).start()
+        return worker
+
+    def _stop(self) -> None:
+        """Ask all workers to stop and wait for them; a second interruption, or the end of the time for it, kills."""
+        for worker in self._workers.values():
+            worker.terminate()
+        try:
+            deadline = time.monotonic() + GRACE_SECONDS + 10
+            for worker in self._workers.values():
+                worker.wait(max(0, deadline - time.monotonic()))
+        except BaseException:
+            for worker in self._workers.values():
+                worker.kill()
+
+
+def _pass_on(source: IO[bytes], number: str, is_error: bool) -> None:
+    """Say each line of a worker, with its device before it."""
+    for line in source:
+        say(f"device {number}: {line.decode(errors='replace').rstrip()}", to_stderr=is_error)
