@@ -137,3 +137,14 @@ def test_a_training_is_given_the_time_to_write_its_checkpoint_when_it_is_asked_t
     seconds = stages.grace_seconds("TrainLoRA", survey) - GRACE_SECONDS
     assert seconds == pytest.approx(preflight.checkpoint_bytes(plan) / 1e8) and seconds > 0
     assert stages.grace_seconds("EncodeT5", survey) == GRACE_SECONDS
+
+
+def test_what_fails_at_the_first_operation_is_one_line_in_every_stage(encoded, monkeypatch):
+    def refuse():
+        raise Exception("aclrtSetDevice failed, error 507033\n  - C++ call stack: ...")
+
+    monkeypatch.setattr(device, "_first_operation", refuse)
+    with pytest.raises(UserError) as refusal:
+        device.use("CPU")
+    said = "device: CPU was found, but its first operation failed: aclrtSetDevice failed, error 507033 - C++ call"
+    assert str(refusal.value).startswith(said) and "\n" not in str(refusal.value)

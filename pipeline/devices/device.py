@@ -83,6 +83,25 @@ def use(device: str, settings: Device | None = None) -> None:
         from pipeline.devices import ascend
 
         ascend.prepare(settings or Device())
+    _touch(device)
+
+
+def _touch(device: str) -> None:
+    """Compute something: only then do a driver, a permission or a lack of memory show, some as bare Exceptions."""
+    try:
+        _first_operation()
+    except Exception as error:
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(
+            f"device: {device} was found, but its first operation failed: {said}; python -m pipeline doctor looks for "
+            "the reason"
+        ) from error
+
+
+def _first_operation() -> None:
+    import mindspore as ms
+
+    (ms.Tensor([1.0, 2.0], ms.float32) + 1).asnumpy()
 
 
 def _without_compile_cache() -> None:
