@@ -21,22 +21,10 @@ from tasks.launch import devices
 LUIGID_CFG = ROOT / "examples" / "luigi" / "luigid.cfg"
 
 
-def start(lab: Lab, task: str, *options: str, numbers: str = "0", **more) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "-m",
-        "tasks",
-        "run",
-        task,
-        "--experiment",
-        str(lab.path),
-        "--devices",
-        numbers,
-        *options,
-    ]
-    return subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=lab.folder, **more
-    )
+def start(lab: Lab, task: str, *options: str, numbers: str = "0", said=subprocess.PIPE) -> subprocess.Popen:
+    command = [sys.executable, "-m", "tasks", "run", task, "--experiment", str(lab.path), "--devices", numbers]
+    output = {"stdout": said, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([*command, *options], env=environment(), cwd=lab.folder, **output)
 
 
 class Luigid:
@@ -160,6 +148,23 @@ def test_all_is_encoded_once_where_a_worker_is_killed_and_the_scheduler_restarte
     assert not Path(f"/proc/{stage}").exists()
     assert "the worker was killed by SIGKILL" in outputs[0] and "Traceback" not in "".join(outputs)
     assert len(rows(many)) == len(set(rows(many))) == len(many.plan.photos)
+
+
+@pytest.mark.slow
+def test_a_paused_worker_is_taken_for_dead_and_its_shard_is_encoded_once(many, luigid):
+    """Who gets the shard next waits for it; once the worker goes on, both find it done."""
+    paths = [many.folder / name for name in ("first", "second")]
+    with open(paths[0], "w") as first, open(paths[1], "w") as second:
+        several = [start(many, "EncodeImages", "--scheduler-url", luigid.url, said=said) for said in (first, second)]
+    wait_until(lambda: is_encoding(many) and stages_under(several[0].pid))
+    paused = [several[0].pid, *_below(several[0].pid)]
+    for pid in paused:
+        os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: "another process is at it; waiting" in paths[1].read_text())
+    for pid in paused:
+        os.kill(pid, signal.SIGCONT)
+    assert [process.wait(600) for process in several] == [0, 0], [path.read_text() for path in paths]
+    assert len(rows(many)) == len(set(rows(many))) == num_recorded(many) == len(many.plan.photos)
 
 
 @pytest.mark.slow
