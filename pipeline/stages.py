@@ -20,9 +20,10 @@ from pipeline.estimate import preflight, report
 from pipeline.methods import CONTROLNET, LORA, METHODS
 from pipeline.plan import needs, pictures
 from pipeline.plan.method import Method
-from pipeline.plan.plan import Plan, resolve
+from pipeline.plan.plan import Plan, device_and_precision, resolve, shared_by
 from pipeline.plan.survey import Survey
 from pipeline.plan.whole import is_whole
+from pipeline.process import ranks
 from pipeline.process.progress import say
 from pipeline.sampling import decode, denoise
 from pipeline.settings.fields import Experiment
@@ -71,7 +72,7 @@ class Work(Stage):
     place: the folder that the record goes to.  needs: what of the store is kept from the collector while it works.
     addresses: what the record says of input and output.
     again: called instead of ``work`` when somebody runs a finished stage by hand; Luigi never does.
-    is_of_pictures: whether the experiment has to ask for pictures.
+    is_of_pictures: whether the experiment has to ask for pictures.  is_shared: whether several ranks can do the work.
     """
 
     method: Method
@@ -82,6 +83,7 @@ class Work(Stage):
     needs: Callable[[Plan], list[Need]] = needs.encoded
     again: Callable[[Plan], None] | None = None
     is_of_pictures: bool = False
+    is_shared: bool = False
 
 
 Row = Preparation | RoomCheck | Work
@@ -137,9 +139,20 @@ def run(name: str, experiment: Experiment, survey: str = "") -> None:
     with lease(plan.store.path, stage.needs(plan)):
         outcome = stage.work(plan)
     folder = stage.place(plan)
+    if not ranks.place().is_first:
+        return
     if 0 in map(outcome.get, COUNTED) and records.exists(name, folder):
         return  # the record of when there was something to do stays
     records.write(name, plan, stage.addresses(plan), folder, time.time() - began, outcome)
+
+
+def num_ranks(name: str, experiment: Experiment) -> int:
+    """How many processes do the work of a stage together.  Raises UserError where they cannot."""
+    stage = STAGES[name]
+    if not isinstance(stage, Work) or not stage.is_shared:
+        return 1
+    target, _ = device_and_precision(experiment)
+    return shared_by(experiment, target)
 
 
 # --- the table ----------------------------------------------------------------------------------------------------
@@ -184,6 +197,7 @@ def _training(name: str, about: str, after: tuple[str, ...], method: Method) -> 
         done=lambda plan: plan.is_trained,
         work=train.train,
         addresses=records.of_run,
+        is_shared=True,
     )
 
 

@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.process import ranks
 from pipeline.process.progress import say
 
 COMPILE_CACHE = "MS_COMPILER_CACHE_ENABLE"
@@ -31,6 +32,14 @@ def choose(target: str) -> str:
 def num_npus() -> int:
     """How many this machine has: the driver shows each as /dev/davinci0, /dev/davinci1, ..."""
     return sum(path.name[len("davinci") :].isdigit() for path in DEVICES.glob("davinci*"))
+
+
+def num_visible(device: str) -> int:
+    """How many devices this process may use; ASCEND_RT_VISIBLE_DEVICES can leave it some of the NPUs."""
+    if device == "CPU":
+        return 1
+    named = os.environ.get("ASCEND_RT_VISIBLE_DEVICES", "")
+    return len(named.split(",")) if named else num_npus()
 
 
 def _has_ascend_plugin() -> bool:
@@ -56,7 +65,7 @@ def use(device: str, deterministic: bool = True) -> None:
     import mindspore as ms
 
     try:
-        ms.set_device(device)
+        ms.set_device(device, *_own_number(device))
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -73,6 +82,11 @@ def use(device: str, deterministic: bool = True) -> None:
         from pipeline.devices import ascend
 
         ascend.prepare(deterministic)
+
+
+def _own_number(device: str) -> tuple[int, ...]:
+    """The number of the NPU that this process uses, where it is one of several ranks."""
+    return (int(os.environ["DEVICE_ID"]),) if device != "CPU" and ranks.is_rank() else ()
 
 
 def _without_compile_cache() -> None:
