@@ -113,10 +113,18 @@ class Ranks:
             self._peers = [_Peer(_connected(own), 0)]
             self._peers[0].send(self.rank)
 
-    def close(self) -> None:
-        """Wait, on the first rank, until the processes of all others are gone: it may be what keeps them going."""
-        for peer in self._peers if self.is_first else ():
-            peer.wait_for_end()
+    def leave(self) -> None:
+        """Break the connections, by which the others learn that this rank has ended."""
+        for peer in self._peers:
+            peer.close()
+
+    def outlast(self) -> None:
+        """Wait, on the first rank, until the others' processes are gone: the scheduler, which they need, ends with it.
+
+        MindSpore crashes where it ends without one.
+        """
+        for peer in self._peers:
+            peer.wait_for_end() if self.is_first else peer.stay_until_exit()
 
 
 ALONE = Ranks()
@@ -130,9 +138,11 @@ def joined() -> Iterator[Ranks]:
         yield ranks
         return
     ranks.open()
-    yield ranks
-    ranks.exchange(None)
-    ranks.close()
+    try:
+        yield ranks
+        ranks.exchange(None)
+    finally:
+        ranks.outlast()
 
 
 class _Peer:
@@ -157,8 +167,19 @@ class _Peer:
             raise self._ended()
         return json.loads(line)
 
-    def wait_for_end(self) -> None:
+    def close(self) -> None:
         with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
+
+    def stay_until_exit(self) -> None:
+        """Let the other end see the end of this process, and not that of this object."""
+        os.dup(self._connection.fileno())
+
+    def wait_for_end(self) -> None:
+        """Until the other process is gone; it learns now that this one is about to end."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_WR)
             while self._file.readline():
                 pass
 
