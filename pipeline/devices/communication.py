@@ -1,7 +1,14 @@
 """What the ranks of a training exchange on their devices: by HCCL on Ascend, by MindSpore's own means on CPU."""
 
+import atexit
+import os
+import sys
+
 from pipeline.errors import UserError
 from pipeline.process.ranks import Ranks
+
+BUCKET_BYTES = 64 << 20
+"""Of one rank's gradients that are exchanged at a time."""
 
 
 class Collectives:
@@ -18,6 +25,8 @@ class Collectives:
         if (number := communication.get_rank()) != ranks.rank:
             raise UserError(f"rank {ranks.rank}: MindSpore numbers it {number}; all ranks must be on one machine")
         self.ranks, self._waits = ranks, device == "CPU"
+        if self._waits:
+            atexit.register(_silence)  # before what MindSpore does at the end, as it was imported before
         self._all_gather, self._all_reduce = ops.AllGather(), ops.AllReduce()
 
     def meet(self) -> None:
@@ -35,3 +44,9 @@ class Collectives:
         """The sum of all ranks' tensors, in an order that the library chooses."""
         self.meet()
         return self._all_reduce(tensor)
+
+
+def _silence() -> None:
+    """Show nobody the lines about its connections that MindSpore prints on CPU while the process ends."""
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

@@ -49,10 +49,11 @@ def _heading(found: "PlanEstimate") -> list[str]:
 
 
 def _number_of_npus(found: "PlanEstimate") -> str:
-    here = found["devices_here"]
+    here, used = found["devices_here"], found["devices_used"]
     if here is None:
         return ""
-    return f", {found['devices_used']} of {here} NPUs is used" if here else ", 1 NPU is used, none is here"
+    verb = "is used" if used == 1 else "are used"
+    return f", {used} of {here} NPUs {verb}" if here else f", {used} NPU{'s' * (used > 1)} {verb}, none is here"
 
 
 # --- memory -------------------------------------------------------------------------------------------------------

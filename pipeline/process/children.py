@@ -53,10 +53,11 @@ def start(
     stderr: int | IO | None = None,
     files: Sequence[int] = (),
     environment: Mapping[str, str] | None = None,
+    module: str = "pipeline",
 ) -> subprocess.Popen:
     """Start what `run` waits for.  environment: what it has besides this process's own."""
     # -P: a folder named like one of our packages in the working directory is not taken for it
-    command = [sys.executable, "-P", "-m", "pipeline", *arguments, "--parent", str(os.getpid())]
+    command = [sys.executable, "-P", "-m", module, *arguments, "--parent", str(os.getpid())]
     return subprocess.Popen(
         command,
         env=_environment() | dict(environment or {}),

@@ -20,7 +20,7 @@ OTHERS_SECONDS = 5
 TAIL_LINES = 15
 
 
-def run(arguments: Sequence[str], count: int, files: Sequence[int] = ()) -> int:
+def run(arguments: Sequence[str], count: int, files: Sequence[int] = (), module: str = "pipeline") -> int:
     """Run ``python -m pipeline ARGUMENTS`` as ``count`` ranks, and wait.
 
     Returns 0, or the exit code of the first that failed.  The first rank says what there is to say; what another says
@@ -36,7 +36,7 @@ def run(arguments: Sequence[str], count: int, files: Sequence[int] = ()) -> int:
         for rank, log in enumerate([None, *logs]):
             own = {"MS_NODE_ID": str(rank), "RANK_ID": str(rank), "DEVICE_ID": str(rank)}
             more = ["--start-scheduler"] if rank == 0 else []
-            ranks.append(children.start([*arguments, *more], log, log, files, common | own))
+            ranks.append(children.start([*arguments, *more], log, log, files, common | own, module))
         try:
             failed = _wait(ranks)
         except BaseException:

@@ -8,11 +8,8 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
-from pipeline.devices.communication import Collectives
+from pipeline.devices.communication import BUCKET_BYTES, Collectives
 from pipeline.training.gradients import Accumulator
-
-BUCKET_BYTES = 64 << 20
-"""Of one rank's gradients that are exchanged at a time; with ``ordered``, a rank then holds that of every rank."""
 
 
 class Sum(Protocol):
