@@ -21,6 +21,7 @@ from pipeline.plan.run_folder import RunFolder
 from pipeline.process.ranks import Place, Ranks
 from pipeline.process.stopping import STOPPED_EXIT, Stopped
 from pipeline.settings.reading import load_experiment
+from pipeline.training.sharding import owners
 
 VARIANTS = {
     "plain": {},
@@ -156,6 +157,27 @@ def test_any_number_of_ranks_has_the_bits_of_one(encoded, tmp_path, variant):
     for count, several in labs.items():
         ranked.run(several, ranks=count)
         assert outcome(several.run_folder) == alone
+
+
+@pytest.mark.slow
+def test_ranks_that_share_the_optimizer_have_the_bits_and_the_checkpoint_of_one(encoded, tmp_path):
+    lab = lab_of(encoded, tmp_path / "lab", **VARIANTS["everything"])
+    lab.encode()
+    other = lab.copy(tmp_path / "other").set("train", checkpoint_every=1)
+    alone = outcome(lab.run("TrainLoRA").run_folder)
+    process = ranked.start(other.set("parallel", ranks=4, shard_optimizer=True))
+    ranked.wait_for_steps(other.run_folder, 1)
+    process.terminate()
+    process.wait()
+    assert "going on from step" in ranked.run(other, ranks=2, shard_optimizer=True)
+    assert outcome(other.run_folder) == alone
+
+
+def test_shares_of_an_optimizer_are_alike_and_every_parameter_is_in_one():
+    sizes = [100, 7, 50, 50, 3, 40, 9, 41]
+    kept = owners(sizes, 3)
+    loads = [sum(size for size, owner in zip(sizes, kept) if owner == rank) for rank in range(3)]
+    assert len(kept) == len(sizes) and sum(loads) == sum(sizes) and max(loads) - min(loads) <= 9
 
 
 @pytest.mark.slow

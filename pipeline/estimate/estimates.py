@@ -193,11 +193,12 @@ def _parts(subject: Subject, epoch: Epoch) -> Parts:
     experiment, settings = subject.experiment, subject.experiment.train
     frozen, trained = _frozen(subject), _trained(subject)
     copies = 4 if settings.ema_decay else 3
+    sharing = subject.num_ranks if experiment.parallel.shard_optimizer else 1
     saved = BYTES[subject.method.saved_dtype(experiment)]
     held: memory.Held = {
         "weights_bytes": frozen.weights_bytes + 4 * trained,
         "gradients_bytes": 4 * trained * (1 + (settings.accumulate > 1)) + _exchange_bytes(subject, 4 * trained),
-        "optimizer_bytes": 4 * trained * (copies - 1),
+        "optimizer_bytes": -(-4 * trained * (copies - 1) // sharing),
     }
     steps = settings.steps
     if settings.epochs:

@@ -241,10 +241,12 @@ class Parallel:
 
     ``reduce``: how their gradients are added up.  ``ordered``: in the order of the batches, so that the bits are those
     of one device.  ``fast``: as the communication library does, which moves less; other bits for each number of ranks.
+    ``shard_optimizer``: each rank keeps a share of the moments and averages, which takes less memory and more exchange.
     """
 
     ranks: Annotated[Annotated[Whole, between(1, MOST)] | Literal["auto"], BeforeValidator(_number_or_auto)] = 1
     reduce: Literal["ordered", "fast"] = "ordered"
+    shard_optimizer: Flag = False
 
 
 @OnlyKnown

@@ -105,13 +105,16 @@ def find_shorter(run: RunFolder, identity: dict, at_most: int) -> Checkpoint | N
     return None
 
 
-def restore(checkpoint: Checkpoint, state: dict) -> None:
-    """Set the parameters of ``state`` to what the checkpoint holds.  Raises UserError where names or shapes differ."""
+def restore(checkpoint: Checkpoint, state: dict, elsewhere: Iterable[str] = ()) -> None:
+    """Set the parameters of ``state`` to what the checkpoint holds.  Raises UserError where names or shapes differ.
+
+    elsewhere: names of what the checkpoint holds too, for other ranks.
+    """
     import mindspore as ms
     from safetensors import safe_open
 
     with safe_open(checkpoint.path, "numpy") as file:
-        names = set(file.keys())
+        names = set(file.keys()) - set(elsewhere)
         wrong = sorted(names ^ state.keys())
         wrong += [name for name in names & state.keys() if tuple(file.get_slice(name).get_shape()) != state[name].shape]
         if wrong:

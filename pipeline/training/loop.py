@@ -22,6 +22,7 @@ from pipeline.training.gradients import Accumulator, LossScale
 from pipeline.training.metrics import Metrics, Outcome
 from pipeline.training.optimizer import Optimizer
 from pipeline.training.schedules import Schedule
+from pipeline.training.sharding import Shards
 
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 FIRST_LOSS_SCALE = 2.0**16
@@ -36,7 +37,8 @@ class Training:
     settings.mode: ``"jit"`` or ``"pynative"``.  scaled: for a loss computed in float16, see `LossScale`.
     groups: of each parameter, 0 for ``learning_rate`` and 1 for ``text_encoder_lr``; all 0, unless given.
     before_batch: called with the number of each batch, counted from 0; None where nothing happens before one.
-    ranks: those that share each step's batches.  sums: what adds up the gradients, where there are several ranks.
+    ranks: those that share each step's batches.  sums, shards: what adds up the gradients, and what of the optimizer's
+    state this rank keeps, where there are several.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Training:
         before_batch: Callable[[int], object] | None = None,
         ranks: Ranks = ALONE,
         sums: Sum | None = None,
+        shards: Shards | None = None,
     ):
         import mindspore as ms
 
@@ -58,7 +61,7 @@ class Training:
         gradient = ms.value_and_grad(scaled_loss, None, ms.ParameterTuple(trained))
         self._gradient = ms.jit(gradient) if settings.mode == "jit" else gradient
         self.trained, self.step, self._before_batch = trained, 0, before_batch
-        self.optimizer = Optimizer(trained, settings, groups)
+        self.optimizer = Optimizer(trained, settings, groups, shards)
         rates = (settings.learning_rate, settings.text_encoder_lr)
         self.schedules = [schedule_of(settings, rate) for rate in rates[: max(self.optimizer.groups) + 1]]
         self.ranks, self._sums = ranks, sums or (Accumulator() if settings.accumulate > 1 else None)
@@ -66,8 +69,11 @@ class Training:
 
     @property
     def state(self) -> dict:
-        """The trained parameters and the optimizer's state, by name."""
-        return {f"trained.{parameter.name}": parameter for parameter in self.trained} | self.optimizer.state()
+        """The trained parameters and the optimizer's state, by name; of that, what this rank keeps."""
+        return self._trained_by_name() | self.optimizer.state()
+
+    def _trained_by_name(self) -> dict:
+        return {f"trained.{parameter.name}": parameter for parameter in self.trained}
 
     @property
     def counters(self) -> dict:
@@ -80,7 +86,7 @@ class Training:
 
     def restore(self, found: checkpoint.Checkpoint) -> None:
         """Go on from a checkpoint.  Raises UserError where it holds other tensors."""
-        checkpoint.restore(found, self.state)
+        checkpoint.restore(found, self.state, self.optimizer.kept_elsewhere())
         self.step, counters = found.step, found.counters
         self.optimizer.num_updates = counters["num_updates"]
         if self.loss_scale:
@@ -89,17 +95,26 @@ class Training:
     def check_equal(self) -> None:
         """Raise UserError where the ranks are not at the same step with the same state."""
         if self.ranks.size > 1:
-            own = checkpoint.digest_of(self.step, self.state, self.counters, {})
+            shared = self._trained_by_name() if self.optimizer.shards else self.state
+            own = checkpoint.digest_of(self.step, shared, self.counters, {})
             self.ranks.check_equal(own, f"step {self.step}")
 
     def save(self, run: RunFolder, identity: dict, keep: int) -> None:
         """Write a checkpoint to the run's folder.  Raises UserError where it would be worth nothing."""
-        checkpoint.save(run, self.step, self.state, self.counters, identity, keep, self.ranks)
+        if not self.optimizer.shards:
+            checkpoint.save(run, self.step, self.state, self.counters, identity, keep, self.ranks)
+            return
+        self.check_equal()
+        whole = self._trained_by_name() | self.optimizer.whole_state()
+        if self.ranks.is_first:
+            checkpoint.save(run, self.step, whole, self.counters, identity, keep)
 
-    @property
     def result(self) -> dict:
-        """The parameters that the training has made, by name: their moving averages where these are kept."""
-        return {own.name: kept for own, kept in zip(self.trained, self.optimizer.averages or self.trained)}
+        """The parameters that the training has made, by name: their moving averages where these are kept.
+
+        Of several ranks all must call it, and the first one has them.
+        """
+        return self.optimizer.result()
 
     @property
     def learning_rates(self) -> list[float]:

@@ -25,6 +25,7 @@ from pipeline.training.batches import Batches
 from pipeline.training.exchange import sum_of
 from pipeline.training.loss import flow_loss, tensors_of
 from pipeline.training.schedules import depends_on_total
+from pipeline.training.sharding import Shards
 
 
 def train(plan: Plan) -> dict:
@@ -63,9 +64,12 @@ def train(plan: Plan) -> dict:
         loss, to_tensors = flow_loss(trainee.predict), tensors_of(plan, *trainee.networks.values())
         first = to_tensors(batches.evaluation(0, settings.batch_size))
         found = observed.precision(plan, trainee, lambda: loss(*first))
-        sums = sum_of(collectives, plan.experiment.parallel.reduce, trainee.trained) if collectives else None
+        parallel, sums, shards = plan.experiment.parallel, None, None
+        if collectives:
+            sums = sum_of(collectives, parallel.reduce, trainee.trained)
+            shards = Shards(collectives, trainee.trained) if parallel.shard_optimizer else None
         of_trainee = trainee.groups, trainee.before_batch
-        training = loop.Training(loss, trainee.trained, settings, _is_scaled(plan), *of_trainee, ranks, sums)
+        training = loop.Training(loss, trainee.trained, settings, _is_scaled(plan), *of_trainee, ranks, sums, shards)
         identity = checkpoint.identity_of(plan.decisive | {"mode": settings.mode})
         go_on(training, run, identity, settings)
         training.check_equal()
@@ -86,9 +90,10 @@ def train(plan: Plan) -> dict:
             if ranks.is_first:
                 checkpoint.set_all_aside(run)  # else the next run would go on from them
             raise end
+        made = training.result()
         if not ranks.is_first:
             return {"steps": settings.steps}
-        path = trainee.save(run.path, training.result, _lineage(plan, settings))
+        path = trainee.save(run.path, made, _lineage(plan, settings))
         result |= {"steps": settings.steps, "trained_parameters": sum(parameter.size for parameter in trainee.trained)}
         result |= {"mode": settings.mode, "precision": found}
         write_atomically(run.result, json.dumps({"version": VERSION} | result, indent=2) + "\n")
