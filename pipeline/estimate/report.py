@@ -32,7 +32,13 @@ def as_json(found: "PlanEstimate", by_component: bool = False) -> str:
 
 def as_table(found: "PlanEstimate") -> str:
     """Figures in "estimated" of a row are marked with ~."""
-    parts = [_heading(found), _memory(found), _disk(found), _training(found["training"], found["devices_used"]), _room(found["disks"])]
+    parts = [
+        _heading(found),
+        _memory(found),
+        _disk(found),
+        _training(found["training"], found["devices_used"]),
+        _room(found["disks"]),
+    ]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
