@@ -63,7 +63,8 @@ def together(size: int, work) -> list:
         except (UserError, Stopped) as error:
             found[rank] = error
         finally:
-            ranks.leave()
+            for peer in ranks._peers:  # as the end of its process does
+                peer._connection.shutdown(socket.SHUT_RDWR)
 
     threads = [threading.Thread(target=be, args=(rank,)) for rank in range(size)]
     for thread in threads:

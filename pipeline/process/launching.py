@@ -62,23 +62,24 @@ def _meeting_point(count: int) -> dict[str, str]:
         "RANK_SIZE": str(count),
         "MS_SCHED_HOST": "127.0.0.1",
         "MS_SCHED_PORT": str(port),
-        "GLOG_v": os.environ.get("GLOG_v", "4"),  # what it says of connections while it ends
+        "GLOG_v": os.environ.get("GLOG_v", "3"),  # errors, and no warnings about connections
     }
 
 
 def _wait(ranks: "list[subprocess.Popen]", seconds: float = float("inf")) -> int | None:
     """Wait until all have ended, and no longer than OTHERS_SECONDS after one has died.  Returns the first that failed.
 
-    A rank that was asked to stop is none that died: the first rank may still be writing.
+    A rank that has stopped as asked is none that died: the others do the same.
     """
     failed, deadline = None, time.monotonic() + seconds
     while None in (codes := [each.poll() for each in ranks]):
         died = [rank for rank, code in enumerate(codes) if code]
         if died and failed is None:
             failed = died[0]
-            patience = children.GRACE_SECONDS if codes[failed] == STOPPED_EXIT else OTHERS_SECONDS
-            deadline = min(deadline, time.monotonic() + patience)
-            _ask_to_stop(ranks)
+            has_stopped = codes[failed] == STOPPED_EXIT
+            deadline = min(deadline, time.monotonic() + (children.GRACE_SECONDS if has_stopped else OTHERS_SECONDS))
+            if not has_stopped:
+                _ask_to_stop(ranks)
         if time.monotonic() > deadline:
             _kill(ranks)
         time.sleep(0.05)

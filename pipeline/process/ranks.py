@@ -113,11 +113,6 @@ class Ranks:
             self._peers = [_Peer(_connected(own), 0)]
             self._peers[0].send(self.rank)
 
-    def leave(self) -> None:
-        """Break the connections, by which the others learn that this rank has ended."""
-        for peer in self._peers:
-            peer.close()
-
     def outlast(self) -> None:
         """Wait, on the first rank, until the others' processes are gone: the scheduler, which they need, ends with it.
 
@@ -166,11 +161,6 @@ class _Peer:
         if not line.endswith("\n"):
             raise self._ended()
         return json.loads(line)
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
-        self._connection.close()
 
     def stay_until_exit(self) -> None:
         """Let the other end see the end of this process, and not that of this object."""

@@ -100,14 +100,18 @@ class Training:
             self.ranks.check_equal(own, f"step {self.step}")
 
     def save(self, run: RunFolder, identity: dict, keep: int) -> None:
-        """Write a checkpoint to the run's folder.  Raises UserError where it would be worth nothing."""
-        if not self.optimizer.shards:
+        """Write a checkpoint to the run's folder.  Raises UserError where it would be worth nothing.
+
+        Of several ranks all call it, and all have it when it returns.
+        """
+        if self.optimizer.shards:
+            self.check_equal()
+            whole = self._trained_by_name() | self.optimizer.whole_state()
+            if self.ranks.is_first:
+                checkpoint.save(run, self.step, whole, self.counters, identity, keep)
+        else:
             checkpoint.save(run, self.step, self.state, self.counters, identity, keep, self.ranks)
-            return
-        self.check_equal()
-        whole = self._trained_by_name() | self.optimizer.whole_state()
-        if self.ranks.is_first:
-            checkpoint.save(run, self.step, whole, self.counters, identity, keep)
+        self.ranks.exchange(None)
 
     def result(self) -> dict:
         """The parameters that the training has made, by name: their moving averages where these are kept.
