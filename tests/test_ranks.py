@@ -18,9 +18,10 @@ from lab import Lab
 
 from pipeline.errors import UserError
 from pipeline.plan.run_folder import RunFolder
-from pipeline.process.ranks import Place, Ranks
+from pipeline.process.ranks import ALONE, Place, Ranks
 from pipeline.process.stopping import STOPPED_EXIT, Stopped
 from pipeline.settings.reading import load_experiment
+from pipeline.training import exchange, sharding
 from pipeline.training.sharding import owners
 
 VARIANTS = {
@@ -134,6 +135,55 @@ def test_the_number_of_ranks_is_in_an_identity_where_it_decides_bits_alone(encod
     assert lab.set("parallel", ranks="auto").plan.run_id == alone
     fast = [lab.set("parallel", ranks=ranks, reduce="fast").plan.run_id for ranks in (1, 2, 4)]
     assert fast[0] == alone and len({*fast}) == 3
+
+
+# --- buckets ------------------------------------------------------------------------------------------------------
+
+
+class Alone:
+    """What a rank that has no others exchanges with them."""
+
+    ranks = ALONE
+
+    def gathered(self, tensor) -> list:
+        return [tensor]
+
+    def summed(self, tensor):
+        return tensor
+
+
+SHAPES = [(3, 4), (5,), (40,), (2, 2), (1,), (6, 1)]
+
+
+def tensors(seed: int) -> list:
+    import mindspore as ms
+
+    generator = np.random.default_rng(seed)
+    return [ms.Tensor(generator.standard_normal(shape).astype(np.float32)) for shape in SHAPES]
+
+
+@pytest.mark.parametrize("bucket_bytes", [4, 64, 1 << 20])
+@pytest.mark.parametrize("reduce", ["ordered", "fast"])
+def test_gradients_come_out_of_their_buckets_as_they_went_in(cpu, monkeypatch, reduce, bucket_bytes):
+    monkeypatch.setattr(exchange, "BUCKET_BYTES", bucket_bytes)
+    several = [tensors(seed) for seed in range(3)]
+    sums = exchange.sum_of(Alone(), reduce, several[0])
+    for _ in range(2):  # the first batch of a step replaces what the step before has left
+        for number, gradients in enumerate(several):
+            sums.add(gradients, is_first=number == 0)
+    expected = [(first + second) + third for first, second, third in zip(*several)]
+    for found, wanted in zip(sums.total(), expected, strict=True):
+        np.testing.assert_array_equal(found.asnumpy(), wanted.asnumpy())
+
+
+@pytest.mark.parametrize("bucket_bytes", [4, 64, 1 << 20])
+def test_a_share_of_an_optimizer_is_collected_whole(cpu, monkeypatch, bucket_bytes):
+    monkeypatch.setattr(sharding, "BUCKET_BYTES", bucket_bytes)
+    kept = tensors(0)
+    found = sharding.Shards(Alone(), kept).collected(kept)
+    assert list(found) == list(range(len(SHAPES)))
+    for place, tensor in enumerate(kept):
+        np.testing.assert_array_equal(found[place].asnumpy(), tensor.asnumpy())
 
 
 # --- the bits -----------------------------------------------------------------------------------------------------
