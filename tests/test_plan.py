@@ -208,7 +208,7 @@ def test_a_training_by_eight_ranks_is_planned_for_one_of_them(tmp_path, monkeypa
     assert found["training"]["optimizer_bytes"] == alone["training"]["optimizer_bytes"]
     assert sharing["training"]["optimizer_bytes"] == alone["training"]["optimizer_bytes"] // 8
     monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "2,3,4")
-    with pytest.raises(UserError, match="train.accumulate = 9: each of 3 ranks"):
+    with pytest.raises(UserError, match="train.accumulate = 9: 3 ranks share"):
         real(tmp_path, batches + 'ranks = "auto"')
 
 
