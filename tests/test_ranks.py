@@ -113,11 +113,11 @@ def experiment(tmp_path, text: str):
     [
         (
             "[parallel]\nranks = 8",
-            "train.accumulate = 8: 8 ranks share the batches of a step evenly, found 1; a step then has 8 samples, 1 x 1",
+            "train.accumulate = 8: 8 ranks share the batches of a step evenly, found 1; a step then has 8",
         ),
         (
             "[parallel]\nranks = 4\n[train]\naccumulate = 6",
-            "train.accumulate = 8: 4 ranks share the batches of a step evenly, found 6; a step then has 8 samples, 2 x 1",
+            "train.accumulate = 8: 4 ranks share the batches of a step evenly, found 6; a step then has 8",
         ),
         ("[parallel]\nranks = 0", 'parallel.ranks: must be a whole number from 1 to 65536, or "auto", found 0'),
         ("[parallel]\nranks = true", 'parallel.ranks: must be a whole number from 1 to 65536, or "auto", found True'),

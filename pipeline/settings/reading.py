@@ -57,8 +57,8 @@ def unshared(settings: Settings, num_ranks: int | None = None) -> str:
         return ""
     more = -(-train.accumulate // count) * count
     return (
-        f"train.accumulate = {more}: {count} ranks share the batches of a step evenly, found {train.accumulate}; a step "
-        f"then has {more * train.batch_size} samples, {more // count} x {train.batch_size} on each rank"
+        f"train.accumulate = {more}: {count} ranks share the batches of a step evenly, found {train.accumulate}; a "
+        f"step then has {more * train.batch_size} samples, {more // count} x {train.batch_size} on each rank"
     )
 
 
