@@ -17,20 +17,18 @@ from pipeline.exchange import runs
 from pipeline.exchange.lora_files import DTYPES, LAYOUTS
 from pipeline.methods import CONTROLNET, method_of
 from pipeline.plan.shard import WHOLE, Shard
+from pipeline.process import launching, ranks
 from pipeline.process.progress import say
-from pipeline.process.stopping import Stopped, end_with_parent
+from pipeline.process.stopping import STOPPED_EXIT, Stopped, end_with_parent
 from pipeline.settings.fields import PRESETS
 from pipeline.settings.reading import json_schema, load_experiment
-from pipeline.stages import STAGES, described, run
+from pipeline.stages import STAGES, described, num_ranks, run
 from pipeline.study import figures, plot, study, subject
 
-STOPPED_EXIT = 143
-"""What a shell reports for a process ended by SIGTERM."""
-
 INTERRUPTED_EXIT = 130
-"""The same for SIGINT."""
+"""What a shell reports for a process ended by SIGINT."""
 
-INNER = "precision-part", "doctor-part"
+INNER = "precision-part", "doctor-part", "meet"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -90,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     stage.add_argument("--survey", default="", help=argparse.SUPPRESS)  # the photos, as Luigi's process found them
     stage.add_argument("--parent", type=int, default=0, help=argparse.SUPPRESS)
+    stage.add_argument("--start-scheduler", action="store_true", help=argparse.SUPPRESS)
     stage.set_defaults(command=_run_stage)
 
     plan = commands.add_parser("plan", help="what an experiment has, lacks and takes, before any weight is read")
@@ -140,13 +139,14 @@ def _inner_parser() -> argparse.ArgumentParser:
     """Of commands that other commands start, and people do not."""
     parser = argparse.ArgumentParser(prog="python -m pipeline")
     commands = parser.add_subparsers(required=True)
-    of_precision, of_doctor = (commands.add_parser(name) for name in INNER)
+    of_precision, of_doctor, meet = (commands.add_parser(name) for name in INNER)
+    meet.set_defaults(command=_meet)
     of_precision.add_argument("job", type=Path)
     of_precision.set_defaults(command=_precision_part)
     for name, kind in (("part", str), ("target", str), ("out", Path)):
         of_doctor.add_argument(name, type=kind)
     of_doctor.set_defaults(command=_doctor_part)
-    for part in (of_precision, of_doctor):
+    for part in (of_precision, of_doctor, meet):
         part.add_argument("--parent", type=int, default=0)
     return parser
 
@@ -190,13 +190,36 @@ def _multiple_of_32(text: str) -> int:
     return number
 
 
-def _run_stage(options) -> None:
+def _run_stage(options) -> int:
+    if ranks.is_scheduler():  # msrun starts the same command as its scheduler
+        launching.meet()
+        return 0
     _as_child(options)
-    run(options.stage, load_experiment(options.experiment), options.survey, options.shard)
+    experiment = load_experiment(options.experiment)
+    count = num_ranks(options.stage, experiment)
+    if count > 1 and not ranks.is_rank():
+        return _run_ranks(options, count)
+    if options.start_scheduler:
+        launching.start_scheduler()
+    run(options.stage, experiment, options.survey, options.shard)
     try:
         sys.stdout.flush()
     except OSError:  # nobody reads what it said any more; its work is done all the same
         _close_stdout()
+    return 0
+
+
+def _run_ranks(options, count: int) -> int:
+    """The stage by several processes like this one, which has no more to do than to see that they end together."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    arguments = ["run", options.stage, "--experiment", options.experiment, "--survey", options.survey]
+    handed_on = Path(options.survey).name  # /dev/fd/NUMBER, of a file without a name
+    return launching.run(arguments, count, [int(handed_on)] if options.survey.startswith("/dev/fd/") else [])
+
+
+def _meet(options) -> None:
+    end_with_parent(options.parent, signal.SIGKILL)
+    launching.meet()
 
 
 def _as_child(options) -> None:

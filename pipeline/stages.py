@@ -20,11 +20,11 @@ from pipeline.estimate import preflight, report
 from pipeline.methods import CONTROLNET, LORA, METHODS
 from pipeline.plan import needs, pictures
 from pipeline.plan.method import Method
-from pipeline.plan.plan import Plan, resolve
+from pipeline.plan.plan import Plan, device_and_precision, resolve, shared_by
 from pipeline.plan.shard import WHOLE, Shard
 from pipeline.plan.survey import Survey
 from pipeline.plan.whole import is_whole
-from pipeline.process import children
+from pipeline.process import children, ranks
 from pipeline.process.claims import claimed
 from pipeline.process.progress import say
 from pipeline.sampling import decode, denoise
@@ -77,7 +77,7 @@ class Work(Stage):
     place: the folder that the record goes to.  needs: what of the store is kept from the collector while it works.
     addresses: what the record says of input and output.
     again: called instead of ``work`` when somebody runs a finished stage by hand; Luigi never does.
-    is_of_pictures: whether the experiment has to ask for pictures.
+    is_of_pictures: whether the experiment has to ask for pictures.  is_shared: whether several ranks can do the work.
     shard: the part that is made.  of_shard: the same stage for another part; None where it is not divided.
     """
 
@@ -91,6 +91,7 @@ class Work(Stage):
     is_of_pictures: bool = False
     shard: Shard = WHOLE
     of_shard: Callable[[Shard], "Work"] | None = None
+    is_shared: bool = False
 
 
 Row = Preparation | RoomCheck | Work
@@ -193,9 +194,20 @@ def _work(stage: Work, plan: Plan, began: float) -> None:
     with lease(plan.store.path, stage.needs(plan)):
         outcome = stage.work(plan)
     folder = stage.place(plan)
+    if not ranks.place().is_first:
+        return
     if 0 in map(outcome.get, COUNTED) and records.path_of(stage.name, folder, stage.shard).is_file():
         return  # the record of when there was something to do stays
     records.write(stage.name, plan, stage.addresses(plan), folder, time.time() - began, outcome, stage.shard)
+
+
+def num_ranks(name: str, experiment: Experiment) -> int:
+    """How many processes do the work of a stage together.  Raises UserError where they cannot."""
+    stage = STAGES[name]
+    if not isinstance(stage, Work) or not stage.is_shared:
+        return 1
+    target, _ = device_and_precision(experiment)
+    return shared_by(experiment, target)
 
 
 # --- the table ----------------------------------------------------------------------------------------------------
@@ -248,6 +260,7 @@ def _training(name: str, about: str, after: tuple[str, ...], method: Method) -> 
         done=lambda plan: plan.is_trained,
         work=train.train,
         addresses=records.of_run,
+        is_shared=True,
     )
 
 

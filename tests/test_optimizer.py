@@ -120,7 +120,7 @@ def test_accumulated_gradients_are_summed_anew_each_time():
     for first, second in (GRADIENTS[:2], GRADIENTS[2:4]):
         accumulator.add(tensors(first), is_first=True)
         accumulator.add(tensors(second), is_first=False)
-    for found, a, b in zip(accumulator.sums, GRADIENTS[2], GRADIENTS[3]):
+    for found, a, b in zip(accumulator.total(), GRADIENTS[2], GRADIENTS[3]):
         assert (found.asnumpy() == a + b).all()
 
 
@@ -135,7 +135,7 @@ def test_however_many_tensors_a_compiled_function_takes_the_bits_are_the_same(mo
         for batches in zip(GRADIENTS[:6:2], GRADIENTS[1:6:2]):
             for number, batch in enumerate(batches):
                 accumulator.add(tensors(batch), is_first=number == 0)
-            norm = optimizer.update(accumulator.sums, RATES, divide_by=2)
+            norm = optimizer.update(accumulator.total(), RATES, divide_by=2)
         parameters = [*optimizer.trained, *optimizer.state().values()]
         found.append([norm.asnumpy().tobytes(), *(parameter.asnumpy().tobytes() for parameter in parameters)])
     assert found[0] == found[1] == found[2]

@@ -194,6 +194,24 @@ def test_how_many_npus_are_used_is_said(tmp_path, monkeypatch, num_npus, said):
     assert (found["devices_used"], found["devices_here"]) == (1, num_npus) and said in report.as_table(found)
 
 
+def test_a_training_by_eight_ranks_is_planned_for_one_of_them(tmp_path, monkeypatch):
+    for number in range(8):
+        (tmp_path / f"davinci{number}").touch()
+    monkeypatch.setattr(device, "DEVICES", tmp_path)
+    batches = "[train]\naccumulate = 8\n[parallel]\n"
+    alone = real(tmp_path, batches + "ranks = 1")
+    found, sharing = (
+        real(tmp_path, batches + text) for text in ('ranks = "auto"', "ranks = 8\nshard_optimizer = true")
+    )
+    said = report.as_table(found)
+    assert "8 of 8 NPUs are used" in said and "in PyNative, on each of 8 ranks:" in said
+    assert found["training"]["optimizer_bytes"] == alone["training"]["optimizer_bytes"]
+    assert sharing["training"]["optimizer_bytes"] == alone["training"]["optimizer_bytes"] // 8
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "2,3,4")
+    with pytest.raises(UserError, match="train.accumulate = 9: 3 ranks share"):
+        real(tmp_path, batches + 'ranks = "auto"')
+
+
 # --- photos that are not here, or not decoded ---------------------------------------------------------------------
 
 

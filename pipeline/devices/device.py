@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pipeline.devices import npu_smi
 from pipeline.errors import UserError
+from pipeline.process import ranks
 from pipeline.process.progress import say
 from pipeline.settings.fields import Device
 
@@ -44,6 +45,14 @@ def num_npus() -> int:
     return sum(path.name[len("davinci") :].isdigit() for path in DEVICES.glob("davinci*"))
 
 
+def num_visible(device: str) -> int:
+    """How many devices this process may use; ASCEND_RT_VISIBLE_DEVICES can leave it some of the NPUs."""
+    if device == "CPU":
+        return 1
+    named = os.environ.get("ASCEND_RT_VISIBLE_DEVICES", "")
+    return len(named.split(",")) if named else num_npus()
+
+
 def _has_ascend_plugin() -> bool:
     spec = importlib.util.find_spec("mindspore")
     return bool(spec and spec.origin and any(Path(spec.origin).parent.glob("lib/plugin/libmindspore_ascend*")))
@@ -66,7 +75,7 @@ def use(device: str, settings: Device | None = None) -> None:
     import mindspore as ms
 
     try:
-        ms.set_device(device)
+        ms.set_device(device, *_own_number(device))
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -102,6 +111,11 @@ def _first_operation() -> None:
     import mindspore as ms
 
     (ms.Tensor([1.0, 2.0], ms.float32) + 1).asnumpy()
+
+
+def _own_number(device: str) -> tuple[int, ...]:
+    """The number of the NPU that this process uses, where it is one of several ranks."""
+    return (int(os.environ["DEVICE_ID"]),) if device != "CPU" and ranks.is_rank() else ()
 
 
 def _without_compile_cache() -> None:

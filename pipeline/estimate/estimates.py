@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypedDict
 
 from pipeline.data import variants
+from pipeline.devices.communication import BUCKET_BYTES
 from pipeline.devices.precision import BYTES
 from pipeline.estimate import advice, memory
 from pipeline.estimate.subject import Subject
@@ -191,11 +192,12 @@ def training(subject: Subject, epoch: Epoch) -> TrainingEstimate:
 def _parts(subject: Subject, epoch: Epoch) -> Parts:
     experiment, settings = subject.experiment, subject.experiment.train
     frozen, trained = _frozen(subject), _trained(subject)
+    sharing = subject.num_ranks if experiment.parallel.shard_optimizer else 1
     saved = BYTES[subject.method.saved_dtype(experiment)]
     held: memory.Held = {
         "weights_bytes": frozen.weights_bytes + 4 * trained,
-        "gradients_bytes": 4 * trained * (1 + (settings.accumulate > 1)),
-        "optimizer_bytes": 4 * trained * (_copies(settings) - 1),
+        "gradients_bytes": 4 * trained * (1 + (settings.accumulate > 1)) + _exchange_bytes(subject, 4 * trained),
+        "optimizer_bytes": -(-4 * trained * (_copies(settings) - 1) // sharing),
     }
     steps = settings.steps
     if settings.epochs:
@@ -213,6 +215,15 @@ def _parts(subject: Subject, epoch: Epoch) -> Parts:
         "checkpoints_bytes": checkpoints_bytes(4 * trained, settings),
         "result_bytes": saved * trained,
     }
+
+
+def _exchange_bytes(subject: Subject, gradients_bytes: int) -> int:
+    """Of what ranks exchange at a time: a bucket of each rank's, where they add up in order, else of one's own."""
+    ranks = subject.num_ranks
+    if ranks == 1:
+        return 0
+    held = 1 + (ranks if subject.experiment.parallel.reduce == "ordered" else 1)
+    return held * min(gradients_bytes, BUCKET_BYTES)
 
 
 def _frozen(subject: Subject) -> Load:

@@ -159,7 +159,7 @@ def _found(
     download_bytes = size if model.is_to_be_fetched else 0  # configs and tokenizers are a few megabytes
     return {
         "device": subject.target,
-        "devices_used": 1,
+        "devices_used": subject.num_ranks,
         "devices_here": device.num_npus() if subject.target == "Ascend" else None,
         "preset": subject.policies.label,
         "model": {

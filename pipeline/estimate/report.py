@@ -32,7 +32,13 @@ def as_json(found: "PlanEstimate", by_component: bool = False) -> str:
 
 def as_table(found: "PlanEstimate") -> str:
     """Figures in "estimated" of a row are marked with ~."""
-    parts = [_heading(found), _memory(found), _disk(found), _training(found["training"]), _room(found["disks"])]
+    parts = [
+        _heading(found),
+        _memory(found),
+        _disk(found),
+        _training(found["training"], found["devices_used"]),
+        _room(found["disks"]),
+    ]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
@@ -49,10 +55,11 @@ def _heading(found: "PlanEstimate") -> list[str]:
 
 
 def _number_of_npus(found: "PlanEstimate") -> str:
-    here = found["devices_here"]
+    here, used = found["devices_here"], found["devices_used"]
     if here is None:
         return ""
-    return f", {found['devices_used']} of {here} NPUs is used" if here else ", 1 NPU is used, none is here"
+    verb = "is used" if used == 1 else "are used"
+    return f", {used} of {here} NPUs {verb}" if here else f", {used} NPU{'s' * (used > 1)} {verb}, none is here"
 
 
 # --- memory -------------------------------------------------------------------------------------------------------
@@ -119,14 +126,15 @@ def _room(disks: "list[Disk]") -> list[str]:
 # --- training -----------------------------------------------------------------------------------------------------
 
 
-def _training(own: "PlannedTraining") -> list[str]:
-    """What a training keeps, part by part."""
+def _training(own: "PlannedTraining", num_ranks: int) -> list[str]:
+    """What a training keeps, part by part; of several ranks, one of them."""
     done = ", which is done" if own.get("is_done") else ""
     mode = "compiled" if own["mode"] == "jit" else "in PyNative"
     other = "without" if own["activations_bytes"] == own["activations_with_checkpointing_bytes"] else "with"
     besides = {"activations": f"; {other} checkpointing {_cell(own, f'activations_{other}_checkpointing_bytes')}"}
     parts = ("weights", "gradients", "optimizer", "activations", "checkpoints", "result")
-    lines = [f"training a {own['label']}{done}; steps {mode}:"]
+    each = f", on each of {num_ranks} ranks" if num_ranks > 1 else ""
+    lines = [f"training a {own['label']}{done}; steps {mode}{each}:"]
     lines += [f"  {'trained':<14}{own['trained_parameters']:>16,} of {own['parameters']:,} parameters"]
     lines += [f"  {'batches':<14}{_number(own, 'num_shapes', 16)} {'size' if own['num_shapes'] == 1 else 'sizes'}"]
     return lines + [f"  {part:<14}{_cell(own, f'{part}_bytes', 16)}{besides.get(part, '')}" for part in parts]

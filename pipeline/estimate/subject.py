@@ -9,6 +9,7 @@ from pipeline.flux import pretrained
 from pipeline.flux.family import Flux
 from pipeline.plan import pictures
 from pipeline.plan.method import Method
+from pipeline.plan.plan import shared_by
 from pipeline.settings.fields import Experiment
 
 PUBLISHED = "bf16"
@@ -38,6 +39,11 @@ class Subject:
     def memory_bytes(self) -> int:
         """What one device has."""
         return device.memory_bytes(self.target, self.experiment.device.memory_gb)
+
+    @property
+    def num_ranks(self) -> int:
+        """How many devices train together."""
+        return shared_by(self.experiment, self.target)
 
     @property
     def has_pictures(self) -> bool:

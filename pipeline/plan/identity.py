@@ -63,7 +63,15 @@ def decisive(plan: "Plan") -> dict:
         "scheduler": pretrained.working_config(plan.model_folder, "scheduler"),
         "precision": {name: policy.decisive for name, policy in policies.items()},
         "train": settings_in(experiment, "train"),
+        **_division(plan),
     } | plan.method.identity(plan)
+
+
+def _division(plan: "Plan") -> dict:
+    """How a step is divided into ranks, where that decides a bit: ``ordered`` adds up as one rank does."""
+    if plan.experiment.parallel.reduce == "ordered" or plan.num_ranks == 1:
+        return {}
+    return {"parallel": {"reduce": "fast", "ranks": plan.num_ranks}}
 
 
 def settings_in(experiment: Experiment, table: str) -> dict:

@@ -19,6 +19,7 @@ from pipeline.data.variants import Examples, Size, Variant
 from pipeline.devices import device
 from pipeline.devices.precision import Policy, Precision
 from pipeline.devices.precision import resolve as resolve_precision
+from pipeline.errors import UserError
 from pipeline.flux import pretrained
 from pipeline.flux.family import Flux
 from pipeline.plan import identity
@@ -26,6 +27,7 @@ from pipeline.plan.families import family_of
 from pipeline.plan.method import Method
 from pipeline.plan.run_folder import RunFolder
 from pipeline.settings.fields import Experiment
+from pipeline.settings.reading import unshared
 
 Photos = tuple[IndexedPhoto, ...]
 
@@ -269,6 +271,11 @@ class Plan:
     # --- the run ---
 
     @cached_property
+    def num_ranks(self) -> int:
+        """How many devices share the batches of a step."""
+        return shared_by(self.experiment, self.device)
+
+    @cached_property
     def entry_ids(self) -> dict:
         """The recipes of what a training reads, by their ids in the store."""
         latents = [need.entries.id for need in self.image_needs]
@@ -306,10 +313,20 @@ def resolve(experiment: Experiment, method: Method, photos: Photos | None = None
     return Plan(experiment, method, family, target, policies, folder, store, photos)
 
 
+def shared_by(experiment: Experiment, target: str) -> int:
+    """How many devices of this machine train.  Raises UserError where they cannot share a step's batches evenly."""
+    asked = experiment.parallel.ranks
+    count = max(1, device.num_visible(target)) if asked == "auto" else asked
+    if uneven := unshared(experiment, count):
+        raise UserError(uneven)
+    return count
+
+
 def device_and_precision(experiment: Experiment) -> tuple[str, Precision]:
     """The device that the experiment runs on here, and every component's policy; needs no pretrained model.
 
-    Raises UserError where the device cannot run the policy.
+    Raises UserError where the device cannot run the policy, or as many devices as there are cannot share a step.
     """
     target = device.choose(experiment.device.target)
+    shared_by(experiment, target)
     return target, resolve_precision(experiment.precision, target, device.COMPUTES[target])

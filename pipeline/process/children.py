@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -40,23 +40,35 @@ def run(
     The child ends with this process: signals sent here are passed on and waited for, and if this process is killed,
     the kernel tells the child, where it calls `stopping.end_with_parent` with its ``--parent``.
     """
-    # -P: a folder named like one of our packages in the working directory is not taken for it
-    command = [sys.executable, "-P", "-m", "pipeline", *arguments, "--parent", str(os.getpid())]
-    child = subprocess.Popen(
-        command,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=stderr,
-        process_group=0,
-        pass_fds=files,
-    )
+    child = start(arguments, stdout, stderr, files)
     with interrupted_by_sigterm():
         try:
             return child.wait(seconds)
         except BaseException:
             _stop(child, grace_seconds)
             raise
+
+
+def start(
+    arguments: Sequence[str],
+    stdout: int | IO | None = None,
+    stderr: int | IO | None = None,
+    files: Sequence[int] = (),
+    variables: Mapping[str, str] | None = None,
+    module: str = "pipeline",
+) -> subprocess.Popen:
+    """Start what `run` waits for.  variables: what its environment has besides ours."""
+    # -P: a folder named like one of our packages in the working directory is not taken for it
+    command = [sys.executable, "-P", "-m", module, *arguments, "--parent", str(os.getpid())]
+    return subprocess.Popen(
+        command,
+        env=environment() | dict(variables or {}),
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        process_group=0,
+        pass_fds=files,
+    )
 
 
 def reason(code: int) -> str:

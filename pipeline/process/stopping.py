@@ -6,6 +6,9 @@ import signal
 
 PR_SET_PDEATHSIG = 1
 
+STOPPED_EXIT = 143
+"""Of a process that has stopped as asked: what a shell reports for one ended by SIGTERM."""
+
 
 class Stopped(Exception):
     """The stage was asked to stop and did so at a safe point; what it had finished is kept."""
@@ -39,11 +42,11 @@ class StopRequest:
             signal.signal(number, handler)
 
 
-def end_with_parent(parent: int) -> None:
-    """Have the kernel send this process SIGTERM when ``parent``, its parent's process id, ends, however it ends.
+def end_with_parent(parent: int, number: int = signal.SIGTERM) -> None:
+    """Have the kernel send this process a signal when ``parent``, its parent's process id, ends, however it ends.
 
     prctl(2), PR_SET_PDEATHSIG; Linux only.  Without it a stage lives on when its scheduler is killed.
     """
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:  # it ended before the request was in place
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, Field, with_config
+from pydantic import AfterValidator, BeforeValidator, Field, with_config
 from typing_extensions import TypedDict
 
 from pipeline.settings.schema import DISTINCT, Flag, Number, Text, Whole, Word, between
@@ -51,6 +51,12 @@ def _plain_name(name: str) -> str:
         wanted = "letters, digits, '.', '_', '-', not first a '.' or '-'; 100 bytes at most"
         raise ValueError(f"must be a plain name ({wanted}), found {name!r}")
     return name
+
+
+def _number_or_auto(value: object) -> object:
+    if value != "auto" and (type(value) is not int or not 1 <= value <= MOST):
+        raise ValueError(f'must be a whole number from 1 to {MOST}, or "auto", found {value!r}')
+    return value
 
 
 Names = Annotated[tuple[Word, ...], *DISTINCT]
@@ -239,8 +245,17 @@ class Device:
 @OnlyKnown
 @dataclass(frozen=True)
 class Parallel:
-    """``encoders``: into how many shards each encoder's stage is divided, for as many workers of Luigi."""
+    """``encoders``: into how many shards each encoder's stage is divided, for as many workers of Luigi.
+    ``ranks``: how many devices of this machine share the batches of a step; ``auto``: all NPUs, or one CPU.
 
+    ``reduce``: how their gradients are added up.  ``ordered``: in the order of the batches, so that the bits are those
+    of one device.  ``fast``: as the communication library does, which moves less; other bits for each number of ranks.
+    ``shard_optimizer``: each rank keeps a share of the moments and averages, which takes less memory and more exchange.
+    """
+
+    ranks: Annotated[Annotated[Whole, between(1, MOST)] | Literal["auto"], BeforeValidator(_number_or_auto)] = 1
+    reduce: Literal["ordered", "fast"] = "ordered"
+    shard_optimizer: Flag = False
     encoders: Annotated[Whole, between(1, MOST)] = 1
 
 

@@ -46,6 +46,22 @@ def json_schema() -> dict:
     return adapter(Settings).json_schema()
 
 
+def unshared(settings: Settings, num_ranks: int | None = None) -> str:
+    """What to write where ranks cannot share a step's batches evenly; empty where they can.
+
+    num_ranks: what ``ranks = "auto"`` comes to; None: not known yet.
+    """
+    own, train = settings.parallel.ranks, settings.train
+    count = num_ranks or (1 if own == "auto" else own)
+    if train.accumulate % count == 0:
+        return ""
+    more = -(-train.accumulate // count) * count
+    return (
+        f"train.accumulate = {more}: {count} ranks share the batches of a step evenly, found {train.accumulate}; a "
+        f"step then has {more * train.batch_size} samples, {more // count} x {train.batch_size} on each rank"
+    )
+
+
 def _contradictions(settings: Settings) -> list[str]:
     """What is wrong with fields that are each right by themselves."""
     train, sample, controlnet = settings.train, settings.sample, settings.controlnet
@@ -54,6 +70,8 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append("train.lr_warmup_steps: constant has none; set train.lr_scheduler = 'constant_with_warmup'")
     if not controlnet.num_double_layers + controlnet.num_single_layers:
         problems.append("controlnet.num_double_layers, controlnet.num_single_layers: both are 0; set one above it")
+    if uneven := unshared(settings):
+        problems.append(uneven)
     if sample.conditions and len(sample.conditions) != len(sample.prompts):
         found = f"{len(sample.conditions)} for {len(sample.prompts)} prompts"
         problems.append(

@@ -18,6 +18,7 @@ from cache.core.files import make_folder
 from pipeline.errors import NotFinite, UserError
 from pipeline.plan.run_folder import RunFolder, step_of
 from pipeline.process.progress import say
+from pipeline.process.ranks import ALONE, Ranks
 
 DIGEST_BYTES = 16
 LENGTH = ("train.steps", "train.epochs")
@@ -40,24 +41,29 @@ class Damaged(UserError):
     """A checkpoint is not as it was written."""
 
 
-def save(run: RunFolder, step: int, state: dict, counters: dict, identity: dict, keep: int) -> Path:
+def save(
+    run: RunFolder, step: int, state: dict, counters: dict, identity: dict, keep: int, ranks: Ranks = ALONE
+) -> None:
     """Write the checkpoint of ``step`` to the run's folder, then remove all but the newest ``keep``.
 
     state: parameters by name.  identity: what the run is, see `identity_of`.  Older checkpoints go once the new one is
-    safe on disk.  Raises UserError where a number of the state is not finite: such a checkpoint is worth nothing.
+    safe on disk.  Of several ranks all call it, and the first one writes.  Raises UserError where a number of the state
+    is not finite, or the ranks' states differ: such a checkpoint is worth nothing.
     """
     make_folder(run.checkpoints)
     path = run.checkpoint(step)
     names = sorted(state)
-    notes = {"step": step, "counters": counters, "identity": identity}
-    notes["digest"] = _digest(step, state, names, notes)
+    own = digest_of(step, state, counters, identity)
+    ranks.check_equal(own, f"step {step}")
+    if not ranks.is_first:
+        return
+    notes = {"step": step, "counters": counters, "identity": identity, "digest": own}
     tensors = {name: ("float32", tuple(state[name].shape)) for name in names}
     metadata = {key: json.dumps(value, sort_keys=True) for key, value in notes.items()}
     write_tensors(path, tensors, (_array(state[name]) for name in names), metadata)
     older = [each for each in run.list_checkpoints() if step_of(each) < step]  # others: of whoever wrote them
     for old in older[keep - 1 :]:
         old.unlink(missing_ok=True)
-    return path
 
 
 def newest(run: RunFolder, at_most: int) -> Checkpoint | None:
@@ -106,12 +112,15 @@ def find_shorter(run: RunFolder, identity: dict, at_most: int) -> Checkpoint | N
     return None
 
 
-def restore(checkpoint: Checkpoint, state: dict) -> None:
-    """Set the parameters of ``state`` to what the checkpoint holds.  Raises UserError where names or shapes differ."""
+def restore(checkpoint: Checkpoint, state: dict, elsewhere: Iterable[str] = ()) -> None:
+    """Set the parameters of ``state`` to what the checkpoint holds.  Raises UserError where names or shapes differ.
+
+    elsewhere: names of what the checkpoint holds too, for other ranks.
+    """
     import mindspore as ms
 
     with _opened(checkpoint.path) as file:
-        names = set(file.keys())
+        names = set(file.keys()) - set(elsewhere)
         wrong = sorted(names ^ state.keys())
         wrong += [name for name in names & state.keys() if tuple(file.get_slice(name).get_shape()) != state[name].shape]
         if wrong:
@@ -195,9 +204,10 @@ def _hasher(notes: dict):
     return hashlib.blake2b(canonical(notes), digest_size=DIGEST_BYTES)
 
 
-def _digest(step: int, state: dict, names: list[str], notes: dict) -> str:
-    hashed = _hasher(notes)
-    for name in names:
+def digest_of(step: int, state: dict, counters: dict, identity: dict) -> str:
+    """What a checkpoint says of all that is in it.  Raises UserError where a number of the state is not finite."""
+    hashed = _hasher({"step": step, "counters": counters, "identity": identity})
+    for name in sorted(state):
         array = _array(state[name])
         if not np.isfinite(array).all():
             raise NotFinite(

@@ -22,17 +22,21 @@ class Accumulator:
 
     def __init__(self):
 
-        self.sums: Sequence = ()
+        self._sums: Sequence = ()
         self._add = device.compiled(_make_add())
 
     def add(self, gradients: Sequence, is_first: bool) -> None:
         """Add one batch's gradients; the first one's replace what is there."""
-        self.sums = gradients if is_first else self._sum_with(gradients)
+        self._sums = gradients if is_first else self._sum_with(gradients)
+
+    def total(self) -> Sequence:
+        """The sum of what was added since the first."""
+        return self._sums
 
     def _sum_with(self, gradients: Sequence) -> list:
         sums = []
         for part in slices(0, len(gradients)):
-            added = self._add(*self.sums[part], *gradients[part])
+            added = self._add(*self._sums[part], *gradients[part])
             device.wait_asleep(added)
             sums += added
         return sums

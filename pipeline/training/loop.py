@@ -12,14 +12,17 @@ from pipeline.devices import device
 from pipeline.errors import UserError
 from pipeline.plan.run_folder import RunFolder
 from pipeline.process.progress import Progress, say
+from pipeline.process.ranks import ALONE, Ranks
 from pipeline.process.stopping import StopRequest
 from pipeline.settings.fields import Train
 from pipeline.training import checkpoint
 from pipeline.training.ahead import made_ahead
+from pipeline.training.exchange import Sum
 from pipeline.training.gradients import Accumulator, LossScale
 from pipeline.training.metrics import Metrics, Outcome
 from pipeline.training.optimizer import Optimizer
 from pipeline.training.schedules import Schedule
+from pipeline.training.sharding import Shards
 
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 FIRST_LOSS_SCALE = 2.0**16
@@ -34,9 +37,22 @@ class Training:
     settings.mode: ``"jit"`` or ``"pynative"``.  scaled: for a loss computed in float16, see `LossScale`.
     groups: of each parameter, 0 for ``learning_rate`` and 1 for ``text_encoder_lr``; all 0, unless given.
     before_batch: called with the number of each batch, counted from 0; None where nothing happens before one.
+    ranks: those that share each step's batches.  sums, shards: what adds up the gradients, and what of the optimizer's
+    state this rank keeps, where there are several.
     """
 
-    def __init__(self, loss: Callable, trained: list, settings: Train, scaled=False, groups=(), before_batch=None):
+    def __init__(
+        self,
+        loss: Callable,
+        trained: list,
+        settings: Train,
+        scaled: bool = False,
+        groups: Sequence[int] = (),
+        before_batch: Callable[[int], object] | None = None,
+        ranks: Ranks = ALONE,
+        sums: Sum | None = None,
+        shards: Shards | None = None,
+    ):
         import mindspore as ms
 
         def scaled_loss(scale, *tensors):
@@ -45,16 +61,19 @@ class Training:
         gradient = ms.value_and_grad(scaled_loss, None, ms.ParameterTuple(trained))
         self._gradient = device.compiled(gradient) if settings.mode == "jit" else gradient
         self.trained, self.step, self._before_batch = trained, 0, before_batch
-        self.optimizer = Optimizer(trained, settings, groups)
+        self.optimizer = Optimizer(trained, settings, groups, shards)
         rates = (settings.learning_rate, settings.text_encoder_lr)
         self.schedules = [schedule_of(settings, rate) for rate in rates[: max(self.optimizer.groups) + 1]]
-        self.accumulator = Accumulator() if settings.accumulate > 1 else None
+        self.ranks, self._sums = ranks, sums or (Accumulator() if settings.accumulate > 1 else None)
         self.loss_scale = LossScale(FIRST_LOSS_SCALE) if scaled else None
 
     @property
     def state(self) -> dict:
-        """The trained parameters and the optimizer's state, by name."""
-        return {f"trained.{parameter.name}": parameter for parameter in self.trained} | self.optimizer.state()
+        """The trained parameters and the optimizer's state, by name; of that, what this rank keeps."""
+        return self._trained_by_name() | self.optimizer.state()
+
+    def _trained_by_name(self) -> dict:
+        return {f"trained.{parameter.name}": parameter for parameter in self.trained}
 
     @property
     def counters(self) -> dict:
@@ -67,20 +86,39 @@ class Training:
 
     def restore(self, found: checkpoint.Checkpoint) -> None:
         """Go on from a checkpoint.  Raises UserError where it holds other tensors."""
-        checkpoint.restore(found, self.state)
+        checkpoint.restore(found, self.state, self.optimizer.kept_elsewhere())
         self.step, counters = found.step, found.counters
         self.optimizer.num_updates = counters["num_updates"]
         if self.loss_scale:
             self.loss_scale.scale, self.loss_scale.good_steps = counters["loss_scale"], counters["good_steps"]
 
-    def save(self, run: RunFolder, identity: dict, keep: int) -> None:
-        """Write a checkpoint to the run's folder.  Raises UserError where a number in it is not finite."""
-        checkpoint.save(run, self.step, self.state, self.counters, identity, keep)
+    def check_equal(self) -> None:
+        """Raise UserError where the ranks are not at the same step with the same state."""
+        if self.ranks.size > 1:
+            shared = self._trained_by_name() if self.optimizer.shards else self.state
+            own = checkpoint.digest_of(self.step, shared, self.counters, {})
+            self.ranks.check_equal(own, f"step {self.step}")
 
-    @property
+    def save(self, run: RunFolder, identity: dict, keep: int) -> None:
+        """Write a checkpoint to the run's folder.  Raises UserError where it would be worth nothing.
+
+        Of several ranks all call it, and all have it when it returns.
+        """
+        if self.optimizer.shards:
+            self.check_equal()
+            whole = self._trained_by_name() | self.optimizer.whole_state()
+            if self.ranks.is_first:
+                checkpoint.save(run, self.step, whole, self.counters, identity, keep)
+        else:
+            checkpoint.save(run, self.step, self.state, self.counters, identity, keep, self.ranks)
+        self.ranks.exchange(None)
+
     def result(self) -> dict:
-        """The parameters that the training has made, by name: their moving averages where these are kept."""
-        return {own.name: kept for own, kept in zip(self.trained, self.optimizer.averages or self.trained)}
+        """The parameters that the training has made, by name: their moving averages where these are kept.
+
+        Of several ranks all must call it, and the first one has them.
+        """
+        return self.optimizer.result()
 
     @property
     def learning_rates(self) -> list[float]:
@@ -88,27 +126,27 @@ class Training:
         return [schedule.at(self.step) for schedule in self.schedules]
 
     def advance(self, batches: Sequence[tuple]) -> Outcome:
-        """Take one step on the mean gradient of some batches, given as the arguments of the loss."""
+        """Take one step on the mean gradient of all ranks' batches; these are this rank's, as arguments of the loss."""
         scale = self.loss_scale.scale if self.loss_scale else 1.0
         losses, gradients = self.gradients(batches, scale)
-        norm = self._update(gradients, scale * len(batches))
+        norm = self._update(gradients, scale * len(batches) * self.ranks.size)
         self.step += 1
-        return Outcome(losses, scale, norm)
+        return Outcome(losses, scale, norm, self.ranks)
 
     def gradients(self, batches: Sequence[tuple], scale: float = 1.0) -> tuple[list, Sequence]:
-        """Each batch's loss times ``scale``, and the sum of their gradients, waited for."""
+        """Each batch's loss times ``scale``, and the sum of all ranks' gradients, waited for."""
         import mindspore as ms
 
         losses, scale = [], ms.Tensor(scale, ms.float32)
-        for number, tensors in enumerate(batches):
+        for turn, tensors in enumerate(batches):
             if self._before_batch:
-                self._before_batch(self.step * len(batches) + number)
+                self._before_batch((self.step * len(batches) + turn) * self.ranks.size + self.ranks.rank)
             loss, gradients = self._gradient(scale, *tensors)
             device.wait_asleep(gradients)
             losses.append(loss)
-            if self.accumulator:
-                self.accumulator.add(gradients, is_first=number == 0)
-        return losses, self.accumulator.sums if self.accumulator else gradients
+            if self._sums:
+                self._sums.add(gradients, is_first=turn == 0)
+        return losses, self._sums.total() if self._sums else gradients
 
     def _update(self, gradients, divide_by: float):
         """Step the optimizer; a step whose gradients overflowed is skipped.  Returns the norm."""
@@ -137,39 +175,40 @@ def run(
 
     The device is waited for every ``log_every`` steps and at checkpoints.  Returns the last loss, the median step time
     in seconds, and the share of all time that was spent waiting for batches.  Raises UserError where the loss is not
-    finite; Stopped, with a checkpoint written, after the step in which it was asked for.  Where the next batch cannot
-    be had, a checkpoint of the steps so far is written too.
+    finite; Stopped, with a checkpoint written, after the step in which it was asked for, of any rank.  Where the next
+    batch cannot be had, a checkpoint of the steps so far is written too.
     """
-    size = settings.accumulate
-    numbers = range(training.step * size, settings.steps * size)
+    ranks, size = training.ranks, settings.accumulate
+    numbers = range(training.step * size + ranks.rank, settings.steps * size, ranks.size)
+    own = size // ranks.size  # of a step's batches
     saved = training.step  # of which step there is a checkpoint, or that needs none
     with (
-        Metrics(folder, training.step, settings) as metrics,
+        Metrics(folder, training.step, settings, writes=ranks.is_first) as metrics,
         Progress("train", settings.steps, "step", training.step) as progress,
-        made_ahead(make, numbers, AHEAD * size) as ahead,
+        made_ahead(make, numbers, AHEAD * own) as ahead,
         contextlib.ExitStack() as safe,
     ):
         stop = None
         while training.step < settings.steps:
-            rate = training.learning_rates[0]
+            rate, several, error = training.learning_rates[0], [], None
             try:
-                several = [tensors(ahead.next()) for _ in range(size)]
-            except BaseException:  # a corrupt entry for one; all steps so far are sound
+                several = [tensors(ahead.next()) for _ in range(own)]
+            except BaseException as found:  # a corrupt entry for one; all steps so far are sound
+                error = found
+            if end := ranks.ending(error, is_asked=bool(stop and stop.requested)):
                 if training.step > saved:
                     metrics.sync()
                     training.save(folder, identity, settings.keep_checkpoints)
-                raise
+                raise end
             outcome = training.advance(several)
             stop = stop or safe.enter_context(StopRequest())  # before, there was nothing to keep: a step may compile
             if metrics.is_due(training.step):
                 loss = metrics.write(training.step, outcome, rate, ahead.waited_seconds)
                 progress.advance(training.step - progress.done, f"loss {loss:.4f}")
-            if _is_checkpoint_due(training.step, settings) or stop.requested:
+            if _is_checkpoint_due(training.step, settings):
                 metrics.sync()
                 training.save(folder, identity, settings.keep_checkpoints)
                 saved = training.step
-            if training.step < settings.steps:
-                stop.check()
         return metrics.summary()
 
 

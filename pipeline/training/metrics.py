@@ -16,6 +16,7 @@ from pipeline.devices import device
 from pipeline.errors import NotFinite
 from pipeline.plan.run_folder import RunFolder
 from pipeline.process.progress import say
+from pipeline.process.ranks import ALONE, Ranks
 from pipeline.settings.fields import Train
 
 
@@ -23,16 +24,19 @@ from pipeline.settings.fields import Train
 class Outcome:
     """What one step gave, as tensors that the device may still be computing.
 
-    losses: of each accumulated batch, times ``scale``.  norm: of the mean gradient, before clipping.
+    losses: of each batch of this rank, times ``scale``.  norm: of the mean gradient, before clipping.
     """
 
     losses: Sequence
     scale: float
     norm: Any
+    ranks: Ranks = ALONE
 
     def read(self) -> tuple[float, float]:
-        """The mean loss and the gradient's norm; waits for the device."""
-        loss = float(np.mean([float(loss.asnumpy()) for loss in self.losses])) / self.scale
+        """The mean loss of all ranks and the gradient's norm; waits for the device, and for the other ranks."""
+        by_rank = self.ranks.exchange([float(loss.asnumpy()) for loss in self.losses])
+        losses = [loss for turn in zip(*by_rank) for loss in turn]  # in the order of the batches
+        loss = float(np.mean(losses)) / self.scale
         return loss, float(self.norm if isinstance(self.norm, float) else self.norm.asnumpy())
 
 
@@ -40,13 +44,14 @@ class Metrics:
     """Writes a line every ``log_every`` steps and for the last one; use it in a ``with`` block.
 
     What the run's folder says of steps after ``first_step`` is removed: these will be taken again.  What cannot be
-    written, on a full disk for one, is given up with one line: it must not stop a training.
+    written, on a full disk for one, is given up with one line: it must not stop a training.  writes: whether this is
+    the rank that does; the others do the same and write nothing.
     """
 
-    def __init__(self, run: RunFolder, first_step: int, settings: Train):
+    def __init__(self, run: RunFolder, first_step: int, settings: Train, writes: bool = True):
         self.settings = settings
         self._lines, self._waited = Lines(run.metrics, first_step), 0.0
-        self._writers: list[Lines | Board] = [self._lines, Board(run.tensorboard, first_step + 1)]
+        self._writers: list[Lines | Board] = [self._lines, Board(run.tensorboard, first_step + 1)] if writes else []
         self._attempt(lambda writer: writer.open())
         kept = [json.loads(line) for line in self._lines.kept]
         self._seconds, self._loss = [line["step_seconds"] for line in kept], kept[-1]["loss"] if kept else None

@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.devices import device
 from pipeline.settings.fields import Train
 from pipeline.training.gradients import Norm, slices
+from pipeline.training.sharding import Shards
 
 
 class Optimizer:
@@ -22,14 +23,18 @@ class Optimizer:
     several times smaller.
     groups: of each parameter the number of its learning rate; all 0, unless given.
 
+    shards: where ranks share the state: what this one keeps, and steps.
+
     ``num_updates`` counts the steps that were taken, which are not always those that were tried (see `LossScale`).
     """
 
-    def __init__(self, trained: list, settings: Train, groups: Sequence[int] = ()):
+    def __init__(self, trained: list, settings: Train, groups: Sequence[int] = (), shards: Shards | None = None):
         self.trained, self.settings, self.num_updates = trained, settings, 0
-        self.groups = list(groups) or [0] * len(trained)
-        self.moments = [[_zeros(parameter, prefix) for parameter in trained] for prefix in ("m", "v")]
-        self.averages = [_copy(parameter, "ema") for parameter in trained] if settings.ema_decay else []
+        self.groups, self.shards = list(groups) or [0] * len(trained), shards
+        self._places = shards.own if shards else range(len(trained))
+        self._kept = [trained[place] for place in self._places]
+        self.moments = [[_zeros(parameter, prefix) for parameter in self._kept] for prefix in ("m", "v")]
+        self.averages = [_copy(parameter, "ema") for parameter in self._kept] if settings.ema_decay else []
         self._norm = Norm(settings.max_grad_norm)
         self._steps = self._make_steps()
 
@@ -51,10 +56,13 @@ class Optimizer:
         }
         norm, factor = self._norm.clipped(self._norm.of(gradients), _scalar(divide_by))
         common = list(map(_scalar, scalars.values()))
+        kept = [gradients[place] for place in self._places]
         for group, part, step in self._steps:
             rate = learning_rates[group]
             own = _scalar(rate), _scalar(1 - rate * s.weight_decay)
-            device.wait_asleep([step(factor, *common, *own, *gradients[part])])
+            device.wait_asleep([step(factor, *common, *own, *kept[part])])
+        if self.shards:
+            self.shards.give(self.trained)
         return norm
 
     def norm(self, gradients: Sequence, divide_by: float) -> float:
@@ -62,14 +70,39 @@ class Optimizer:
         return float(self._norm.of(gradients).asnumpy()) / divide_by
 
     def state(self) -> dict:
-        """All that a later step depends on beside the trained parameters, as parameters by name."""
+        """All that a later step depends on beside the trained parameters, as parameters by name; of this rank."""
         return {parameter.name: parameter for parameter in [*self.moments[0], *self.moments[1], *self.averages]}
+
+    def whole_state(self) -> dict:
+        """The state of all ranks, on the first one; all must call it."""
+        if not self.shards:
+            return self.state()
+        found: dict[str, object] = {}
+        for prefix, kind in zip(("m", "v", "ema"), (*self.moments, self.averages)):
+            if kind:
+                every = self.shards.collected(kind)
+                found |= {f"{prefix}.{self.trained[place].name}": each for place, each in every.items()}
+        return found
+
+    def result(self) -> dict:
+        """The parameters by name, or their averages where there are some; of several ranks, on the first one."""
+        if not self.settings.ema_decay:
+            return {parameter.name: parameter for parameter in self.trained}
+        every = self.shards.collected(self.averages) if self.shards else dict(enumerate(self.averages))
+        return {self.trained[place].name: average for place, average in every.items()}
+
+    def kept_elsewhere(self) -> set[str]:
+        """The names of what other ranks keep."""
+        kept = set(self._places)
+        prefixes = ("m", "v", "ema") if self.settings.ema_decay else ("m", "v")
+        others = [parameter.name for place, parameter in enumerate(self.trained) if place not in kept]
+        return {f"{prefix}.{name}" for prefix in prefixes for name in others}
 
     def _make_steps(self) -> list[tuple]:
         """The number of a learning rate, which parameters have it, and what steps them: SLICE of them at a time."""
 
         found, start = [], 0
-        for group, members in itertools.groupby(self.groups):
+        for group, members in itertools.groupby(self.groups[place] for place in self._places):
             stop = start + len(list(members))
             found += [(group, part, device.compiled(self._make_step(part))) for part in slices(start, stop)]
             start = stop
@@ -84,9 +117,9 @@ class Optimizer:
         from mindspore import ParameterTuple, nn, ops
 
         apply = MAKERS[self.settings.optimizer](self.settings)
-        states = [ParameterTuple(kind[part]) for kind in (self.trained, *self.moments)]
+        states = [ParameterTuple(kind[part]) for kind in (self._kept, *self.moments)]
         averages, each = ParameterTuple(self.averages[part]), ops.HyperMap()
-        last = (self.averages or self.trained)[part][-1]
+        last = (self.averages or self._kept)[part][-1]
 
         def average(weight, parameter, mean):
             return ops.assign(mean, mean + (parameter - mean) * weight)

@@ -1,11 +1,13 @@
 """Training on cached tensors: the frozen models and what trains are the only models in the process."""
 
+import contextlib
 import dataclasses
 import json
 from dataclasses import asdict
 
 from cache import write_atomically
 from cache.core.files import make_folder
+from pipeline.devices.communication import Collectives
 from pipeline.errors import NotFinite, UserError
 from pipeline.estimate import preflight
 from pipeline.methods import observed
@@ -15,11 +17,15 @@ from pipeline.plan.needs import note_needs
 from pipeline.plan.plan import Plan
 from pipeline.plan.run_folder import VERSION, RunFolder
 from pipeline.process.progress import say
+from pipeline.process.ranks import Ranks, joined
 from pipeline.settings.fields import Train, settings_of
+from pipeline.settings.reading import unshared
 from pipeline.training import checkpoint, guard, loop, metrics
 from pipeline.training.batches import Batches
+from pipeline.training.exchange import sum_of
 from pipeline.training.loss import flow_loss, tensors_of
 from pipeline.training.schedules import depends_on_total
+from pipeline.training.sharding import Shards
 
 
 def train(plan: Plan) -> dict:
@@ -28,16 +34,22 @@ def train(plan: Plan) -> dict:
     Goes on from the run's newest checkpoint, or from that of a run that differs in nothing but its length.  Returns
     what result.json says; where the run is done, its result stays as it is, and 0 steps are returned.  Raises UserError
     where the loss is not finite, where a frozen weight has changed, or where another process trains this run.
+
+    Where this process is one of several ranks, all of them call it; the first one writes.
     """
     run, label = plan.run, plan.method.label
     make_folder(run.path)
-    with loop.locked(run):
-        if plan.is_trained:
+    with joined() as ranks, loop.locked(run) if ranks.is_first else contextlib.nullcontext():
+        if ranks.any(plan.is_trained):
             say(f"{label}: trained already, in {run.path}")
             return {"steps": 0}
-        begin(plan)
+        check_division(plan, ranks)
+        collectives = Collectives(ranks, plan.device) if ranks.size > 1 else None
+        if ranks.is_first:
+            begin(plan)
         batches = Batches(plan)
         settings = with_steps_and_mode(plan, batches)
+        say(step_of(settings, ranks))
         frozen = plan.load_frozen()
         before = guard.frozen_digests(frozen)
         trainee = plan.method.make(plan, frozen)
@@ -52,11 +64,15 @@ def train(plan: Plan) -> dict:
         loss, to_tensors = flow_loss(trainee.predict), tensors_of(plan, *trainee.networks.values())
         first = to_tensors(batches.evaluation(0, settings.batch_size))
         found = observed.precision(plan, trainee, lambda: loss(*first))
-        training = loop.Training(
-            loss, trainee.trained, settings, _is_scaled(plan), trainee.groups, trainee.before_batch
-        )
+        parallel, sums, shards = plan.experiment.parallel, None, None
+        if collectives:
+            sums = sum_of(collectives, parallel.reduce, trainee.trained)
+            shards = Shards(collectives, trainee.trained) if parallel.shard_optimizer else None
+        of_trainee = trainee.groups, trainee.before_batch
+        training = loop.Training(loss, trainee.trained, settings, _is_scaled(plan), *of_trainee, ranks, sums, shards)
         identity = checkpoint.identity_of(plan.decisive | {"mode": settings.mode})
         go_on(training, run, identity, settings)
+        training.check_equal()
         try:
             result = loop.run(training, batches.training, to_tensors, settings, run, identity)
         except NotFinite:
@@ -65,17 +81,43 @@ def train(plan: Plan) -> dict:
         for component in frozen:
             plan.confirm(component)
         plan.method.confirm(plan)
+        changed = None
         try:
             guard.check_frozen(frozen, before, trainee.trained)
-        except UserError:
-            checkpoint.set_all_aside(run)  # else the next run would go on from them
-            raise
-        path = trainee.save(run.path, training.result, _lineage(plan, settings))
+        except UserError as error:
+            changed = error
+        if end := ranks.ending(changed):
+            if ranks.is_first:
+                checkpoint.set_all_aside(run)  # else the next run would go on from them
+            raise end
+        made = training.result()
+        if not ranks.is_first:
+            return {"steps": settings.steps}
+        path = trainee.save(run.path, made, _lineage(plan, settings))
         result |= {"steps": settings.steps, "trained_parameters": sum(parameter.size for parameter in trainee.trained)}
         result |= {"mode": settings.mode, "precision": found}
         write_atomically(run.result, json.dumps({"version": VERSION} | result, indent=2) + "\n")
     say(f"{label}: {path}")
     return result
+
+
+def check_division(plan: Plan, ranks: Ranks) -> None:
+    """Raise UserError where so many ranks cannot do what the plan says; it may have been msrun that started them."""
+    uneven = unshared(plan.experiment, ranks.size)
+    if uneven:
+        raise UserError(uneven)
+    if plan.experiment.parallel.reduce == "fast" and ranks.size != plan.num_ranks:
+        raise UserError(
+            f"parallel.ranks = {ranks.size}: so many train here, and reduce = 'fast' gives other bits for each number; "
+            f"found ranks = {plan.num_ranks}"
+        )
+
+
+def step_of(settings: Train, ranks: Ranks) -> str:
+    """What one step is, for people."""
+    batch, number = settings.batch_size, settings.accumulate
+    said = f"a step: {batch * number} samples, {number} batch{'es' * (number > 1)} of {batch}"
+    return said + (f", {number // ranks.size} on each of {ranks.size} ranks" if ranks.size > 1 else "")
 
 
 def begin(plan: Plan) -> None:
@@ -126,7 +168,8 @@ def go_on(training: loop.Training, run: RunFolder, identity: dict, settings: Tra
             "depends on the number of steps, so this run starts anew"
         )
         return
-    metrics.copy(RunFolder(shorter.path.parent.parent), run, shorter.step)
+    if training.ranks.is_first:
+        metrics.copy(RunFolder(shorter.path.parent.parent), run, shorter.step)
     training.restore(shorter)
     say(f"going on from step {shorter.step} of a shorter run, {shorter.path}")
 
