@@ -5,7 +5,7 @@
 Each turn encodes the same drawn photos into new stores, by one process and by several with a shard each, one after the
 other.  "with start" is from the first process's start to the last one's end; "encoding" is the slowest process's time
 from loading the model to its record; "processor" is the processor's time of the process that took most of it, start
-included, which is about the same on a busy machine.
+included, which others on the machine change least.
 """
 
 import argparse
