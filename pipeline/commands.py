@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     stage.add_argument("stage", choices=STAGES, metavar="STAGE", help="one of those below")
     stage.add_argument("--experiment", default="", metavar="FILE", help="TOML; without it, the embedded default")
     stage.add_argument(
-        "--shard", type=_shard, default=WHOLE, metavar="I/N", help="of an encoder's stage: part I of N, counted from 0"
+        "--shard", type=_shard, default=WHOLE, metavar="I/N", help="of encoding or drawing: part I of N, counted from 0"
     )
     stage.add_argument("--survey", default="", help=argparse.SUPPRESS)  # the photos, as Luigi's process found them
     stage.add_argument("--parent", type=int, default=0, help=argparse.SUPPRESS)

@@ -276,18 +276,23 @@ def _measuring(name: str, about: str, method: Method) -> Work:
     )
 
 
-def _drawing(name: str, about: str, after: tuple[str, ...], method: Method) -> Work:
+def _drawing(name: str, about: str, after: tuple[str, ...], method: Method, shard: Shard = WHOLE) -> Work:
+    """A stage that draws, in shards if asked to."""
     return _in_run(
         name,
         about,
         after,
         method,
-        done=lambda plan: _asks(plan) and not any(each.missing() for each in pictures.all_series(plan)),
-        work=denoise.sample,
-        addresses=lambda plan: records.of_entries(name, needs.sampled(plan)),
+        done=lambda plan: (
+            _asks(plan) and not any(item in shard for each in pictures.all_series(plan) for item in each.missing())
+        ),
+        work=lambda plan: denoise.sample(plan, shard),
+        addresses=lambda plan: records.of_entries(name, needs.sampled(plan), shard),
         needs=needs.needed,
         again=needs.note_needs,
         is_of_pictures=True,
+        shard=shard,
+        of_shard=lambda part: _drawing(name, about, after, method, part),
     )
 
 

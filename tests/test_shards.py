@@ -8,12 +8,13 @@ import threading
 
 import luigi
 import pytest
+from drawn import latents_of
 from lab import ENCODERS, Lab
 
 import tasks
 from pipeline import records, stages
 from pipeline.errors import UserError
-from pipeline.plan import needs
+from pipeline.plan import needs, pictures
 from pipeline.plan.shard import WHOLE, Shard
 from pipeline.process import claims
 from pipeline.process.claims import claimed
@@ -73,6 +74,19 @@ def test_a_stage_is_one_task_or_one_for_each_shard(encoded, tmp_path):
         shards = luigi.task.flatten(tasks.TASKS[stage](path).requires())
         assert [(each.task_family, each.shard) for each in shards] == [(f"{stage}Shard", f"{n}/3") for n in range(3)]
         assert all(each.requires() == [room(path)] and each.complete() == (stage == "EncodeT5") for each in shards)
+
+
+def test_shards_together_draw_what_one_process_does(lora_trained, lora_sampled, tmp_path):
+    lab = lora_trained.copy(tmp_path / "lab")
+    counts = []
+    for shard in Shard.all_of(3):
+        assert not lab.done("SampleLatents")
+        stages.run("SampleLatents", lab.experiment, shard=shard)
+        path = records.path_of("SampleLatents", lab.run_folder, shard)
+        counts.append(json.loads(path.read_text())["outcome"]["drawn"] if path.exists() else 0)
+    assert lab.done("SampleLatents") and sum(counts) == 4 and max(counts) < 4
+    for name in (pictures.BASE, pictures.TRAINED):
+        assert (latents_of(lab, name) == latents_of(lora_sampled, name)).all()
 
 
 @pytest.mark.parametrize("text", ["2/2", "0/0", "1", "-1/2", "1/2/3", "a/b", ""])

@@ -23,6 +23,7 @@ from pipeline.plan.method import Trainee, untrained
 from pipeline.plan.needs import note_needs
 from pipeline.plan.pictures import BASE, Picture, Series
 from pipeline.plan.plan import Plan
+from pipeline.plan.shard import WHOLE, Shard
 from pipeline.process.progress import Progress, say
 from pipeline.process.stopping import StopRequest
 
@@ -34,18 +35,20 @@ Pooled = Callable[[list[str]], np.ndarray]
 """Reads what a network takes as ``pooled``, of captions' addresses."""
 
 
-def sample(plan: Plan) -> dict:
-    """Draw the pictures that the experiment asks for and the store lacks.  Returns what the stage's record says.
+def sample(plan: Plan, shard: Shard = WHOLE) -> dict:
+    """Draw the shard's pictures, of those that the experiment asks for and the store lacks.
+
+    Returns what the stage's record says.
 
     Nothing is loaded where nothing is missing; what is drawn is kept whenever the stage ends.
     """
     pictures.check(plan.experiment, plan.method)
     note_needs(plan)  # before: what is drawn of them is kept, however the stage ends
-    return _drawn(plan, pictures.all_series(plan))
+    return _drawn(plan, pictures.all_series(plan), shard)
 
 
-def _drawn(plan: Plan, series: Sequence[Series]) -> dict:
-    todo = {each.name: _missing(each) for each in series}
+def _drawn(plan: Plan, series: Sequence[Series], shard: Shard) -> dict:
+    todo = {each.name: _missing(each, shard) for each in series}
     drawn = sum(map(len, todo.values()))
     if not drawn:
         return {"drawn": 0}
@@ -63,9 +66,9 @@ def _drawn(plan: Plan, series: Sequence[Series]) -> dict:
     return {"drawn": drawn, "pictures": counts, "precision": found}
 
 
-def _missing(series: Series) -> dict[str, Picture]:
+def _missing(series: Series, shard: Shard) -> dict[str, Picture]:
     with series.entries.writer():  # it takes over what a killed process had drawn, before anyone looks
-        return series.missing()
+        return {item: picture for item, picture in series.missing().items() if item in shard}
 
 
 def _say_guidance(series: Series) -> None:

@@ -245,7 +245,7 @@ class Device:
 @OnlyKnown
 @dataclass(frozen=True)
 class Parallel:
-    """``encoders``: into how many shards each encoder's stage is divided, for as many workers of Luigi.
+    """``encoders``: into how many shards encoding and drawing are divided, for as many workers of Luigi.
     ``ranks``: how many devices of this machine share the batches of a step; ``auto``: all NPUs, or one CPU.
 
     ``reduce``: how their gradients are added up.  ``ordered``: in the order of the batches, so that the bits are those
