@@ -52,6 +52,6 @@ def test_a_whole_training_works_each_answer_out_once_and_nothing_stands_between_
     monkeypatch.setattr(loop.Training, "advance", advanced)
     worked_out.clear()
     lab.run("TrainLoRA")
-    assert callers == {("run", "train", "run")}  # of the loop, of the training, of the stage
+    assert callers == {("run", "train", "_work", "run")}  # of the loop, of the training, of the stage
     assert {"photos", "captions", "examples", "image_needs", "run_id", "_spelled_samples"} <= worked_out.keys()
     assert set(worked_out.values()) == {1}, worked_out

@@ -259,7 +259,7 @@ def started(monkeypatch) -> list[tuple[str, bool]]:
     """The stages that Luigi started, and whether each was given a survey; they run in this process."""
     calls = []
 
-    def run(arguments, stdout=None, files=()):
+    def run(arguments, **given):
         command, stage, *options = arguments
         options = dict(zip(options[::2], options[1::2]))
         calls.append((stage, "--survey" in options))

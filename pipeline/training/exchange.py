@@ -77,7 +77,7 @@ class Bucket:
     def packed(self, gradients: Sequence):
         from mindspore import ops
 
-        return ops.concat([gradient.reshape(-1) for gradient in gradients[self._part]])
+        return ops.cat([gradient.reshape(-1) for gradient in gradients[self._part]])
 
     def unpacked(self, flat) -> list:
         found, start = [], 0

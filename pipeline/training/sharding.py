@@ -80,7 +80,7 @@ class Shards:
 
         rest = length - sum(math.prod(tensor.shape) for tensor in tensors)
         padding = [Tensor(np.zeros(rest, np.float32))] if rest else []
-        return ops.concat([*(tensor.reshape(-1) for tensor in tensors), *padding])
+        return ops.cat([*(tensor.reshape(-1) for tensor in tensors), *padding])
 
     def give(self, trained: Sequence) -> None:
         """Set all parameters to what the ranks that keep them have made of them."""
