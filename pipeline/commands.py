@@ -101,23 +101,17 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(command=_plan)
 
     _add_precision(commands)
-
     _add_doctor(commands)
-
-    export = commands.add_parser(
-        "export", help="a run's LoRA for other programs: kohya's layout, ComfyUI's, diffusers'"
-    )
-    export.add_argument("source", type=Path, metavar="RUN", help="a run's folder, or a LoRA file of any of the layouts")
-    export.add_argument("--format", default="kohya", choices=LAYOUTS, dest="layout", help="(kohya)")
-    export.add_argument("--dtype", default="bf16", choices=tuple(DTYPES), help="(bf16)")
-    export.add_argument("--checkpoint", type=_above_zero, metavar="STEP", help="instead of the result")
-    export.add_argument("--out", type=Path, metavar="FILE", help="(beside the LoRA)")
-    export.add_argument("--model", default="", metavar="MODEL", help="that it is for: a folder, FLUX.1-dev, ...")
-    export.set_defaults(command=_export)
+    _add_export(commands)
 
     schema = commands.add_parser("schema", help="what an experiment file may say, as JSON Schema, for editors")
     schema.set_defaults(command=_schema)
 
+    _add_tiny_model(commands)
+    return parser
+
+
+def _add_tiny_model(commands) -> None:
     tiny = commands.add_parser("tiny-model", help="write a tiny, untrained model in FLUX.1's format")
     tiny.add_argument("folder", type=Path, metavar="DIR")
     tiny.add_argument("--seed", type=int, default=0)
@@ -132,7 +126,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     tiny.add_argument("--width", type=_multiple_of_32, default=128, help="of the transformer (128); FLUX.1's is 3072")
     tiny.set_defaults(command=_write_tiny_model)
-    return parser
+
+
+def _add_export(commands) -> None:
+    export = commands.add_parser(
+        "export", help="a run's LoRA for other programs: kohya's layout, ComfyUI's, diffusers'"
+    )
+    export.add_argument("source", type=Path, metavar="RUN", help="a run's folder, or a LoRA file of any of the layouts")
+    export.add_argument("--format", default="kohya", choices=LAYOUTS, dest="layout", help="(kohya)")
+    export.add_argument("--dtype", default="bf16", choices=tuple(DTYPES), help="(bf16)")
+    export.add_argument("--checkpoint", type=_above_zero, metavar="STEP", help="instead of the result")
+    export.add_argument("--out", type=Path, metavar="FILE", help="(beside the LoRA)")
+    export.add_argument("--model", default="", metavar="MODEL", help="that it is for: a folder, FLUX.1-dev, ...")
+    export.set_defaults(command=_export)
 
 
 def _inner_parser() -> argparse.ArgumentParser:

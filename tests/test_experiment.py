@@ -1,4 +1,3 @@
-import contextlib
 import dataclasses
 import json
 import tomllib
@@ -316,5 +315,9 @@ def test_whatever_a_config_says_it_is_one_or_lines_that_name_fields(component, d
 def test_whatever_bytes_a_file_has_it_is_read_or_refused_in_one_message(tmp_path, data):
     path = tmp_path / "my.toml"
     path.write_bytes(data)
-    with contextlib.suppress(UserError):
-        load_experiment(path)
+    try:
+        found = load_experiment(path)
+    except UserError as refusal:
+        assert str(refusal).startswith(f"{path}: ")
+    else:
+        assert found.folder == tmp_path and set(found.tables) <= set(json_schema()["properties"])

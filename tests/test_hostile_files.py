@@ -303,8 +303,12 @@ def test_no_metadata_ends_a_listing(tmp_path_factory, content):
     folder = tmp_path_factory.getbasetemp() / "any-metadata"
     folder.mkdir(exist_ok=True)
     (folder / "metadata.jsonl").write_bytes(content)
-    with contextlib.suppress(UserError):
-        list_photos(folder)
+    try:
+        photos, problems = list_photos(folder)
+    except UserError as refusal:
+        assert str(refusal).startswith(str(folder))
+    else:  # there is no photo in the folder, so every line of it is a problem
+        assert all(problem.reason for problem in problems) and not any(photo.path.is_file() for photo in photos)
 
 
 ARGUMENTS = st.text(st.characters(exclude_characters="\0"), max_size=12)
