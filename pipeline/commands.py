@@ -20,8 +20,9 @@ from pipeline.plan.shard import WHOLE, Shard
 from pipeline.process import launching, ranks
 from pipeline.process.progress import say
 from pipeline.process.stopping import STOPPED_EXIT, Stopped, end_with_parent
+from pipeline.settings import described as settings
 from pipeline.settings.fields import PRESETS
-from pipeline.settings.reading import json_schema, load_experiment
+from pipeline.settings.reading import load_experiment
 from pipeline.stages import STAGES, described, num_ranks, run
 from pipeline.study import figures, plot, study, subject
 
@@ -105,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(commands)
 
     schema = commands.add_parser("schema", help="what an experiment file may say, as JSON Schema, for editors")
+    schema.add_argument("--markdown", action="store_true", help="as a page to read instead, docs/experiment.md")
     schema.set_defaults(command=_schema)
 
     _add_tiny_model(commands)
@@ -304,4 +306,4 @@ def _export(options) -> None:
 
 
 def _schema(options) -> None:
-    print(json.dumps(json_schema(), indent=2))
+    print(settings.as_markdown() if options.markdown else json.dumps(settings.json_schema(), indent=2) + "\n", end="")

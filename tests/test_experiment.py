@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.flux import model_configs
+from pipeline.settings.described import as_markdown, json_schema
 from pipeline.settings.fields import EMBEDDED, Experiment, Settings
-from pipeline.settings.reading import DEFAULT, json_schema, load_experiment
+from pipeline.settings.reading import DEFAULT, load_experiment
 from pipeline.settings.schema import adapter, checked
 
 
@@ -212,6 +213,20 @@ def test_every_number_has_a_lowest_and_a_highest_value():
                 if each.get("type") in ("integer", "number"):
                     assert each.keys() & {"minimum", "exclusiveMinimum"}, name
                     assert each.keys() & {"maximum", "exclusiveMaximum"}, name
+
+
+def test_every_setting_is_described():
+    schema = json_schema()
+    settings = [
+        *schema["properties"].items(),
+        *(each for d in schema["$defs"].values() for each in d["properties"].items()),
+    ]
+    assert [name for name, found in settings if "$ref" not in found and not found.get("description")] == []
+
+
+def test_the_page_about_the_experiment_file_is_up_to_date():
+    page = Path(__file__).parent.parent / "docs/experiment.md"
+    assert page.read_text() == as_markdown(), f"run: python -m pipeline schema --markdown > {page}"
 
 
 def test_several_stores_keep_their_order(tmp_path):

@@ -1,4 +1,7 @@
-"""What an experiment can say: all settings, by table, each with its default and the rules that a value must keep."""
+"""What an experiment can say: all settings, by table, each with its default and the rules that a value must keep.
+
+The text below a setting describes it to users: `described` puts it into the JSON Schema and into docs/experiment.md.
+"""
 
 import dataclasses
 import os
@@ -69,203 +72,270 @@ UpToAMillion = Annotated[Number, Field(gt=0, le=1_000_000)]
 
 @OnlyKnown
 class Dtypes(TypedDict, total=False):
-    """What a component's parameters are held in, computes in, and is stored in."""
+    """What a component's parameters are held in, what it computes in, and what the store keeps of it."""
 
     params: Dtype
+    """Of its parameters in memory."""
     compute: Dtype
+    """Of its arithmetic."""
     storage: Dtype
+    """Of what the store keeps of its output; that of `compute` unless given."""
 
 
 @OnlyKnown
 @dataclass(frozen=True)
 class Paths:
-    """``store``: a folder, or a list of folders: the first is written to, the others are read too."""
+    """Where results go. Relative paths here and in all other tables are relative to the experiment file."""
 
     store: Word | Names = "store"
+    """Folder of what was encoded, to be shared by experiments and people. Of a list of folders the first is written to
+    and the others are only read."""
     runs: Text = "runs"
+    """Folder of the runs: each has its own folder there, `NAME-ID`."""
 
 
 @OnlyKnown
 @dataclass(frozen=True)
 class Model:
-    """``path``: a local folder in diffusers layout or a Hub id; empty: the model that this package brings."""
+    """The pretrained FLUX.1."""
 
     path: Text = ""
+    """A Hub id, such as "black-forest-labs/FLUX.1-dev", or a local folder in diffusers' layout. Empty: the small model
+    that comes with this package, which knows coloured shapes only."""
     revision: Text = ""
+    """Branch, tag or commit on the Hub; empty: its default branch."""
     variant: Text = ""
+    """Of the weight files, as in diffusers: "fp16" reads `*.fp16.safetensors`."""
 
 
 @OnlyKnown
 @dataclass(frozen=True)
 class Data:
-    """``images``: a folder; empty: pictures of a new word, drawn on first use.
-
-    ``resolution``: in pixels; of several, a photo is trained on at each.  ``buckets``: at that area, about in the
-    photo's own aspect.  ``crops``: how many fixed random crops stand for a photo; 0: its centre does.  ``flip``: its
-    mirror image too.  ``repeats``: how often a photo counts in an epoch.
-    """
+    """Photos and captions, and how they are prepared."""
 
     images: Text = ""
+    """Folder of the photos. Empty: pictures of a new word, a blicket, are drawn to `blickets/` when they are first
+    needed."""
     prompt: Text = ""
+    """One caption for all photos, as in DreamBooth; the photos then need no captions of their own."""
     resolution: Size | Annotated[tuple[Size, ...], *DISTINCT] = 512
+    """Width and height in pixels. With a list, each photo is trained on at each resolution."""
     buckets: Flag = False
+    """Keep about the photo's own aspect ratio, at the area of resolution x resolution, instead of cropping to a
+    square."""
     crops: Annotated[Whole, between(0, 1000)] = 0
+    """Number of fixed random crops of each photo, of which one is drawn each time. 0: the centre."""
     flip: Flag = False
+    """Encode the mirror image too; one of both is drawn each time."""
     repeats: Annotated[Whole, between(1, 100_000)] = 1
+    """How often each photo counts in an epoch."""
     max_sequence_length: Annotated[Whole, between(1, 4096)] = 512
+    """Length of a caption in T5 tokens. Longer captions are cut, shorter ones padded."""
 
 
 @OnlyKnown
 @dataclass(frozen=True)
 class PrecisionSettings:
-    """``preset``, and per component a table with ``params``, ``compute`` and ``storage``.
-
-    ``simulate``: bf16 where the device lacks it, by rounding; see `pipeline.devices.simulation`.
-    """
+    """Number formats, as a preset and by component. `params`, `compute` and `storage` of a component override the
+    preset."""
 
     preset: Literal["auto", Preset] = "auto"
+    """`auto` is bf16 where the device computes it, else fp32. A name with `-text-fp32` keeps both text encoders in
+    fp32. Trained weights are fp32 in every preset."""
     simulate: Flag = False
+    """On a device without bf16: round to bf16 and compute in fp32. Records and addresses in the store say so."""
     vae: Dtypes = field(default_factory=Dtypes)
+    """Overrides for the VAE."""
     text_encoder: Dtypes = field(default_factory=Dtypes)
+    """Overrides for CLIP."""
     text_encoder_2: Dtypes = field(default_factory=Dtypes)
+    """Overrides for T5."""
     transformer: Dtypes = field(default_factory=Dtypes)
+    """Overrides for the transformer."""
     trained: Dtypes = field(default_factory=Dtypes)
+    """Overrides for the LoRA or the ControlNet."""
 
 
 @OnlyKnown
 @dataclass(frozen=True)
 class Lora:
-    """``targets``: a preset, or a list of endings of module names, ``*`` standing for anything.
-
-    The LoRA is scaled by ``alpha`` / ``rank``.  Set alpha when you change rank; the default does not adapt.
-    ``train_text_encoder``: CLIP too; T5 stays as it is.
-    """
+    """What `TrainLoRA` trains."""
 
     rank: Annotated[Whole, between(1, MOST)] = 4
+    """Rank of the low-rank matrices."""
     alpha: UpToAMillion = 4.0
+    """The LoRA is scaled by alpha / rank, in training and in the saved file. Set alpha when you change rank; the
+    default does not adapt."""
     dropout: Share = 0.0
+    """Share of the LoRA's inputs that are dropped in training."""
     targets: Literal["attention", "all-linear"] | Names = "attention"
+    """Which linear layers get a LoRA. `attention` is to_q, to_k, to_v and to_out.0; `all-linear` is all linear layers
+    of the blocks. A list names endings of module names, with `*` for anything: `["to_q",
+    "single_transformer_blocks.*.proj_out"]`."""
     train_text_encoder: Flag = False
+    """Train a LoRA on CLIP too, with `text_encoder_lr`. T5 always stays as it is."""
 
 
 @OnlyKnown
 @dataclass(frozen=True)
 class ControlNet:
-    """``init_from``: a ControlNet's folder; empty: the transformer's first blocks, so many of each kind.
-
-    ``condition``: ``file`` is "conditioning_image" in metadata.jsonl; the others are computed from the photos.
-    ``save_dtype``: of the saved weights; they train in fp32.
-    """
+    """What `TrainControlNet` trains. A file with this table is taken for a ControlNet's by `plan` and by `python -m
+    cache`."""
 
     init_from: Text = ""
+    """Folder of a ControlNet to start from. Empty: copies of the transformer's first blocks, as many as the next two
+    settings say."""
     num_double_layers: Annotated[Whole, between(0, 1000)] = 4
+    """Number of double-stream blocks."""
     num_single_layers: Annotated[Whole, between(0, 1000)] = 0
+    """Number of single-stream blocks."""
     condition: Literal["file", "canny", "grey", "blur", "tile"] = "file"
+    """`file` reads `conditioning_image` from metadata.jsonl. The others compute the condition from the photo: edges
+    (`canny`), `grey`, `blur` or `tile`."""
     conditioning_scale: UpToAThousand = 1.0
+    """Factor on what the ControlNet adds to the transformer."""
     save_dtype: Dtype = "fp32"
+    """Of the saved weights. They train in fp32 whatever this says."""
 
 
 @OnlyKnown
 @dataclass(frozen=True)
 class Train:
-    """``epochs``: instead of ``steps``, where it is above 0.  A step is an update: ``accumulate`` batches.
-
-    ``lr_num_cycles``: 0 is diffusers' own default of the scheduler.  ``ema_decay``, ``caption_dropout``,
-    ``max_grad_norm`` and ``checkpoint_every``: 0 is off.
-    """
+    """How it trains; the same for a LoRA and a ControlNet."""
 
     steps: Annotated[Whole, between(1, BILLION)] = 500
+    """Number of updates."""
     epochs: Annotated[Whole, between(0, 1_000_000)] = 0
+    """Where it is above 0: passes over the photos, instead of `steps`."""
     batch_size: Annotated[Whole, between(1, MOST)] = 1
+    """What one device computes at a time."""
     accumulate: Annotated[Whole, between(1, MOST)] = 1
+    """Batches in an update. An update has batch_size x accumulate samples, on any number of devices."""
     learning_rate: UpToAThousand = 1e-4
+    """Of the LoRA or the ControlNet."""
     text_encoder_lr: UpToAThousand = 5e-6
+    """Learning rate of CLIP's LoRA."""
     lr_scheduler: LRScheduler = "constant"
+    """How the learning rate changes over the steps; the names and curves are those of diffusers."""
     lr_warmup_steps: Annotated[Whole, between(0, BILLION)] = 0
+    """Updates over which the learning rate rises from 0; not with `constant`."""
     lr_num_cycles: Annotated[Number, Field(ge=0, le=1_000_000)] = 0.0
+    """Of `cosine` and `cosine_with_restarts`. 0 is diffusers' default of each: once down, one start."""
     lr_power: UpToAThousand = 1.0
+    """Of `polynomial`."""
     optimizer: Literal["adamw", "adam_weight_decay"] = "adamw"
+    """`adamw` is PyTorch's AdamW. `adam_weight_decay` is MindSpore's, without bias correction."""
     adam_beta1: Share = 0.9
+    """Decay of the first moment."""
     adam_beta2: Share = 0.999
+    """Decay of the second moment."""
     adam_epsilon: Annotated[Number, Field(ge=1e-30, le=1)] = 1e-8
+    """Added to the root of the second moment."""
     weight_decay: Annotated[Number, Field(ge=0, le=1000)] = 1e-4
+    """Decoupled weight decay."""
     max_grad_norm: Annotated[Number, Field(ge=0, le=1e30)] = 1.0
+    """Gradients are clipped to this norm. 0: no clipping."""
     ema_decay: Share = 0.0
+    """Above 0, the result is the exponential moving average of the weights."""
     weighting_scheme: WeightingScheme = "none"
+    """`logit_normal` and `mode` draw some noise levels more often; `sigma_sqrt` and `cosmap` weigh the loss by level.
+    `none` draws uniformly."""
     logit_mean: Annotated[Number, Field(ge=-1000, le=1000)] = 0.0
+    """Of `logit_normal`. Above 0 prefers little noise, below 0 much noise."""
     logit_std: UpToAThousand = 1.0
+    """Of `logit_normal`."""
     mode_scale: Annotated[Number, Field(ge=-1, lt=1.75)] = 1.29
+    """Of `mode`."""
     caption_dropout: Share = 0.0
+    """Share of the samples that get the empty caption instead of the photo's own."""
     guidance_scale: Annotated[Number, Field(ge=0, le=1_000_000)] = 3.5
+    """Guidance in training, for models with a guidance embedding, such as FLUX.1-dev."""
     posterior: Literal["sample", "mode"] = "sample"
+    """`sample` draws latents anew from the VAE's posterior each time; `mode` takes its mean."""
     gradient_checkpointing: Flag = False
+    """Recompute activations: less memory, more time. On CPU in PyNative only."""
     mode: Mode = "auto"
+    """`jit` compiles the step, `pynative` does not. `auto` compiles on CPU where there are enough steps to repay it,
+    and not on an NPU."""
     log_every: Annotated[Whole, between(1, BILLION)] = 1
+    """Steps between two lines of metrics.jsonl."""
     checkpoint_every: Annotated[Whole, between(0, BILLION)] = 500
+    """Steps between two checkpoints. 0: only at the end, and when the training is stopped."""
     keep_checkpoints: Annotated[Whole, between(1, 1_000_000)] = 2
+    """How many of the newest checkpoints are kept."""
 
 
 @OnlyKnown
 @dataclass(frozen=True)
 class Sampling:
-    """``prompts``: what is drawn with the result to be looked at, and without it too where ``base`` is true.
-
-    ``seed``: picture i is drawn from the noise of ``seed`` + i.  ``resolution``: 0 is the highest of [data].
-    ``conditions``: of a ControlNet's pictures, an image file for each prompt.  Nothing here decides a training.
-    """
+    """What is drawn with the result, to be looked at. Changing this table never retrains: only what is new is encoded
+    and drawn."""
 
     prompts: tuple[Text, ...] = ()
+    """A picture is drawn for each."""
     seed: Seed = 0
+    """Picture i is drawn from the noise of seed + i."""
     num_inference_steps: Annotated[Whole, between(1, 10_000)] = 28
+    """Denoising steps of a picture."""
     guidance_scale: Annotated[Number, Field(ge=0, le=1_000_000)] = 3.5
+    """For models with a guidance embedding; FLUX.1-schnell has none and does not use it."""
     batch_size: Annotated[Whole, between(1, MOST)] = 1
+    """Pictures drawn at a time. It changes a picture by rounding only."""
     resolution: Annotated[Whole, between(0, 8192, multiple_of=16)] = 0
+    """Width and height in pixels, a multiple of 16. 0: the highest of `[data] resolution`."""
     conditions: tuple[Text, ...] = ()
+    """For a ControlNet: an image file for each prompt, in the same order."""
     base: Flag = True
+    """Draw each prompt also without what was trained, from the same noise."""
 
 
 @OnlyKnown
 @dataclass(frozen=True)
 class Device:
-    """``memory_gb``: of an NPU, which `pipeline.estimate.preflight` compares with; a CPU's is the machine's.
-
-    The others are for an NPU alone, and MindSpore's own: ``jit_level`` and ``exec_order`` of compiled steps,
-    ``memory_pool_gb`` the most that MindSpore takes there (0: all), ``cpu_affinity`` its threads bound to cores.
-    """
+    """What computes. `jit_level`, `exec_order`, `memory_pool_gb` and `cpu_affinity` are MindSpore's own and for an NPU
+    only: [Ascend](ascend.md#settings-for-an-npu)."""
 
     target: Literal["auto", "Ascend", "CPU"] = "auto"
+    """`auto` is an NPU where there is one, else the CPU."""
     memory_gb: UpToAMillion = 64.0
+    """Memory of an NPU, for `python -m pipeline plan`; a CPU's is the machine's."""
     deterministic: Flag = True
+    """Ask an NPU for the same bits each time. `false` may be faster; the run is another one then."""
     jit_level: Literal["O0", "O1"] = "O0"
+    """Level of compiled steps; `O1` fuses operators."""
     exec_order: Literal["bfs", "dfs"] = "bfs"
+    """Order of operators in compiled steps."""
     memory_pool_gb: Annotated[Number, Field(ge=0, le=1_000_000)] = 0.0
+    """The most memory that MindSpore takes on the NPU. 0: all of it."""
     cpu_affinity: Flag = False
+    """Bind MindSpore's threads to cores near the NPU."""
 
 
 @OnlyKnown
 @dataclass(frozen=True)
 class Parallel:
-    """``encoders``: into how many shards encoding and drawing are divided, for as many workers of Luigi.
-    ``ranks``: how many devices of this machine share the batches of a step; ``auto``: all NPUs, or one CPU.
-
-    ``reduce``: how their gradients are added up.  ``ordered``: in the order of the batches, so that the bits are those
-    of one device.  ``fast``: as the communication library does, which moves less; other bits for each number of ranks.
-    ``shard_optimizer``: each rank keeps a share of the moments and averages, which takes less memory and more exchange.
-    """
+    """Several devices: [workers that encode](several-workers.md), and [ranks that train](ranks.md)."""
 
     ranks: Annotated[Annotated[Whole, between(1, MOST)] | Literal["auto"], BeforeValidator(_number_or_auto)] = 1
+    """Number of devices that share the batches of a step. `auto`: all NPUs, or one CPU."""
     reduce: Literal["ordered", "fast"] = "ordered"
+    """`ordered` adds gradients in the order of the batches, so that the bits are those of one device. `fast` leaves the
+    order to the communication library: it moves less, and the bits differ for each number of ranks."""
     shard_optimizer: Flag = False
+    """Each rank keeps its share of moments and averages (ZeRO stage 1): less memory, more exchange, the same bits."""
     encoders: Annotated[Whole, between(1, MOST)] = 1
+    """Number of shards that encoding and drawing are divided into, for as many workers."""
 
 
 @OnlyKnown
 @dataclass(frozen=True)
 class Settings:
-    """All that an experiment file can say."""
+    """Everything that an experiment file can say."""
 
     name: Annotated[Text, AfterValidator(_plain_name)] = "experiment"
+    """The run's folder is `NAME-ID`."""
     seed: Seed = 0
+    """Of the LoRA's first weights, the order of the photos, noise, crops, flips and dropout."""
     paths: Paths = Paths()
     model: Model = Model()
     data: Data = Data()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.settings.fields import LR_END, Experiment, Settings
-from pipeline.settings.schema import adapter, checked
+from pipeline.settings.schema import checked
 
 DEFAULT = Path(__file__).with_name("default.toml")
 
@@ -39,11 +39,6 @@ def _build(document: dict, path: Path, folder: Path) -> Experiment:
         raise UserError("\n  ".join([f"{path}: {len(problems)} {noun} in the experiment file", *problems]))
     every = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     return Experiment(**every, folder=folder, tables=tuple(document))
-
-
-def json_schema() -> dict:
-    """What an experiment file may say, as JSON Schema, which editors complete and check TOML with."""
-    return adapter(Settings).json_schema()
 
 
 def unshared(settings: Settings, num_ranks: int | None = None) -> str:
