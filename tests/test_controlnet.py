@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.flux import models, weights
 from pipeline.flux.prediction import prediction
 from pipeline.methods import controlnet_model as controlnet
-from pipeline.settings.fields import ControlNet
+from pipeline.settings.fields import ControlNet, Experiment
 from pipeline.training import guard, loop, measure
 from pipeline.training.batches import Batches
 from pipeline.training.loss import flow_loss, tensors_of
@@ -141,6 +141,15 @@ def test_more_blocks_than_the_transformer_has_are_refused(encoded_pairs, setting
             dataclasses.replace(encoded_pairs.experiment, controlnet=ControlNet(**settings)),
             FP32,
         )
+
+
+def test_the_default_depth_is_four_blocks_or_all_that_there_are():
+    deep, shallow = {"num_layers": 19, "num_single_layers": 38}, {"num_layers": 2, "num_single_layers": 2}
+    by_default, asked = Experiment(), Experiment(controlnet=ControlNet(num_double_layers=4))
+    assert controlnet.depths(by_default, deep) == controlnet.depths(asked, deep) == (4, 0)
+    assert controlnet.depths(by_default, shallow) == (2, 0)
+    with pytest.raises(UserError, match="num_double_layers: the transformer has no double blocks; set num_single"):
+        controlnet.check(by_default, {"num_layers": 0, "num_single_layers": 2})
 
 
 def test_a_controlnet_that_cannot_be_made_is_said_before_anything_is_encoded(paired, tmp_path):

@@ -66,7 +66,7 @@ EXPERIMENTS = {
     "captions dropped": (LORA, photo, {"train": {"caption_dropout": 0.1}, "data": {"repeats": 3}}),
     "prompts": (LORA, photo, {"sample": {"prompts": ["a cat", "ein Käse, number 1"]}}),
     "ControlNet, files": (CONTROLNET, pair, {"controlnet": {"num_double_layers": 1}, "data": FLIPS}),
-    "ControlNet, canny": (CONTROLNET, photo, {"controlnet": {"condition": "canny"}}),
+    "ControlNet, canny": (CONTROLNET, photo, {"controlnet": {"condition": "canny", "num_double_layers": 4}}),
 }
 
 RECORDED = {

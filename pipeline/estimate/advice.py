@@ -107,7 +107,7 @@ def _resolutions(subject: Subject) -> list[int | tuple]:
 def of_method(subject: Subject) -> list[Knob]:
     """The knobs that the method itself has."""
     values: dict[tuple[str, str], list] = {}
-    for saving in subject.method.savings(subject.experiment):
+    for saving in subject.method.savings(subject.experiment, subject.config(subject.family.network)):
         values.setdefault((saving.table, saving.name), []).append(saving.value)
     return [Knob(table, name, _always(several)) for (table, name), several in values.items()]
 

@@ -150,7 +150,7 @@ def _drawing(subject: Subject) -> Load:
     frozen, trained, settings = _frozen(subject), _trained(subject), subject.experiment.sample
     side = subject.experiment.sample_resolution
     shape = _shape(subject, frozenset([(side, side)]), min(settings.batch_size, len(settings.prompts)))
-    kept = subject.method.num_blocks(subject.experiment)
+    kept = subject.method.num_blocks(subject.experiment, subject.config(subject.family.network))
     size = BYTES[subject.policy(subject.family.network).compute_on_device]
     return frozen._replace(
         parameters=frozen.parameters + trained,
@@ -240,9 +240,10 @@ def _frozen(subject: Subject) -> Load:
 def _shape(subject: Subject, sizes: frozenset[variants.Size], batch_size: int) -> memory.Shape:
     """Of the largest batch, of pictures of these sizes in pixels."""
     family, experiment = subject.family, subject.experiment
-    size, vae = family.network_size(subject.config(family.network)), subject.config(family.image_encoder)
+    network, vae = subject.config(family.network), subject.config(family.image_encoder)
+    size = family.network_size(network)
     tokens = max(family.num_tokens(vae, *each) for each in sizes) + experiment.data.max_sequence_length
-    blocks = size.blocks + subject.method.num_blocks(experiment)
+    blocks = size.blocks + subject.method.num_blocks(experiment, network)
     return memory.Shape(batch_size, tokens, size.width, size.heads, blocks)
 
 

@@ -23,6 +23,7 @@ from pipeline.plan.families import family_of
 from pipeline.plan.method import Method
 from pipeline.plan.plan import Plan, device_and_precision, resolve
 from pipeline.settings.fields import Experiment
+from pipeline.settings.questions import questions
 
 
 class PlannedModel(TypedDict):
@@ -169,7 +170,7 @@ def _found(
             "weights_bytes": size,
             "download_bytes": download_bytes,
         },
-        "notes": [model.why] if model.why else [],
+        "notes": [*([model.why] if model.why else []), *questions(subject.experiment, subject.method.name)],
         "stages": stages,
         "training": training,
         "disks": _disks([*_written(subject.experiment, stages, training, there_bytes), *_downloaded(download_bytes)]),

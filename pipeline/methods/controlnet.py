@@ -26,10 +26,11 @@ class ControlNet(Method):
 
     def identity(self, plan: Plan) -> dict:
         settings, origin = identity.settings_in(plan.experiment, "controlnet"), plan.experiment.init_from
-        if origin:
-            settings = {
-                key: value for key, value in settings.items() if key not in ("num_double_layers", "num_single_layers")
-            }
+        depths = "num_double_layers", "num_single_layers"
+        if not origin:
+            settings |= zip(depths, controlnet_model.depths(plan.experiment, plan.config(plan.family.network)))
+        else:
+            settings = {key: value for key, value in settings.items() if key not in depths}
             settings["init_from"] = pretrained.component_digest(origin, pretrained.CONTROLNET, plan.store.facts)
         return {
             "controlnet": settings,
@@ -88,16 +89,16 @@ class ControlNet(Method):
     def num_trained(self, experiment: Experiment, family: Flux, config_of: Callable[[str], dict]) -> int:
         config = config_of(family.network)
         controlnet_model.check(experiment, config)
-        return counts.controlnet(config, *controlnet_model.depths(experiment))
+        return counts.controlnet(config, *controlnet_model.depths(experiment, config))
 
-    def num_blocks(self, experiment: Experiment) -> int:
-        return sum(controlnet_model.depths(experiment))
+    def num_blocks(self, experiment: Experiment, config: dict) -> int:
+        return sum(controlnet_model.depths(experiment, config))
 
     def saved_dtype(self, experiment: Experiment) -> str:
         return experiment.controlnet.save_dtype
 
-    def savings(self, experiment: Experiment) -> Iterator[Saving]:
-        settings = experiment.controlnet
-        if not settings.init_from:
-            for number in range(settings.num_double_layers - 1, 0, -1):
+    def savings(self, experiment: Experiment, config: dict) -> Iterator[Saving]:
+        if not experiment.init_from:
+            double, _ = controlnet_model.depths(experiment, config)
+            for number in range(double - 1, 0, -1):
                 yield Saving("controlnet", "num_double_layers", number)

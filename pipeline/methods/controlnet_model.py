@@ -23,6 +23,9 @@ SHARED = (
 )
 """What the ControlNet's config must have in common with the transformer's."""
 
+USUAL_DOUBLE_LAYERS = 4
+"""What ``num_double_layers = "auto"`` is where the transformer has as many; diffusers' script trains 4 by default."""
+
 UNSUPPORTED = {"num_mode": "a union of several conditions", "conditioning_embedding_channels": "a pixel encoder"}
 """Config fields of ControlNets that take other conditions than the VAE's latents."""
 
@@ -35,11 +38,12 @@ def make(transformer, experiment: Experiment, policy: Policy):
     Raises UserError where the folder's ControlNet is for another transformer, or asks for more blocks than there are.
     """
     origin = experiment.init_from
-    check(experiment, dict(transformer.config))
+    config = dict(transformer.config)
+    check(experiment, config)
     if origin:
         controlnet = models.load_model(origin, pretrained.CONTROLNET, policy.params)
     else:
-        controlnet = from_transformer(transformer, experiment.controlnet)
+        controlnet = from_transformer(transformer, *depths(experiment, config))
     for parameter in controlnet.get_parameters():
         parameter.requires_grad = True
         parameter.name = PREFIX + parameter.name  # a compiled graph takes no two parameters of one name
@@ -52,24 +56,26 @@ def check(experiment: Experiment, transformer: dict) -> None:
     if experiment.init_from:
         check_fits(experiment.init_from, transformer)
     else:
-        _check_depths(transformer, experiment.controlnet)
+        _check_depths(transformer, *depths(experiment, transformer))
 
 
-def depths(experiment: Experiment) -> tuple[int, int]:
-    """How many double and single blocks the ControlNet has."""
+def depths(experiment: Experiment, transformer: dict) -> tuple[int, int]:
+    """How many double and single blocks the ControlNet has, beside a transformer of this config."""
     if experiment.init_from:
         found = pretrained.checked_config(experiment.init_from, pretrained.CONTROLNET)
         return found["num_layers"], found["num_single_layers"]
-    return experiment.controlnet.num_double_layers, experiment.controlnet.num_single_layers
+    double = experiment.controlnet.num_double_layers
+    at_most = transformer["num_layers"]
+    return min(USUAL_DOUBLE_LAYERS, at_most) if double == "auto" else double, experiment.controlnet.num_single_layers
 
 
-def from_transformer(transformer, settings):
-    """A ControlNet of the first ``settings.num_double_layers`` and ``num_single_layers`` blocks of a transformer.
+def from_transformer(transformer, num_double_layers: int, num_single_layers: int):
+    """A ControlNet of the first so many double and single blocks of a transformer.
 
     mindone's ``from_transformer`` lets both share memory in float32, so that training one changes the other.
     """
     own = dict(transformer.config)
-    depths = {"num_layers": settings.num_double_layers, "num_single_layers": settings.num_single_layers}
+    depths = {"num_layers": num_double_layers, "num_single_layers": num_single_layers}
     wanted = {key: own[key] for key in (*SHARED, "guidance_embeds") if key in own}
     controlnet = models.without_values(pretrained.CONTROLNET, wanted | depths)
     base = {parameter.name: parameter for parameter in transformer.get_parameters()}
@@ -84,13 +90,15 @@ def from_transformer(transformer, settings):
     return controlnet
 
 
-def _check_depths(own: dict, settings) -> None:
-    for name, key in (("num_double_layers", "num_layers"), ("num_single_layers", "num_single_layers")):
-        if getattr(settings, name) > own[key]:
-            raise UserError(
-                f"controlnet.{name}: {getattr(settings, name)}, but the transformer has {own[key]} such blocks to "
-                "start from"
-            )
+def _check_depths(own: dict, num_double_layers: int, num_single_layers: int) -> None:
+    for name, asked, there in (
+        ("num_double_layers", num_double_layers, own["num_layers"]),
+        ("num_single_layers", num_single_layers, own["num_single_layers"]),
+    ):
+        if asked > there:
+            raise UserError(f"controlnet.{name}: {asked}, but the transformer has {there} such blocks to start from")
+    if not num_double_layers + num_single_layers:
+        raise UserError("controlnet.num_double_layers: the transformer has no double blocks; set num_single_layers")
 
 
 def check_fits(folder: Path, transformer: dict) -> None:

@@ -149,13 +149,16 @@ class Method:
         """How many parameters train.  config_of: gives a component's config.  Raises UserError where that cannot be."""
         raise NotImplementedError
 
-    def num_blocks(self, experiment: Experiment) -> int:
-        """How many blocks it has of its own, beside the network's."""
+    def num_blocks(self, experiment: Experiment, config: dict) -> int:
+        """How many blocks it has of its own, beside a network of this config."""
         return 0
 
     def saved_dtype(self, experiment: Experiment) -> str:
         return "fp32"
 
-    def savings(self, experiment: Experiment) -> Iterable[Saving]:
-        """Settings of its own with which a training takes less memory, each less than the one before."""
+    def savings(self, experiment: Experiment, config: dict) -> Iterable[Saving]:
+        """Settings of its own with which a training takes less memory, each less than the one before.
+
+        config: the network's.
+        """
         return ()

@@ -19,17 +19,18 @@ EMBEDDED = Path(__file__).parents[1] / "embedded"
 
 Dtype = Literal["bf16", "fp16", "fp32"]
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+DIFFUSERS = (
+    *ATTENTION,
+    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
+)
 LORA_TARGETS = {
     "attention": ATTENTION,
-    "all-linear": (
-        *ATTENTION,
-        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-        *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
-        *("proj_mlp", "single_transformer_blocks.*.proj_out"),
-    ),
+    "diffusers": DIFFUSERS,
+    "all-linear": (*DIFFUSERS, "proj_mlp", "single_transformer_blocks.*.proj_out"),
 }
-"""Presets of ``lora.targets``: what mindone's FLUX.1 script trains; and all linear layers of the blocks, which are what
-diffusers' script trains and the single blocks' two."""
+"""Presets of ``lora.targets``: what mindone's FLUX.1 script trains; what diffusers' ``train_dreambooth_lora_flux.py``
+(0.35.2) trains unless it is told otherwise; and all linear layers of the blocks."""
 
 LRScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 LR_END = 1e-7
@@ -56,14 +57,20 @@ def _plain_name(name: str) -> str:
     return name
 
 
-def _number_or_auto(value: object) -> object:
-    if value != "auto" and (type(value) is not int or not 1 <= value <= MOST):
-        raise ValueError(f'must be a whole number from 1 to {MOST}, or "auto", found {value!r}')
-    return value
+def _number_or_auto(minimum: int, maximum: int) -> BeforeValidator:
+    """The rule of a whole number that is one of the two or between them, or ``auto``."""
+
+    def check(value: object) -> object:
+        if value != "auto" and (type(value) is not int or not minimum <= value <= maximum):
+            raise ValueError(f'must be a whole number from {minimum} to {maximum}, or "auto", found {value!r}')
+        return value
+
+    return BeforeValidator(check)
 
 
 Names = Annotated[tuple[Word, ...], *DISTINCT]
 Size = Annotated[Whole, between(16, 8192, multiple_of=16)]
+NumberOfBlocks = Annotated[Whole, between(0, 1000)]
 Seed = Annotated[Whole, between(0, 2**63 - 1)]
 Share = Annotated[Number, Field(ge=0, lt=1)]
 UpToAThousand = Annotated[Number, Field(gt=0, le=1000)]
@@ -168,10 +175,10 @@ class Lora:
     default does not adapt."""
     dropout: Share = 0.0
     """Share of the LoRA's inputs that are dropped in training."""
-    targets: Literal["attention", "all-linear"] | Names = "attention"
-    """Which linear layers get a LoRA. `attention` is to_q, to_k, to_v and to_out.0; `all-linear` is all linear layers
-    of the blocks. A list names endings of module names, with `*` for anything: `["to_q",
-    "single_transformer_blocks.*.proj_out"]`."""
+    targets: Literal["attention", "diffusers", "all-linear"] | Names = "attention"
+    """Which linear layers get a LoRA. `attention` is to_q, to_k, to_v and to_out.0, `diffusers` what diffusers' FLUX
+    script trains by default, `all-linear` all linear layers of the blocks. A list names endings of module names, with
+    `*` for anything: `["to_q", "single_transformer_blocks.*.proj_out"]`."""
     train_text_encoder: Flag = False
     """Train a LoRA on CLIP too, with `text_encoder_lr`. T5 always stays as it is."""
 
@@ -185,9 +192,9 @@ class ControlNet:
     init_from: Text = ""
     """Folder of a ControlNet to start from. Empty: copies of the transformer's first blocks, as many as the next two
     settings say."""
-    num_double_layers: Annotated[Whole, between(0, 1000)] = 4
-    """Number of double-stream blocks."""
-    num_single_layers: Annotated[Whole, between(0, 1000)] = 0
+    num_double_layers: Annotated[NumberOfBlocks | Literal["auto"], _number_or_auto(0, 1000)] = "auto"
+    """Number of double-stream blocks. `auto` is 4, or as many as the transformer has where it has fewer."""
+    num_single_layers: NumberOfBlocks = 0
     """Number of single-stream blocks."""
     condition: Literal["file", "canny", "grey", "blur", "tile"] = "file"
     """`file` reads `conditioning_image` from metadata.jsonl. The others compute the condition from the photo: edges
@@ -316,7 +323,7 @@ class Device:
 class Parallel:
     """Several devices: [workers that encode](several-workers.md), and [ranks that train](ranks.md)."""
 
-    ranks: Annotated[Annotated[Whole, between(1, MOST)] | Literal["auto"], BeforeValidator(_number_or_auto)] = 1
+    ranks: Annotated[Annotated[Whole, between(1, MOST)] | Literal["auto"], _number_or_auto(1, MOST)] = 1
     """Number of devices that share the batches of a step. `auto`: all NPUs, or one CPU."""
     reduce: Literal["ordered", "fast"] = "ordered"
     """`ordered` adds gradients in the order of the batches, so that the bits are those of one device. `fast` leaves the

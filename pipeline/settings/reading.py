@@ -63,7 +63,7 @@ def _contradictions(settings: Settings) -> list[str]:
     problems = []
     if train.lr_scheduler == "constant" and train.lr_warmup_steps:
         problems.append("train.lr_warmup_steps: constant has none; set train.lr_scheduler = 'constant_with_warmup'")
-    if not controlnet.num_double_layers + controlnet.num_single_layers:
+    if controlnet.num_double_layers == controlnet.num_single_layers == 0:
         problems.append("controlnet.num_double_layers, controlnet.num_single_layers: both are 0; set one above it")
     if uneven := unshared(settings):
         problems.append(uneven)

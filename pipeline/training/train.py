@@ -19,6 +19,7 @@ from pipeline.plan.run_folder import VERSION, RunFolder
 from pipeline.process.progress import say
 from pipeline.process.ranks import Ranks, joined
 from pipeline.settings.fields import Train, settings_of
+from pipeline.settings.questions import questions
 from pipeline.settings.reading import unshared
 from pipeline.training import checkpoint, guard, loop, metrics
 from pipeline.training.batches import Batches
@@ -121,7 +122,9 @@ def step_of(settings: Train, ranks: Ranks) -> str:
 
 
 def begin(plan: Plan) -> None:
-    """Say in the run's folder what the run is and what it needs of the store."""
+    """Say in the run's folder what the run is and what it needs of the store; and to people, what may not be meant."""
+    for question in questions(plan.experiment, plan.method.name):
+        say(question)
     write_atomically(plan.run.experiment, json.dumps(settings_of(plan.experiment), indent=2) + "\n")
     note_needs(plan)
 
