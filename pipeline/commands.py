@@ -20,6 +20,7 @@ from pipeline.plan.shard import WHOLE, Shard
 from pipeline.process import launching, ranks
 from pipeline.process.progress import say
 from pipeline.process.stopping import STOPPED_EXIT, Stopped, end_with_parent
+from pipeline.runs import listing
 from pipeline.settings import described as settings
 from pipeline.settings.fields import PRESETS
 from pipeline.settings.reading import load_experiment
@@ -104,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_precision(commands)
     _add_doctor(commands)
     _add_export(commands)
+    _add_runs(commands)
 
     schema = commands.add_parser("schema", help="what an experiment file may say, as JSON Schema, for editors")
     schema.add_argument("--markdown", action="store_true", help="as a page to read instead, docs/experiment.md")
@@ -141,6 +143,14 @@ def _add_export(commands) -> None:
     export.add_argument("--out", type=Path, metavar="FILE", help="(beside the LoRA)")
     export.add_argument("--model", default="", metavar="MODEL", help="that it is for: a folder, FLUX.1-dev, ...")
     export.set_defaults(command=_export)
+
+
+def _add_runs(commands) -> None:
+    runs = commands.add_parser("runs", help="the runs in a folder: how far each came, in what they differ")
+    place = "experiment file (*.toml), a folder of runs, or one run; without it, the runs of the embedded default"
+    runs.add_argument("place", nargs="?", default="", metavar="EXPERIMENT|FOLDER", help=place)
+    runs.add_argument("--json", action="store_true", help="with all settings")
+    runs.set_defaults(command=_runs)
 
 
 def _inner_parser() -> argparse.ArgumentParser:
@@ -303,6 +313,12 @@ def _write_tiny_model(options) -> None:
 def _export(options) -> None:
     given = (options.source, options.layout, options.dtype, options.out, options.model, options.checkpoint)
     print(runs.export(*given))
+
+
+def _runs(options) -> None:
+    found = listing.find(options.place)
+    for line in [listing.as_json(found)] if options.json else listing.as_lines(found):
+        print(line)
 
 
 def _schema(options) -> None:

@@ -70,22 +70,37 @@ def needs_text(needs: Iterable[Need]) -> str:
     return json.dumps({"needs": rows}, indent=1) + "\n"
 
 
-def read_needs(path: Path) -> Needs:
-    """The items by recipe id in a needs.json.
+class NotedNeed(NamedTuple):
+    """A row of needs.json: the stage that makes the items, and their recipe's id."""
+
+    stage: str
+    id: str
+    items: list[str]
+
+
+def noted_needs(path: Path) -> list[NotedNeed]:
+    """What a needs.json says, row by row.
 
     Raises OSError where it cannot be read, StoreError where it is damaged: a guess could lose entries.
     """
     try:
-        found: Needs = {}
-        several: list[list[str]] = []
+        found: list[NotedNeed] = []
         for row in load_json(Path(path).read_bytes())["needs"]:
-            several.append(several[row["items_of"]] if "items_of" in row else _items_in(row["items"]))
-            found.setdefault(row["id"], set()).update(several[-1])
+            items = found[row["items_of"]].items if "items_of" in row else _items_in(row["items"])
+            found.append(NotedNeed(str(row.get("stage", "")), str(row["id"]), items))
         return found
-    except (ValueError, TypeError, LookupError, StoreError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, StoreError) as error:
         raise StoreError(
             f"{os.fspath(path)}: damaged, so that what it needs is not known; remove or restore it"
         ) from error
+
+
+def read_needs(path: Path) -> Needs:
+    """The items by recipe id in a needs.json.  Raises as `noted_needs` does."""
+    found: Needs = {}
+    for noted in noted_needs(path):
+        found.setdefault(noted.id, set()).update(noted.items)
+    return found
 
 
 def _items_in(text: str) -> list[str]:

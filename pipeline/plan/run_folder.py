@@ -102,7 +102,8 @@ class RunFolder:
         """What result.json says.  Raises UserError where it is damaged, or of a newer version of this package."""
         try:
             found = load_json(self.result.read_bytes())
-            version = found.get("version", 1)
+            if not isinstance(version := found.get("version", 1), int):
+                raise ValueError(f"version {version!r} is no number")
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"{self.result}: cannot be read: {error}; remove it and run the training again") from None
         if version > VERSION:

@@ -17,6 +17,7 @@ from pipeline.errors import NotFinite
 from pipeline.plan.run_folder import RunFolder
 from pipeline.process.progress import say
 from pipeline.process.ranks import ALONE, Ranks
+from pipeline.runs import metrics_file
 from pipeline.settings.fields import Train
 
 
@@ -185,12 +186,8 @@ def kept_lines(path: Path, last_step: int) -> list[str]:
 
 
 def _step_in(line: str) -> int | None:
-    try:
-        found = json.loads(line)
-        is_whole = line.endswith("\n") and isinstance(found["step_seconds"], float) and "loss" in found
-        return found["step"] if is_whole and isinstance(found["step"], int) else None
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
+    found = metrics_file.parsed(line)
+    return None if found is None else found["step"]
 
 
 def copy(source: RunFolder, target: RunFolder, last_step: int) -> None:

@@ -18,6 +18,7 @@ from pipeline.plan.plan import Plan
 from pipeline.plan.run_folder import VERSION, RunFolder
 from pipeline.process.progress import say
 from pipeline.process.ranks import Ranks, joined
+from pipeline.runs import beside
 from pipeline.settings.fields import Train, settings_of
 from pipeline.settings.questions import questions
 from pipeline.settings.reading import unshared
@@ -153,7 +154,8 @@ def with_steps_and_mode(plan: Plan, batches: Batches) -> Train:
 def go_on(training: loop.Training, run: RunFolder, identity: dict, settings: Train) -> None:
     """Restore the newest checkpoint that this run can go on from, its own or another's; say so.
 
-    Raises UserError where one of its own is of another configuration.
+    Says what differs from the run of the same name that is most like it, where it goes on from none.
+    Raises UserError where one of its own checkpoints is of another configuration.
     """
     own = checkpoint.newest(run, settings.steps)
     if own is not None:
@@ -163,6 +165,8 @@ def go_on(training: loop.Training, run: RunFolder, identity: dict, settings: Tra
         return
     shorter = checkpoint.find_shorter(run, identity, settings.steps)
     if shorter is None:
+        if anew := beside.why_anew(run, identity):
+            say(anew)
         return
     differs_in_length = checkpoint.differing(shorter.identity, identity, checkpoint.AFTERWARDS)
     if differs_in_length and depends_on_total(settings.lr_scheduler):

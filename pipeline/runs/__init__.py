@@ -1,0 +1,1 @@
+"""Runs as their folders tell of them: settings, numbers, how far each came, and what differs.  Imports no MindSpore."""
