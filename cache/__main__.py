@@ -1,13 +1,13 @@
 """`python -m cache`: runs a tool of the store, and says in one line what went wrong."""
 
-import contextlib
 import errno
 import os
 import signal
 import sys
 
 from cache.core.errors import StoreError
-from cache.core.text import print_anything, printable_lines
+from cache.core.text import print_anything
+from cache.terminal.output import bad, say
 from cache.tools.arguments import build_parser
 from cache.tools.commands import STANDARD_OUTPUT
 
@@ -38,8 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
-    with contextlib.suppress(OSError):
-        print(f"error: {printable_lines(message)}", file=sys.stderr, flush=True)
+    say(bad(f"error: {message}"), to_stderr=True)
     return 1
 
 

@@ -8,7 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
-from cache import StoreError, print_anything, printable_lines
+from cache import StoreError, print_anything
+from cache.terminal.output import bad
 from pipeline.doctor import doctor
 from pipeline.doctor.ascend_files import Machine
 from pipeline.errors import UserError
@@ -69,7 +70,7 @@ def _close_stdout() -> None:
 
 
 def _fail(message: str) -> int:
-    say(f"error: {printable_lines(message)}", to_stderr=True)
+    say(bad(f"error: {message}"), to_stderr=True)
     return 1
 
 

@@ -17,9 +17,9 @@ from cache import (
     StoreError,
 )
 from cache.core.segment import Segment
-from cache.tools import commands
+from cache.terminal import progress
+from cache.terminal.words import human_bytes
 from cache.tools.listing import rows
-from cache.tools.tables import human_bytes
 from cache.tools.verify import verify
 
 
@@ -297,7 +297,7 @@ def test_a_segment_that_is_collected_meanwhile_is_passed_over(tmp_path, monkeypa
 
 def test_long_verifications_say_how_far_they_are(tmp_path, capsys, monkeypatch):
     fill(entries_of(tmp_path), max_items=8)
-    monkeypatch.setattr(commands, "PROGRESS_SECONDS", 0)
+    monkeypatch.setattr(progress, "LINE_EVERY_SECONDS", 0)
     code, out, err = run(capsys, "verify", tmp_path)
-    assert [line.split(",")[0] for line in err.splitlines()] == [f"verify: {n} of 3 segments" for n in (1, 2, 3)]
+    assert [line.split(",")[0] for line in err.splitlines()] == [f"verify: {n}/3 segments" for n in (1, 2, 3)]
     assert len(out.splitlines()) == 1

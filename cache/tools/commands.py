@@ -2,9 +2,8 @@
 
 import json
 import sys
-import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,9 +11,10 @@ from cache.core.errors import StoreError
 from cache.core.files import named
 from cache.core.folders import check_store, entries_at, entries_called
 from cache.core.needs import Needs, as_needs, needs_of_runs, union
+from cache.terminal import output
+from cache.terminal.progress import Progress
 from cache.tools import compare, experiments, explain, export, garbage, listing, show, verify
 
-PROGRESS_SECONDS = 5
 STANDARD_OUTPUT = "standard output"
 
 
@@ -39,7 +39,12 @@ def run_stats(options: Namespace) -> int:
 def run_verify(options: Namespace) -> int:
     """Read and check everything. Returns 1 where there is damage."""
     stores = _stores(options.place)
-    report = verify.verify(stores, options.kind, options.repair, _progress())
+    with Progress("verify", 0, "segment", says_end=False) as progress:
+
+        def say_how_far(report: verify.Report) -> None:
+            progress.set(report.num_segments, report.num_expected, show.progress(report))
+
+        report = verify.verify(stores, options.kind, options.repair, say_how_far)
     _print(options, asdict(report) | {"is_sound": report.is_sound}, show.report(stores[0], report))
     return int(not report.is_sound)
 
@@ -86,19 +91,6 @@ def _sides(place: str) -> list[compare.Side]:
     return compare.needed(experiments.needs_of(place)[1])
 
 
-def _progress() -> Callable[[verify.Report], None]:
-    """A function that prints how far a verification is, every few seconds."""
-    last_said = time.monotonic()
-
-    def progress(report: verify.Report) -> None:
-        nonlocal last_said
-        if time.monotonic() - last_said >= PROGRESS_SECONDS:
-            last_said = time.monotonic()
-            print(show.progress(report), file=sys.stderr, flush=True)
-
-    return progress
-
-
 def _store_and_needs(options: Namespace) -> tuple[Path, Needs]:
     """The store to collect in, and all that is to be kept there. Raises StoreError where either is not certain."""
     several = [experiments.needs_of(path) for path in options.experiments]
@@ -118,10 +110,12 @@ def _store_and_needs(options: Namespace) -> tuple[Path, Needs]:
     return stores.pop(), union([*(as_needs(needs) for _, needs in several), *map(needs_of_runs, folders)])
 
 
-def _print(options: Namespace, found: object, lines: Iterable[str]) -> int:
+def _print(options: Namespace, found: object, lines: Iterable[show.Part]) -> int:
     """Print what was found as JSON or, for people, as lines. Returns 0, the exit code of a command that worked."""
     with named(STANDARD_OUTPUT):
-        for line in [json.dumps(found, indent=1, default=asdict)] if options.json else lines:
-            print(line)
-        sys.stdout.flush()  # here, where it can still be said that nobody reads on
+        if options.json:
+            print(json.dumps(found, indent=1, default=asdict))
+            sys.stdout.flush()  # here, where it can still be said that nobody reads on
+        else:
+            output.show(*lines)
     return 0

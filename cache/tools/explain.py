@@ -11,8 +11,8 @@ from cache.core.segment import Segment
 from cache.core.store import Store
 from cache.core.text import printable
 from cache.core.workspace import ID
+from cache.terminal.words import quoted
 from cache.tools.compare import SHORT, Difference, differences
-from cache.tools.tables import quoted
 
 
 @dataclass(frozen=True)

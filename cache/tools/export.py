@@ -13,7 +13,7 @@ from cache.core.leases import lease
 from cache.core.needs import Need
 from cache.core.store import Store
 from cache.core.tensors import METADATA, write_tensors
-from cache.tools.tables import count, quoted
+from cache.terminal.words import count, quoted
 
 KINDS = {"prompts": "txt", "pooled": "pooled", "latents": "latents", "controls": "controls"}
 """What --kind may say, and the role, or else the recipe's kind, of the needs that it means."""

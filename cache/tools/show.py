@@ -7,79 +7,94 @@ from pathlib import Path
 from cache.core.entries import Entries
 from cache.core.folders import kind_of, short_id
 from cache.core.text import printable
+from cache.terminal.output import bad, good, heading, quiet, warning
+from cache.terminal.table import Table
+from cache.terminal.words import count, human_bytes, local_time
 from cache.tools.compare import Pair, flat
 from cache.tools.explain import Answer
 from cache.tools.garbage import Garbage
 from cache.tools.listing import Held, Row
-from cache.tools.tables import count, human_bytes, local_time, table
 from cache.tools.verify import Report
 
 EXAMPLES = 10
 GARBAGE = "entries", ">items", ">frees", ">segments removed", ">put together", ">half-removed"
-HELD = "kind", "id", ">items", ">size", ">segments", ">damaged", ">uncommitted", "shape", "dtype", "last written"
+HELD = "entries", ">items", ">size", ">damaged", ">unusable", ">uncommitted", "shape", "dtype", "last written"
+ITEMS = "item", "name", "state", "in segment"
 TOTALS = (
-    "kind", ">recipes", ">items", ">tensors", ">on disk", ">overhead", ">duplicates", ">damaged", ">uncommitted",
+    "kind", ">recipes", ">items", ">tensors", ">on disk", ">overhead", ">damaged", ">duplicates", ">uncommitted",
     ">segments", ">small",
 )  # fmt: skip
+FAULTS = ">damaged", ">unusable", ">duplicates", ">uncommitted", ">small", ">put together", ">half-removed"
+"""Columns that are shown where there is something of the kind."""
+
+Part = str | Table
 
 
-def stores(found: dict[Path, list[Held]]) -> Iterator[str]:
+def stores(found: dict[Path, list[Held]]) -> Iterator[Part]:
     """What each store holds, by recipe."""
     for store, all_held in found.items():
         if not all_held:
             yield f"{store}: nothing is stored here yet"
             continue
         if len(found) > 1:
-            yield f"{store}:"
-        yield table(HELD, map(_held, all_held))
-        yield from (each.problem for each in all_held if each.problem)
+            yield heading(f"{store}:")
+        yield Table(HELD, map(_held, all_held), hides=FAULTS)
+        yield from (bad(each.problem) for each in all_held if each.problem)
 
 
 def _held(held: Held) -> tuple[str, ...]:
-    segments = f"{held.num_segments:,}" + (f" (+{held.num_unusable} unusable)" if held.num_unusable else "")
-    numbers = f"{held.num_items:,}", human_bytes(held.disk_bytes), segments, f"{held.num_damaged:,}"
+    faults = _fault(held.num_damaged), _fault(held.num_unusable), f"{held.num_uncommitted:,}"
     what = " x ".join(map(str, held.shape)) or "-", held.dtype or "-", local_time(held.last_written_ns)
-    return held.kind, short_id(held.id), *numbers, f"{held.num_uncommitted:,}", *what
+    name = f"{held.kind}-{short_id(held.id)}"
+    return name, f"{held.num_items:,}", human_bytes(held.disk_bytes), *faults, *what
 
 
-def items(entries: Entries, rows: list[Row]) -> Iterator[str]:
+def items(entries: Entries, rows: list[Row]) -> Iterator[Part]:
     """A recipe, and all that is stored of it."""
-    yield f"{entries.path.name}:"
+    yield heading(f"{entries.path.name}:")
     for key, value in flat(entries.recipe):
-        yield f"  {printable(key)} = {printable(json.dumps(value, ensure_ascii=False))}"
-    columns = "item", "segment", "state", "name"
-    lines = [[getattr(row, name) for name in columns] for row in rows]
-    yield table(columns, lines) if rows else "nothing is stored of it"
+        yield f"  {key} = {json.dumps(value, ensure_ascii=False)}"
+    yield Table(ITEMS, map(_item, rows), hides=ITEMS) if rows else "nothing is stored of it"
 
 
-def stats(found: list[dict]) -> Iterator[str]:
+def _item(row: Row) -> tuple[str, ...]:
+    state = bad(row.state) if row.state == "damaged" else quiet(row.state)
+    return row.item, row.name, state, row.segment if row.state else ""
+
+
+def stats(found: list[dict]) -> Iterator[Part]:
     """The totals of each store."""
     for each in found:
         nothing = "" if each["kinds"] else "nothing is stored here yet; "
         free, facts = human_bytes(each["free_bytes"]), human_bytes(each["facts_bytes"])
         yield f"{each['store']}: {nothing}{free} free on its disk; facts.sqlite takes {facts}"
         if each["kinds"]:
-            yield table(TOTALS, [_total(kind, total) for kind, total in sorted(each["kinds"].items())])
+            rows = [_total(kind, total) for kind, total in sorted(each["kinds"].items())]
+            yield Table(TOTALS, rows, hides=FAULTS)
 
 
 def _total(kind: str, total: dict) -> tuple:
     overhead = 1 - total["tensor_bytes"] / total["disk_bytes"] if total["disk_bytes"] else 0
     sizes = human_bytes(total["tensor_bytes"]), human_bytes(total["disk_bytes"]), f"{max(overhead, 0):.1%}"
-    names = "num_duplicates", "num_damaged", "num_uncommitted", "num_segments", "num_small_segments"
-    return kind, total["num_recipes"], f"{total['num_items']:,}", *sizes, *(f"{total[name]:,}" for name in names)
+    names = "num_duplicates", "num_uncommitted", "num_segments", "num_small_segments"
+    numbers = _fault(total["num_damaged"]), *(f"{total[name]:,}" for name in names)
+    return kind, total["num_recipes"], f"{total['num_items']:,}", *sizes, *numbers
+
+
+def _fault(number: int) -> str:
+    return bad(f"{number:,}") if number else "0"
 
 
 def progress(report: Report) -> str:
-    """How far a verification is."""
-    done = f"{report.num_segments:,} of {count(report.num_expected, 'segment')}, {human_bytes(report.num_bytes)} read"
-    return f"verify: {done}, {len(report.damaged):,} damaged"
+    """What a verification has seen so far, beside its segments."""
+    return f"{human_bytes(report.num_bytes)} read, {len(report.damaged):,} damaged"
 
 
 def report(store: Path, found: Report) -> Iterator[str]:
     """What a verification found; the last line is the verdict."""
     for each in found.damaged:
         name = f" ({printable(each.name)})" if each.name else ""
-        yield f"damaged: {each.folder} item {each.item}{name} in {each.store}, segment {each.segment}"
+        yield bad(f"damaged: {each.folder} item {each.item}{name} in {each.store}, segment {each.segment}")
     for fault in [*found.faults, *found.leftovers]:
         mend = "; mended" if fault.is_mended else f"; --repair {fault.mend}" if fault.mend else ""
         yield f"{printable(fault.path)}: {fault.what}{mend}"
@@ -88,7 +103,8 @@ def report(store: Path, found: Report) -> Iterator[str]:
     if found.num_superseded:
         yield f"{count(found.num_superseded, 'damaged entry', 'damaged entries')}: encoded again since, nothing is lost"
     read = f"{count(found.num_segments, 'segment')}, {count(found.num_rows, 'entry', 'entries')}"
-    yield f"{store}: {read}, {human_bytes(found.num_bytes)} read: {_verdict(found)}"
+    mark = good if found.is_sound else bad
+    yield mark(f"{store}: {read}, {human_bytes(found.num_bytes)} read: {_verdict(found)}")
 
 
 def _verdict(found: Report) -> str:
@@ -105,7 +121,8 @@ def _verdict(found: Report) -> str:
 def why(answers: Iterable[Answer], limit: int | None) -> Iterator[str]:
     """How many entries each stage has, and why the others are missing. limit: examples of each reason, None for all."""
     for answer in answers:
-        yield f"{answer.stage} ({_short(answer.folder)}): {_presence(answer)}"
+        mark = warning if answer.num_missing else good
+        yield mark(f"{answer.stage} ({_short(answer.folder)}): {_presence(answer)}")
         for reason in answer.reasons:
             number = f"{len(reason.items):,} " if reason.items else ""
             yield f"  {number}{reason.text}:"
@@ -132,7 +149,7 @@ def _presence(answer: Answer) -> str:
 def diff(pairs: Iterable[Pair]) -> Iterator[str]:
     """How two sides differ, by kind."""
     for pair in pairs:
-        yield f"{pair.kind}: {_recipes(pair)}"
+        yield heading(f"{pair.kind}: {_recipes(pair)}")
         yield from (f"  {each.text}" for each in pair.differences)
         only_in_a, only_in_b = f"{len(pair.only_in_a):,}", f"{len(pair.only_in_b):,}"
         yield f"  {count(len(pair.in_both), 'item')} in both, {only_in_a} only in A, {only_in_b} only in B"
@@ -151,13 +168,13 @@ def exported(found: dict) -> Iterator[str]:
     yield f"{found['path']}: {what}, {human_bytes(found['num_bytes'])}"
 
 
-def garbage(store: Path, found: list[Garbage], is_removed: bool) -> Iterator[str]:
+def garbage(store: Path, found: list[Garbage], is_removed: bool) -> Iterator[Part]:
     """What the collector removes, or has removed."""
     found = [each for each in found if each]
     if not found:
         yield f"{store}: there is nothing to remove"
         return
-    yield table(GARBAGE, map(_garbage, found))
+    yield Table(GARBAGE, map(_garbage, found), hides=FAULTS)
     items, freed = sum(each.items for each in found), human_bytes(sum(each.freed_bytes for each in found))
     done = "removed" if is_removed else "would be removed; nothing is yet: add --yes"
     yield f"{store}: {count(items, 'entry', 'entries')}, {freed}, {done}"

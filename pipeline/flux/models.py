@@ -6,15 +6,26 @@ Every loader raises UserError for what a user can put right, and returns nothing
 import warnings
 from pathlib import Path
 
+from cache.terminal.words import human_bytes
 from pipeline.devices import fp32, simulation, tensors
 from pipeline.devices.precision import Policy
 from pipeline.errors import UserError
 from pipeline.flux import t5, weights
 from pipeline.flux.model_configs import CONFIGS
 from pipeline.flux.pretrained import TOKENIZERS, checked_config, one_line, part_of, weight_files
+from pipeline.process.progress import busy
 
 KEEPS_FP32 = {"text_encoder_2": "fp16"}
 """Of T5 in float16, mindone keeps the feed-forward's last projections, which overflow there, in float32."""
+
+LABELS = {
+    "text_encoder": "CLIP",
+    "text_encoder_2": "T5",
+    "vae": "the VAE",
+    "transformer": "the transformer",
+    "controlnet": "the ControlNet",
+}
+"""What people call the components."""
 
 LAST_LAYERS = {
     "FluxTransformer2DModel": ("proj_out",),
@@ -38,11 +49,17 @@ def load_tokenizer(folder: Path, component: str):
 
 
 def load_model(folder: Path, component: str, dtype: str, variant: str = ""):
-    """The component with its weights in ``dtype`` ("fp32", ...), frozen, in inference mode.
+    """The component with its weights in ``dtype`` ("fp32", ...), frozen, in inference mode; says what it loads.
 
     Raises UserError that names every missing or unexpected weight.
     """
     settings, files = checked_config(folder, component), weight_files(folder, component, variant)
+    size = human_bytes(sum(path.stat().st_size for path in files))
+    with busy(f"loading {LABELS.get(component, component)} ({size})"):
+        return _loaded(folder, component, dtype, settings, files)
+
+
+def _loaded(folder: Path, component: str, dtype: str, settings: dict, files: list[Path]):
     model = without_values(component, settings, part_of(folder, component))
     _use_dtype(model, dtype)
     weights.fill(model, part_of(folder, component), files)

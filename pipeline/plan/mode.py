@@ -1,5 +1,6 @@
 """Whether steps are compiled, where an experiment leaves that open.  Imports no MindSpore."""
 
+from cache.terminal.words import duration
 from pipeline.settings.fields import Mode, Train
 
 STEPS_THAT_REPAY_COMPILING = 100
@@ -12,15 +13,12 @@ Fitted to 6, 24 and 57 blocks of a tiny width (7, 34 and 132 s); the width decid
 """
 
 
-def compiling(device: str, num_blocks: int, num_shapes: int) -> str:
-    """What to say before the first compiled step."""
-    times = f", once for each of the {num_shapes} sizes of batches" if num_shapes > 1 else ""
+def compiling(device: str, num_blocks: int) -> str:
+    """What is said while a step is compiled, as the first of each size of batch is."""
     if device != "CPU":
-        return (
-            f"the first step compiles {num_blocks} blocks{times}; nobody has measured how long that takes on {device}"
-        )
+        return f"compiling {num_blocks} blocks, nobody has measured how long that takes on {device}"
     first, more = COMPILING_SECONDS
-    return f"the first step compiles {num_blocks} blocks: about {num_blocks * (first + more * num_blocks):.0f} s{times}"
+    return f"compiling {num_blocks} blocks, about {duration(num_blocks * (first + more * num_blocks))}"
 
 
 def choose(device: str, settings: Train, num_shapes: int) -> tuple[Mode, str]:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -167,11 +168,13 @@ def run(
     settings: Train,
     folder: RunFolder,
     identity: dict,
+    first_step: str = "",
 ) -> dict:
     """Train from ``training.step`` to ``settings.steps``; metrics and checkpoints go to the run's ``folder``.
 
     make: the batch of a number, counted over all batches from 0; called ahead, in a thread.
     tensors: the arguments of the loss for a batch.
+    first_step: what is said while the first step of each size of batch is taken, as it compiles.
 
     The device is waited for every ``log_every`` steps and at checkpoints.  Returns the last loss, the median step time
     in seconds, and the share of all time that was spent waiting for batches.  Raises UserError where the loss is not
@@ -188,7 +191,7 @@ def run(
         made_ahead(make, numbers, AHEAD * own) as ahead,
         contextlib.ExitStack() as safe,
     ):
-        stop = None
+        stop, sizes = None, Sizes(progress, first_step)
         while training.step < settings.steps:
             rate, several, error = training.learning_rates[0], [], None
             try:
@@ -200,7 +203,8 @@ def run(
                     metrics.sync()
                     training.save(folder, identity, settings.keep_checkpoints)
                 raise end
-            outcome = training.advance(several)
+            with sizes.told_apart(several):
+                outcome = training.advance(several)
             stop = stop or safe.enter_context(StopRequest())  # before, there was nothing to keep: a step may compile
             if metrics.is_due(training.step):
                 loss = metrics.write(training.step, outcome, rate, ahead.waited_seconds)
@@ -210,6 +214,26 @@ def run(
                 training.save(folder, identity, settings.keep_checkpoints)
                 saved = training.step
         return metrics.summary()
+
+
+class Sizes:
+    """The sizes of batches that there have been: the first step of each compiles, and tells nothing of the others."""
+
+    def __init__(self, progress: Progress, first_step: str):
+        self._progress, self._first_step, self._seen = progress, first_step, set[tuple]()
+
+    @contextlib.contextmanager
+    def told_apart(self, several: Sequence[tuple]) -> Iterator[None]:
+        """A block that takes a step with these batches."""
+        new = {tuple(getattr(tensor, "shape", None) for tensor in tensors) for tensors in several} - self._seen
+        if not new:
+            yield
+            return
+        self._seen |= new
+        began = time.monotonic()
+        self._progress.say_now(self._first_step)
+        yield
+        self._progress.leave_out(time.monotonic() - began)
 
 
 def schedule_of(settings: Train, rate: float) -> Schedule:

@@ -56,9 +56,6 @@ def train(plan: Plan) -> dict:
         before = guard.frozen_digests(frozen)
         trainee = plan.method.make(plan, frozen)
         say(describe(trainee))
-        if settings.mode == "jit":
-            num_blocks = sum(len(plan.family.blocks_of(network)) for network in trainee.networks.values())
-            say(mode.compiling(plan.device, num_blocks, batches.num_shapes))
         preflight.check_room(plan)
         if settings.gradient_checkpointing:
             for network in trainee.networks.values():
@@ -76,7 +73,9 @@ def train(plan: Plan) -> dict:
         go_on(training, run, identity, settings)
         training.check_equal()
         try:
-            result = loop.run(training, batches.training, to_tensors, settings, run, identity)
+            result = loop.run(
+                training, batches.training, to_tensors, settings, run, identity, first_step(plan, settings, trainee)
+            )
         except NotFinite:
             guard.check_finite(plan.model_folder, frozen)
             raise
@@ -120,6 +119,13 @@ def step_of(settings: Train, ranks: Ranks) -> str:
     batch, number = settings.batch_size, settings.accumulate
     said = f"a step: {batch * number} samples, {number} batch{'es' * (number > 1)} of {batch}"
     return said + (f", {number // ranks.size} on each of {ranks.size} ranks" if ranks.size > 1 else "")
+
+
+def first_step(plan: Plan, settings: Train, trainee: Trainee) -> str:
+    """Why the first step of each size of batch takes long, for people; "" where it does not."""
+    if settings.mode != "jit":
+        return ""
+    return mode.compiling(plan.device, sum(len(plan.family.blocks_of(each)) for each in trainee.networks.values()))
 
 
 def begin(plan: Plan) -> None:

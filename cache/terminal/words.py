@@ -1,28 +1,11 @@
-"""Text for people: aligned tables, sizes, times, and names that cannot garble a terminal."""
+"""Sizes, times, counts and captions in people's words."""
 
 import time
-from collections.abc import Iterable, Sequence
 
 from cache.core.text import printable
 
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 MAX_TEXT = 80  # characters of a caption in one line
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence]) -> str:
-    """One line for the column names and one for each row; a column whose name begins with ">" is right-aligned."""
-    names = [column.removeprefix(">") for column in columns]
-    lines = [names, *([printable(str(cell)) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join(_line(columns, widths, line) for line in lines)
-
-
-def _line(columns: Sequence[str], widths: Iterable[int], cells: Iterable[str]) -> str:
-    padded = [
-        cell.rjust(width) if column.startswith(">") else cell.ljust(width)
-        for column, width, cell in zip(columns, widths, cells)
-    ]
-    return "  ".join(padded).rstrip()
 
 
 def human_bytes(num_bytes: float) -> str:
@@ -41,6 +24,14 @@ def count(number: int, noun: str, plural: str = "") -> str:
 def local_time(time_ns: int) -> str:
     """A time in ns since 1970 as this machine's clock shows it; a dash where there is none."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(time_ns / 1e9)) if time_ns else "-"
+
+
+def duration(seconds: float) -> str:
+    """Such as 6.3 s, 63 s, 12 min, 3 h 20 min."""
+    if seconds < 99.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def quoted(text: str) -> str:
