@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.settings.fields import LR_END, Experiment, Settings
+from pipeline.settings.fields import LR_END, Experiment, Settings, settings_of
 from pipeline.settings.schema import checked
 
 DEFAULT = Path(__file__).with_name("default.toml")
@@ -29,6 +29,19 @@ def load_experiment(path: Path | str | None = None) -> Experiment:
     except RecursionError:
         raise UserError(f"{path}: not valid TOML: nested too deep") from None
     return _build(document, path, folder=path.resolve().parent)
+
+
+def change_experiment(experiment: Experiment, changes: dict) -> Experiment:
+    """The experiment with other settings, checked as those of a file; of a table, those that are not named stay.
+
+    Raises UserError that lists every problem, each with its field.
+    """
+    document = settings_of(experiment)
+    for name, value in changes.items():
+        is_part = isinstance(value, dict) and isinstance(document.get(name), dict)
+        document[name] = document[name] | value if is_part else value
+    changed = _build(document, Path(f"{experiment.name}, changed"), experiment.folder)
+    return dataclasses.replace(changed, tables=tuple({**dict.fromkeys(experiment.tables), **changes}))
 
 
 def _build(document: dict, path: Path, folder: Path) -> Experiment:
