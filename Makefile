@@ -3,7 +3,7 @@
 # Tests run in two processes, of about 2.5 GB each; make test WORKERS=0 runs them in one.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow newest demo demo-photos demo-controlnet lint clean
+.PHONY: help setup test test-slow newest demo demo-photos demo-controlnet lint docs clean
 
 # For a MindSpore other than that of constraints.txt, with the newest mindone:
 # make newest MINDSPORE=2.9.0    (without a version: the newest that there is)
@@ -80,8 +80,13 @@ lint: $(STAMP) ## check the style, the types, and that imports point down only
 	@.venv/bin/python -m mypy
 	@.venv/bin/lint-imports
 
+docs: $(STAMP) ## build the site of docs/ to site/; links that lead nowhere are errors
+	@.venv/bin/python -c 'import material' 2>/dev/null || $(PIP) install -qq -c constraints.txt -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --quiet --strict
+	@echo "site/index.html"
+
 clean: ## remove .venv, .venv-newest and what Python, pytest and ruff left (demo, stores and runs stay)
-	@rm -rf .venv $(NEWEST) build *.egg-info .pytest_cache .ruff_cache
+	@rm -rf .venv $(NEWEST) build site *.egg-info .pytest_cache .ruff_cache
 	@find $(wildcard pipeline tasks cache tests examples benchmarks) -name __pycache__ -prune -exec rm -rf {} +
 
 # An environment whose installation was cut short may look whole to pip, so only a finished one is updated in place.

@@ -48,7 +48,7 @@ def report() -> bool:
     print("  source .venv/bin/activate")
     print("  # change learning_rate in examples/blicket.toml; this trains and draws again and encodes nothing:")
     print("  luigi --module tasks Sample", *OPTIONS)
-    print("  # your own photos, NAME.txt beside NAME.jpg: see 'Your own data' in README.md")
+    print("  # your own photos, NAME.txt beside NAME.jpg: see docs/first-lora.md")
     return learned
 
 

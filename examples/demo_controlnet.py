@@ -50,7 +50,7 @@ def report() -> bool:
     print("  source .venv/bin/activate")
     print("  # a LoRA on the same pictures: nothing is encoded again")
     print("  luigi --module tasks TrainLoRA", *OPTIONS)
-    print("  # your own pairs: see 'A ControlNet' in README.md")
+    print("  # your own pairs: see docs/first-controlnet.md")
     return obeys
 
 

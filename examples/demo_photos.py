@@ -70,7 +70,7 @@ def report() -> bool:
     print("  source .venv/bin/activate")
     print("  # change learning_rate in examples/cat.toml; this trains again and encodes nothing:")
     print("  luigi --module tasks TrainLoRA --experiment examples/cat.toml")
-    print("  # your own photos, NAME.txt beside NAME.jpg: see 'Your own data' in README.md")
+    print("  # your own photos, NAME.txt beside NAME.jpg: see docs/first-lora.md")
     return learned
 
 
