@@ -55,7 +55,7 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
 
 
 def test_every_page_is_in_the_sites_menu():
-    menu = set(re.findall(r"- ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M))
+    menu = set(re.findall(r"^  .*?([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M))
     pages = {page.name for page in PAGES} | {"CHANGELOG.md"}
     assert menu == pages - {"README.md"}
 
