@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_doctor(commands)
     _add_export(commands)
     _add_runs(commands)
+    _add_report(commands)
 
     schema = commands.add_parser("schema", help="what an experiment file may say, as JSON Schema, for editors")
     schema.add_argument("--markdown", action="store_true", help="as a page to read instead, docs/experiment.md")
@@ -152,6 +153,13 @@ def _add_runs(commands) -> None:
     runs.add_argument("place", nargs="?", default="", metavar="EXPERIMENT|FOLDER", help=place)
     runs.add_argument("--json", action="store_true", help="with all settings")
     runs.set_defaults(command=_runs)
+
+
+def _add_report(commands) -> None:
+    report = commands.add_parser("report", help="a run on one HTML page, or several runs side by side")
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, finished or not")
+    report.add_argument("--out", type=Path, metavar="FILE", help="(RUN/report.html; of several, beside the first)")
+    report.set_defaults(command=_report)
 
 
 def _inner_parser() -> argparse.ArgumentParser:
@@ -320,6 +328,17 @@ def _runs(options) -> None:
     found = listing.find(options.place)
     for line in [listing.as_json(found)] if options.json else listing.as_lines(found):
         print(line)
+
+
+def _report(options) -> None:
+    from pipeline.page.page import save
+    from pipeline.report import page
+
+    first = options.runs[0].expanduser()
+    folder = first if len(options.runs) == 1 else first.resolve().parent
+    out = options.out or folder / "report.html"
+    save(out, page.report(options.runs))
+    print(out)
 
 
 def _schema(options) -> None:

@@ -27,6 +27,7 @@ from pipeline.plan.whole import is_whole
 from pipeline.process import children, ranks
 from pipeline.process.claims import claimed
 from pipeline.process.progress import say
+from pipeline.report import stage as reporting
 from pipeline.sampling import decode, denoise
 from pipeline.settings.fields import Experiment
 from pipeline.training import measure, train
@@ -79,6 +80,7 @@ class Work(Stage):
     again: called instead of ``work`` when somebody runs a finished stage by hand; Luigi never does.
     is_of_pictures: whether the experiment has to ask for pictures.  is_shared: whether several ranks can do the work.
     shard: the part that is made.  of_shard: the same stage for another part; None where it is not divided.
+    computes: whether it needs the device; one that does not imports no MindSpore and leaves no record.
     """
 
     method: Method
@@ -92,9 +94,22 @@ class Work(Stage):
     shard: Shard = WHOLE
     of_shard: Callable[[Shard], "Work"] | None = None
     is_shared: bool = False
+    computes: bool = True
 
 
 Row = Preparation | RoomCheck | Work
+
+
+def comes_after(name: str, experiment: Experiment) -> tuple[str, ...]:
+    """The stages, or groups of them, that have to be done before: pictures only where the experiment asks for some."""
+
+    def is_asked(before: str) -> bool:
+        stage = STAGES.get(before)  # None for a group
+        if not isinstance(stage, Work) or not stage.is_of_pictures:
+            return True
+        return pictures.is_asked(experiment, stage.method)
+
+    return tuple(filter(is_asked, STAGES[name].after))
 
 
 def is_divisible(name: str) -> bool:
@@ -189,6 +204,9 @@ def _says_done(stage: Work, plan: Plan) -> bool:
 
 
 def _work(stage: Work, plan: Plan, began: float) -> None:
+    if not stage.computes:
+        stage.work(plan)
+        return
     device.check_present(plan.device)
     device.use(plan.device, plan.experiment.device)
     with lease(plan.store.path, stage.needs(plan)):
@@ -310,6 +328,19 @@ def _decoding(name: str, about: str, method: Method) -> Work:
     )
 
 
+def _reporting(name: str, about: str, after: tuple[str, ...], method: Method) -> Work:
+    return _in_run(
+        name,
+        about,
+        after,
+        method,
+        done=reporting.is_done,
+        work=reporting.write,
+        addresses=records.of_run,
+        computes=False,
+    )
+
+
 def _asks(plan: Plan) -> bool:
     return pictures.is_asked(plan.experiment, plan.method)
 
@@ -410,6 +441,13 @@ TABLE: list[Row] = [
     ),
     _decoding("Sample", "The prompts' pictures, decoded, and one image that shows them side by side.", LORA),
     _decoding("SampleControlNet", "As Sample, with the conditions beside the pictures.", CONTROLNET),
+    _reporting(
+        "Report",
+        "One HTML page of the run: pictures, curves, photos, stages, precision and settings.",
+        ("TrainLoRA", "Sample"),
+        LORA,
+    ),
+    _reporting("ReportControlNet", "As Report.", ("TrainControlNet", "SampleControlNet"), CONTROLNET),
 ]
 
 
@@ -423,6 +461,7 @@ def _rows_of(method: Method) -> list[Row]:
         _measuring(names.measure, f"As MeasureLoss, of the {label}.", method),
         _drawing(names.draw, f"As SampleLatents, with the run's {label}.", (*encoded, names.train), method),
         _decoding(names.decode, f"As Sample, with the run's {label}.", method),
+        _reporting(names.report, "As Report.", (names.train, names.decode), method),
     ]
 
 

@@ -78,6 +78,11 @@ class StageTask(OfExperiment, luigi.Task):
     resources = {"device": 1}
     stage: str
 
+    def requires(self):
+        return [
+            TASKS[name](self.experiment) for name in stages.comes_after(self.stage, load_experiment(self.experiment))
+        ]
+
     @property
     def part(self) -> Shard:
         """What of the stage is this task's work."""

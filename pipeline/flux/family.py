@@ -143,6 +143,10 @@ class Flux:
         """Noise levels and timesteps that training draws from, from high to low."""
         return noise_levels.scheduler_sigmas(folder)
 
+    def training_sigmas(self, folder: Path) -> np.ndarray:
+        """The noise levels of `training_levels`; imports no MindSpore."""
+        return noise_levels.training_sigmas(pretrained.config(folder, "scheduler"))
+
     def sampling_levels(self, folder: Path, num_steps: int, height: int, width: int) -> np.ndarray:
         """The noise levels of sampling latents of height x width, (num_steps + 1,), from high to 0."""
         return noise_levels.inference_sigmas(folder, num_steps, height // 2 * (width // 2))

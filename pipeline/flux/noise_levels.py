@@ -35,6 +35,14 @@ def resolution_shift(num_tokens: int, settings: Mapping) -> float:
     return num_tokens * slope + (low - slope * first)
 
 
+def training_sigmas(settings: Mapping) -> np.ndarray:
+    """The noise levels of `scheduler_sigmas`, float64, from a scheduler's config, without importing MindSpore."""
+    number = settings.get("num_train_timesteps", 1000)
+    sigmas = np.linspace(1, number, number)[::-1] / number
+    shift = 1.0 if settings.get("use_dynamic_shifting") else settings.get("shift", 1.0)
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
 def scheduler_sigmas(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """The scheduler's own noise levels and timesteps, (num_train_timesteps,) float32 each, from high to low."""
     from mindone.diffusers import FlowMatchEulerDiscreteScheduler

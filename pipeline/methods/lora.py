@@ -14,7 +14,7 @@ from pipeline.settings.fields import Experiment
 
 class LoRA(Method):
     name, label = "lora", "LoRA"
-    stages = StageNames("CheckRoom", "TrainLoRA", "MeasureLoss", "SampleLatents", "Sample")
+    stages = StageNames("CheckRoom", "TrainLoRA", "MeasureLoss", "SampleLatents", "Sample", "Report")
     result_files = (lora_layers.WEIGHTS_NAME,)
 
     def identity(self, plan: Plan) -> dict:

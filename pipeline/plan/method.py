@@ -23,11 +23,13 @@ class StageNames(NamedTuple):
     measure: str
     draw: str
     decode: str
+    report: str
 
     @classmethod
     def of(cls, label: str) -> "StageNames":
         """The names that a method gets where it says nothing."""
-        return cls(f"Check{label}Room", f"Train{label}", f"Measure{label}", f"Sample{label}Latents", f"Sample{label}")
+        drawn = f"Sample{label}Latents", f"Sample{label}"
+        return cls(f"Check{label}Room", f"Train{label}", f"Measure{label}", *drawn, f"Report{label}")
 
 
 class Saving(NamedTuple):

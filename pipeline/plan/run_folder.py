@@ -1,7 +1,7 @@
 """The folder of a run: what its files are called, and what says that the run is done.  Imports no MindSpore.
 
 RUNS/NAME-0123456789ab/
-    experiment.json      all settings, as they were read
+    experiment.json      all settings, as they were read; the folder that paths in them are relative to
     needs.json           what the run needs of the store; the collector keeps that
     metrics.jsonl        a line of numbers every few steps; tensorboard/ has them too
     checkpoints/         step-000500.safetensors, see `pipeline.training.checkpoint`
@@ -9,6 +9,7 @@ RUNS/NAME-0123456789ab/
     result.json          written last: a run that has it, and its method's files, is trained
     loss.json            what MeasureLoss found
     samples/             the pictures; samples.json lists them, samples.png shows them side by side
+    report.html          all of it on one page
 and the method's files: pytorch_lora_weights.safetensors of a LoRA, controlnet/ of a ControlNet.
 """
 
@@ -24,6 +25,9 @@ from pipeline.plan.whole import is_whole
 
 VERSION = 1
 """Of the formats in a run's folder, in result.json.  Raise it when an older version could misread a file."""
+
+FOLDER = "folder"
+"""Key of experiment.json besides the settings: what relative paths in them are relative to."""
 
 CHECKPOINT = re.compile(r"step-(\d{6,})\.safetensors")
 
@@ -77,6 +81,10 @@ class RunFolder:
     @property
     def samples_grid(self) -> Path:
         return self.path / "samples.png"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
 
     def is_trained(self, result_files: Iterable[str]) -> bool:
         """Whether the training has ended and all that it made is there, whole.  result_files: of its method."""

@@ -16,7 +16,7 @@ from pipeline.flux import flow
 from pipeline.methods.tokens import pooled_reader
 from pipeline.plan.plan import Plan
 from pipeline.training.order import Order
-from pipeline.training.weighting import densities, level_indices, loss_weights
+from pipeline.training.weighting import drawn_levels, level_indices, loss_weights
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,11 @@ class Batches:
 
         settings = self.train
         examples = [self.examples[index] for index in self.order.batch(number)]
-        shape = settings.logit_mean, settings.logit_std, settings.mode_scale
-        u = densities(settings.weighting_scheme, generator(Purpose.SIGMA), len(examples), *shape)
         return self._make(
             self._drawn_variants(examples, generator(Purpose.CROP), generator(Purpose.FLIP)),
             [example.photo for example in examples],
             self._drawn_captions(examples, generator(Purpose.CAPTION_DROPOUT)),
-            level_indices(u, len(self.sigmas)),
+            drawn_levels(settings, self.seed, number, len(self.sigmas)),
             generator(Purpose.NOISE),
             generator(Purpose.POSTERIOR),
             generator(Purpose.CONTROL_POSTERIOR),

@@ -15,7 +15,7 @@ from pipeline.plan import mode
 from pipeline.plan.method import Trainee
 from pipeline.plan.needs import note_needs
 from pipeline.plan.plan import Plan
-from pipeline.plan.run_folder import VERSION, RunFolder
+from pipeline.plan.run_folder import FOLDER, VERSION, RunFolder
 from pipeline.process.progress import say
 from pipeline.process.ranks import Ranks, joined
 from pipeline.runs import beside
@@ -132,7 +132,8 @@ def begin(plan: Plan) -> None:
     """Say in the run's folder what the run is and what it needs of the store; and to people, what may not be meant."""
     for question in questions(plan.experiment, plan.method.name):
         say(question)
-    write_atomically(plan.run.experiment, json.dumps(settings_of(plan.experiment), indent=2) + "\n")
+    said = settings_of(plan.experiment) | {FOLDER: str(plan.experiment.folder.resolve())}
+    write_atomically(plan.run.experiment, json.dumps(said, indent=2) + "\n")
     note_needs(plan)
 
 

@@ -9,6 +9,10 @@ import math
 
 import numpy as np
 
+from pipeline import draws
+from pipeline.draws import Purpose
+from pipeline.settings.fields import Train
+
 DENSITY_SCHEMES = ("logit_normal", "mode")
 """Act through `densities`; every loss then weighs 1."""
 
@@ -55,6 +59,13 @@ def densities(
 def level_indices(u: np.ndarray, num_levels: int) -> np.ndarray:
     """The indices into the scheduler's levels, int64 in [0, num_levels), that ``u`` of `densities` stands for."""
     return np.minimum((u * num_levels).astype(np.int64), num_levels - 1)
+
+
+def drawn_levels(settings: Train, seed: int, batch: int, num_levels: int) -> np.ndarray:
+    """The places in the scheduler's levels, (batch_size,), int64, that a training draws for the batch of a number."""
+    shape = settings.logit_mean, settings.logit_std, settings.mode_scale
+    generator = draws.generator(seed, Purpose.SIGMA, batch)
+    return level_indices(densities(settings.weighting_scheme, generator, settings.batch_size, *shape), num_levels)
 
 
 def loss_weights(scheme: str, sigmas: np.ndarray) -> np.ndarray:
