@@ -3,7 +3,6 @@
 One item at a time: its bytes then depend on the item and the recipe only, not on what it was batched with.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -109,13 +108,27 @@ def load_picture_encoder(plan: Plan, picture_in: Callable = photo_in) -> Encoder
 
     component = plan.family.image_encoder
     policy, vae = plan.policy(component), plan.load(component)
-    read_photo = functools.lru_cache(maxsize=1)(indexing.read_photo)  # its variants are encoded one after another
+    read_photo = Newest(indexing.read_photo)  # its variants are encoded one after another
 
     def posterior(source):
         pixels = images.to_array(picture_in(*source, read_photo))
         return vae.encode(tensors.as_input(ms.Tensor(pixels[None]), policy))[0]
 
     return _checked(plan, vae, posterior, component)
+
+
+class Newest:
+    """Reads photos and keeps the newest decoded; the one before is gone before another is read."""
+
+    def __init__(self, read: Callable):
+        self._read, self._image = read, None
+        self._photo: indexing.IndexedPhoto | None = None
+
+    def __call__(self, photo: indexing.IndexedPhoto):
+        if photo != self._photo:
+            self._photo = self._image = None
+            self._photo, self._image = photo, self._read(photo)
+        return self._image
 
 
 def _checked(plan: Plan, model, compute: Callable, component: str) -> Encoder:

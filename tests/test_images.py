@@ -1,12 +1,17 @@
 import io
 import struct
+import subprocess
+import sys
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.images import MAX_PIXELS, BadImage, fit, read_image, to_array
+from pipeline.data.images import BAND_PIXELS, MAX_PIXELS, BadImage, PixelBudget, examine, fit, read_image, to_array
 
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL.Image", "ignore:::PIL.TiffImagePlugin")
 
@@ -216,6 +221,29 @@ def test_damage_never_raises_anything_but_bad_image(format):
             assert str(error)
 
 
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "GIF", "WEBP", "JPEG", "BMP", "AVIF"])
+def test_what_is_examined_is_what_is_read(format):
+    """Damaged in places and cut: the same is refused for the same reason, and the same size is found."""
+    random = np.random.default_rng(2)
+    for _ in range(60):
+        content = bytearray(encoded(noise(9, 7), format))[: random.integers(40, 2000)]
+        for place in random.integers(0, min(len(content), 150), random.integers(3)):
+            content[place] = random.integers(256)
+        assert outcome(lambda each: examine(each)[:2], content) == outcome(lambda each: read_image(each).size, content)
+
+
+def outcome(work, content):
+    try:
+        return work(bytes(content))
+    except BadImage as reason:
+        return str(reason)
+
+
+def test_pixels_of_no_common_kind_are_refused():
+    with pytest.raises(BadImage, match="LAB pixels; save it as RGB"):
+        read_image(encoded(Image.new("LAB", (4, 4)), "TIFF"))
+
+
 def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / "a.png").touch()
     with pytest.raises(BadImage, match="empty file"):
@@ -261,6 +289,36 @@ def test_a_text_chunk_that_unpacks_to_much_is_refused():
     text = b"comment\0\0" + zlib.compress(bytes(10_000_000))
     with pytest.raises(BadImage, match="too large"):
         read_image(png(1, 1, 8, 2, bytes(4), (b"zTXt", text)))
+
+
+def test_a_large_photo_takes_what_is_decoded_and_one_copy(tmp_path):
+    """Peak of a process of its own, in bytes a pixel: 2 of the file's grey, 4 of RGB, and pieces of 4 million."""
+    side = 6000
+    Image.fromarray(np.arange(side * side, dtype=np.uint32).astype(np.uint16).reshape(side, side)).save(
+        tmp_path / "a.png", compress_level=1
+    )
+    code = "import resource, sys; from pipeline.data import images; content = open(sys.argv[1], 'rb').read();"
+    code += "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; before = peak();"
+    code += "getattr(images, sys.argv[2])(content); print((peak() - before) * 1024 - len(content))"
+    for name, a_pixel in (("read_image", 6), ("examine", 2)):
+        command = [sys.executable, "-c", code, tmp_path / "a.png", name]
+        done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+        assert int(done.stdout) < a_pixel * side**2 + 30 * BAND_PIXELS, done.stderr
+
+
+def test_large_images_are_not_decoded_all_at_once():
+    budget, at_once, most = PixelBudget(100), [], []
+
+    def decode(pixels):
+        with budget.taken(pixels):
+            at_once.append(pixels)
+            time.sleep(0.01)
+            most.append(sum(at_once))
+            at_once.remove(pixels)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(decode, [60, 60, 30, 300, 10, 0, 99, 100, 60, 20] * 3))
+    assert max(each for each in most if each < 300) > 60 and {each for each in most if each > 100} <= {300}
 
 
 def stripes(width, height, axis):

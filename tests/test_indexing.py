@@ -7,6 +7,7 @@ from PIL import Image
 
 from cache import FileFacts, digest
 from pipeline.data import indexing
+from pipeline.data.images import NOT_AN_IMAGE
 from pipeline.data.indexing import index_photos, inspect, read_photo, remembered
 from pipeline.data.photos import Problem, list_photos
 from pipeline.errors import UserError
@@ -26,8 +27,8 @@ def facts(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """The number of files decoded so far, as a list that grows; the decoding itself is the real one."""
-    calls, read = [], indexing.read_image
-    monkeypatch.setattr(indexing, "read_image", lambda content: (calls.append(1), read(content))[1])
+    calls, examine = [], indexing.examine
+    monkeypatch.setattr(indexing, "examine", lambda content: (calls.append(1), examine(content))[1])
     return calls
 
 
@@ -100,7 +101,7 @@ def test_a_file_that_was_only_digested_still_has_to_decode(folder, facts):
     facts.file_digest(folder / "a.png")
     photos, _ = list_photos(folder, "a cat")
     assert remembered(photos, facts) is None
-    assert inspect(photos, facts)[1] == [Problem("a.png", "not an image (PNG, JPEG, WEBP, BMP, TIFF or GIF)")]
+    assert inspect(photos, facts)[1] == [Problem("a.png", NOT_AN_IMAGE)]
 
 
 def test_failures_are_never_remembered(folder, facts):
@@ -160,7 +161,7 @@ def test_every_bad_file_is_listed_by_name_and_reason(folder, facts):
         f"  {folder}/captionless.png: no caption: captionless.txt is missing",
         f"  {folder}/empty.jpg: empty file (0 bytes)",
         f"  {folder}/link.png: a link that leads out of the folder",
-        f"  {folder}/text.jpg: not an image (PNG, JPEG, WEBP, BMP, TIFF or GIF)",
+        f"  {folder}/text.jpg: not an image (PNG, JPEG, WEBP, AVIF, HEIC, JPEG XL, BMP, TIFF or GIF)",
         f"  {folder}/truncated.png: truncated: image file is truncated",
     ]
 

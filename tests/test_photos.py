@@ -6,6 +6,7 @@ import sys
 import pytest
 from photo_files import captions, link_out, metadata, photo, problems
 
+from pipeline.data import formats
 from pipeline.data.photos import list_photos
 from pipeline.errors import UserError
 
@@ -198,10 +199,14 @@ def test_a_dangling_link_a_loop_and_a_pipe_are_problems(folder):
     assert found == {"a.png": "no such file", "c.png": "not a regular file"}
 
 
-def test_photos_of_kinds_that_are_not_read_are_not_passed_over_in_silence(folder):
+@pytest.mark.parametrize("name, package", [("b.HEIC", "heic"), ("b.jxl", "jxl")])
+def test_photos_that_take_a_package_which_is_not_here_are_not_passed_over_in_silence(
+    folder, monkeypatch, name, package
+):
     photo(folder, "a.png")
-    (folder / "b.HEIC").write_bytes(b"\0")
-    assert problems(folder) == {"b.HEIC": "HEIC is not read; convert it to JPEG or PNG"}
+    (folder / name).write_bytes(b"\0")
+    monkeypatch.setattr(formats.Extra, "is_here", False)
+    assert f"pip install 'mindspore-flux-finetune[{package}]'" in problems(folder)[name]
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no such file names")

@@ -67,8 +67,9 @@ def written_to(path: Path, found, of=OF) -> Path:
         (indexed(1, conditioning="edges/1.png"), indexed(2)),
         tuple(pair(number, indexed(10 + number)) for number in range(5)),
         (pair(1, indexed(9)), pair(2, indexed(9)), pair(3, indexed(1)._replace(caption=""))),
+        (indexed(1, profile="Display P3"), pair(2, indexed(8, ignored="cut")), pair(3, indexed(9, profile="RGB"))),
     ],
-    ids=["photos", "conditions by name", "conditions", "a condition of two, and one that is a photo too"],
+    ids=["photos", "conditions by name", "conditions", "a condition of two, and one that is a photo too", "colours"],
 )
 def test_a_survey_survives_its_file(tmp_path, found):
     assert survey_file.read(written_to(tmp_path / "survey", found), OF) == found
@@ -155,7 +156,7 @@ def test_a_forked_process_and_a_child_find_what_another_fork_has_left():
         print(subprocess.run(["wc", "-l", file.path], pass_fds=[file.fileno()], capture_output=True, text=True).stdout)
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout.split()[0] == "10", done.stderr
+    assert done.stdout.split()[0] == "11", done.stderr
 
 
 def test_where_it_cannot_be_kept_every_process_looks_for_itself(tmp_path):

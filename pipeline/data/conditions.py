@@ -70,10 +70,10 @@ def item(photo: IndexedPhoto, variant: Variant) -> str:
     Where a random crop of a file lies is the photo's affair, so both files decide it.
     """
     if photo.condition is None:
-        return photo.digest
+        return photo.item
     if variant.crop == CENTRE:
-        return photo.condition.digest
-    return digest(f"{photo.digest} {photo.condition.digest}".encode())
+        return photo.condition.item
+    return digest(f"{photo.digest} {photo.condition.item}".encode())
 
 
 def picture(photo: IndexedPhoto, source: Image.Image, variant: Variant, condition: str) -> Image.Image:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,11 +13,12 @@ from PIL import Image
 
 from cache import FileFacts, digest, printable
 from cache.core.digests import RACY_NS, has_digest
-from pipeline.data.images import BadImage, read_image
+from pipeline.data.colours import CONVERSION
+from pipeline.data.images import BadImage, PixelBudget, colours_in, examine, num_pixels, read_image
 from pipeline.data.photos import METADATA, Photo, Problem, list_photos
 from pipeline.errors import UserError
 
-MAX_WORKERS = 8  # decoded photos in memory at a time
+MAX_WORKERS = 8  # decoded photos in memory at a time; of large ones fewer, as `PixelBudget` has it
 BATCH = 64  # photos between two notes of what was learnt, so that a killed run keeps the rest
 LOOKED_UP = 4096  # photos at a time, of millions whose facts would fill the memory
 MAX_LISTED = 500
@@ -29,6 +31,8 @@ class IndexedPhoto(NamedTuple):
     """A `Photo` that decodes.  digest: of the file's bytes; width, height: in pixels, after EXIF orientation.
 
     condition: the image beside it that a ControlNet is conditioned on, where it was asked for.
+    profile: the name of the colour profile in the file from which its pixels are converted to sRGB; "": none.
+    ignored: why a colour profile in the file is not used; "" where there is none such.
     A tuple, as a process makes a million of them before it does anything else.
     """
 
@@ -40,10 +44,17 @@ class IndexedPhoto(NamedTuple):
     height: int
     conditioning: str | None = None
     condition: "IndexedPhoto | None" = None
+    profile: str = ""
+    ignored: str = ""
 
     @property
     def path(self) -> Path:
         return Path(self.folder, self.name)
+
+    @property
+    def item(self) -> str:
+        """The address of what is encoded of the photo: the digest of its file, and of what is done to its colours."""
+        return digest(f"{self.digest} {CONVERSION}".encode()) if self.profile else self.digest
 
 
 def index_photos(
@@ -131,8 +142,10 @@ def inspect(
 ) -> tuple[list[IndexedPhoto], list[Problem]]:
     """Decode, completely, each photo that ``facts`` does not remember as it now is; remember those that decode.
 
+    Of a photo that an older version has decoded, which did not look for a colour profile, the header alone is read.
     progress: called with (photos decoded so far, photos to decode).
     """
+    budget = PixelBudget()
     indexed, problems = list(_looked_up(photos, facts)), []
     unseen = [place for place, found in enumerate(indexed) if found is None]
     _wait_until_old_enough([photos[place] for place in unseen])
@@ -140,8 +153,9 @@ def inspect(
         for start in range(0, len(unseen), BATCH):
             places, learnt = unseen[start : start + BATCH], {}
             batch = [photos[place] for place in places]
-            facts.get_many(map(_path, batch))  # as they are now is what will be remembered
-            for done, (place, photo, found) in enumerate(zip(places, batch, pool.map(_examine, batch)), start + 1):
+            known = facts.get_many(list(map(_path, batch)))  # as they are now is what will be remembered
+            several = pool.map(_examine, batch, [known.get(_path(photo), {}) for photo in batch], repeat(budget))
+            for done, (place, photo, found) in enumerate(zip(places, batch, several), start + 1):
                 if isinstance(found, str):
                     problems.append(Problem(photo.name, found))
                 else:
@@ -196,7 +210,10 @@ def read_photo(photo: IndexedPhoto) -> Image.Image:
         raise UserError(f"{printable(str(photo.path))}: {error.strerror}; put it back, or start again") from error
     if digest(content) != photo.digest:
         raise UserError(f"{printable(str(photo.path))}: changed since the photos were indexed; start again")
-    return read_image(content)
+    try:
+        return read_image(content, with_profile=bool(photo.profile))
+    except BadImage as reason:
+        raise UserError(f"{printable(str(photo.path))}: {reason}; it was sound when it was checked") from reason
 
 
 def _looked_up(photos: Sequence[Photo | IndexedPhoto], facts: FileFacts) -> Iterator[IndexedPhoto | None]:
@@ -211,6 +228,10 @@ def _looked_up(photos: Sequence[Photo | IndexedPhoto], facts: FileFacts) -> Iter
 
 
 def _was_decoded(found: dict) -> bool:
+    return _has_size(found) and all(type(found.get(name)) is str for name in ("profile", "ignored"))
+
+
+def _has_size(found: dict) -> bool:
     return has_digest(found) and all(type(found.get(side)) is int and found[side] > 0 for side in ("width", "height"))
 
 
@@ -230,21 +251,28 @@ def _wait_until_old_enough(photos: Iterable[Photo]) -> None:
         time.sleep(max(waits) / 1e9 + 0.01)
 
 
-def _examine(photo: Photo) -> dict | str:
-    """Return the facts of a photo, or the reason why it has none.  The digest is of the very bytes that decoded."""
+def _examine(photo: Photo, known: dict, budget: PixelBudget) -> dict | str:
+    """Return the facts of a photo, or the reason why it has none.  The digest is of the very bytes that decoded.
+
+    known: what is remembered of the file as it is now.
+    """
     try:
+        if _has_size(known):
+            colours = colours_in(photo.path)
+            return known | {"profile": colours.profile, "ignored": colours.ignored}
         content = photo.path.read_bytes()
-        width, height = read_image(content).size
+        with budget.taken(num_pixels(content)):
+            return {"digest": digest(content), **examine(content)._asdict()}
     except BadImage as reason:
         return str(reason)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    return {"digest": digest(content), "width": width, "height": height}
 
 
 def _indexed(photo: Photo | IndexedPhoto, found: dict) -> IndexedPhoto:
     known = found["digest"], found["width"], found["height"]
-    return IndexedPhoto(photo.folder, photo.name, photo.caption, *known, photo.conditioning)
+    colours = found["profile"], found["ignored"]
+    return IndexedPhoto(photo.folder, photo.name, photo.caption, *known, photo.conditioning, None, *colours)
 
 
 def _report(folder: Path, problems: list[Problem]) -> str:

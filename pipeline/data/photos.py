@@ -11,12 +11,11 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from cache.core.files import is_taken
+from pipeline.data import formats
 from pipeline.errors import UserError
 
 METADATA = "metadata.jsonl"
 CHUNK_BYTES = 1 << 16
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
-UNREAD_SUFFIXES = {".heic", ".heif", ".avif", ".jxl"}  # photos that Pillow may not read: said, not passed over
 
 
 class Photo(NamedTuple):
@@ -172,9 +171,9 @@ def _from_files(folder: _Folder, prompt: str) -> tuple[list[Photo], list[Problem
     for name in names:
         stem, suffix = os.path.splitext(name)
         try:
-            if suffix.lower() in UNREAD_SUFFIXES:
-                raise _Unusable(f"{suffix[1:].upper()} is not read; convert it to JPEG or PNG")
-            if suffix.lower() in IMAGE_SUFFIXES:
+            if missing := formats.missing_for(suffix.lower()):
+                raise _Unusable(missing)
+            if formats.is_photo(suffix.lower()):
                 folder.check(name)
                 caption = prompt or _caption_beside(folder, stem + ".txt", existing)
                 photos.append(Photo(str(folder.path), name, caption))

@@ -19,7 +19,7 @@ from pipeline.process.bulk import made_in_bulk
 from pipeline.process.progress import say
 from pipeline.settings.fields import Experiment
 
-VERSION = 1
+VERSION = 2
 """Bump when the file may say something else, or say it in another way."""
 
 END = b"end of survey\n"
@@ -100,6 +100,7 @@ def write(file: BinaryIO, of: dict, photos: Sequence[IndexedPhoto]) -> None:
         [row.height for row in rows],
         [row.conditioning for row in rows],
         [places[row.condition.name] if row.condition else None for row in rows],
+        {number: [row.profile, row.ignored] for number, row in enumerate(rows) if row.profile or row.ignored},
     )
     for column in columns:
         file.write(json.dumps(column).encode() + b"\n")
@@ -124,21 +125,33 @@ def _read(file: BinaryIO, path: str | Path, of: dict) -> tuple[IndexedPhoto, ...
         if head["of"] != of:
             raise UserError(f"{path}: a survey of {head['of']}, expected one of {of}; run again without it")
         with made_in_bulk():
-            return _photos(of["folder"], head["photos"], *map(json.loads, itertools.islice(file, 8)))
+            return _photos(of["folder"], head["photos"], *map(json.loads, itertools.islice(file, 9)))
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path}: damaged, and no survey: {error}; run again without it") from None
 
 
 def _photos(folder: str, number: int, captions: list, *columns) -> tuple[IndexedPhoto, ...]:
     """The first ``number`` of the rows that the columns give; the others are their conditions."""
-    numbers, names, text, widths, heights, conditionings, places = columns
+    numbers, names, text, widths, heights, conditionings, places, colours = columns
     digests = [text[start : start + 32] for start in range(0, len(text), 32)]
     if len({len(column) for column in (names, numbers, digests, widths, heights, conditionings, places)}) > 1:
         raise ValueError("columns of several lengths")
     columns = names, [captions[each] for each in numbers], digests, widths, heights, conditionings
     conditions = list(map(IndexedPhoto, itertools.repeat(folder), *(column[number:] for column in columns)))
+    known = {
+        int(place): {"profile": profile, "ignored": ignored} for place, (profile, ignored) in dict(colours).items()
+    }
+    _set_colours(conditions, {place - number: each for place, each in known.items() if place >= number})
     of_photos = [None if place is None else conditions[place] for place in places[:number]]
-    return tuple(map(IndexedPhoto, itertools.repeat(folder), *columns, of_photos))
+    photos = list(map(IndexedPhoto, itertools.repeat(folder), *columns, of_photos))
+    _set_colours(photos, {place: each for place, each in known.items() if place < number})
+    return tuple(photos)
+
+
+def _set_colours(photos: list[IndexedPhoto], known: dict[int, dict]) -> None:
+    """Few photos have a colour profile of their own: these alone are made anew."""
+    for place, colours in known.items():
+        photos[place] = photos[place]._replace(**colours)
 
 
 def _is_whole(file: BinaryIO) -> bool:

@@ -89,7 +89,7 @@ def _spelled_samples(plan: "Plan") -> Spelled:
     """A list of [digest of the photo, address of its caption, width, height]."""
     sizes_of = variants.sizes_of(plan.experiment.data)
     rows = [
-        f'["{photo.digest}","{caption}",{width},{height}]'
+        f'["{photo.item}","{caption}",{width},{height}]'
         for photo, caption in zip(plan.photos, plan.caption_items)
         for width, height in sizes_of(photo)
     ]

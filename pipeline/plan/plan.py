@@ -189,7 +189,7 @@ class Plan:
     @cached_property
     def image_needs(self) -> tuple[ImageNeed, ...]:
         """What a training needs of each variant, the smallest size first; no two have the same recipe."""
-        return self._needs_by_variant(conditions.FILE, lambda photo: photo.digest)
+        return self._needs_by_variant(conditions.FILE, lambda photo: photo.item)
 
     @cached_property
     def control_needs(self) -> tuple[ImageNeed, ...]:

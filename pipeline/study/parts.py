@@ -55,10 +55,10 @@ def _images(job: Job, plans: Mapping[str, Plan]) -> None:
     encoder, needs = encode.load_picture_encoder(plan), plan.image_needs
     sources = [(need, photo) for need in needs for photo in need.photos]
     arrays = (_as_stored(encoder.compute((photo, need.variant)), need.entries.dtype) for need, photo in sources)
-    shapes = {photo.digest: need.entries.shape for need, photo in sources}
+    shapes = {photo.item: need.entries.shape for need, photo in sources}
     _write(job.output(), shapes, _counted(job, plan, arrays, len(sources), "image"))
     if job.side == AGAINST and job.output(OWN).exists():
-        shapes = {photo.digest: (3, need.variant.height, need.variant.width) for need, photo in sources}
+        shapes = {photo.item: (3, need.variant.height, need.variant.width) for need, photo in sources}
         for side in (OWN, AGAINST):
             pictures = _decoded(encoder.model, plan, Tensors(job.output(side)), shapes)
             _write(job.output(side, DECODED), shapes, _counted(job, plan, pictures, len(shapes), "decoded image"))

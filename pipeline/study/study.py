@@ -106,7 +106,7 @@ def _encode(job: Job, plans: Mapping[str, Plan], component: str) -> Outputs:
     items, texts, _ = plans[OWN].captions
     names = dict(zip(items, texts))
     if component == IMAGE_ENCODER:
-        names = {photo.digest: photo.name for photo in reversed(job.photos)}
+        names = {photo.item: photo.name for photo in reversed(job.photos)}
     return Outputs({side: Tensors(job.output(side if side in sides else AGAINST, component)) for side in SIDES}, names)
 
 
@@ -155,7 +155,7 @@ def _finite(photos: Sequence[IndexedPhoto], encoded: Mapping[str, Outputs], side
 
     def is_finite(photo):
         item = caption_item(photo.caption)
-        keys = dict.fromkeys(CAPTION_ENCODERS, item) | {IMAGE_ENCODER: photo.digest}
+        keys = dict.fromkeys(CAPTION_ENCODERS, item) | {IMAGE_ENCODER: photo.item}
         return not any(key in encoded[component].not_finite[side] for component, key in keys.items())
 
     return list(filter(is_finite, photos))

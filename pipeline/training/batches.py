@@ -127,7 +127,7 @@ class Batches:
         self, chosen: list[Variant], photos, captions, levels, for_noise, for_posterior, for_control, scheme="none"
     ) -> Batch:
         """captions: their addresses.  levels: (batch,), indices into the schedule."""
-        posterior = self._posterior(self.latents, chosen, [photo.digest for photo in photos])
+        posterior = self._posterior(self.latents, chosen, [photo.item for photo in photos])
         batch, channels, height, width = posterior.shape
         latents = self._sampled(posterior, for_posterior)
         noise = self.family.pack(for_noise.standard_normal((batch, channels // 2, height, width), dtype=np.float32))
