@@ -103,7 +103,9 @@ OURS = re.compile(r"(python -m (?:pipeline|cache|tasks|benchmarks)|luigi --modul
 def typed(page: Path) -> Iterator[list[str]]:
     """What the page tells to type of ours, in blocks and in the text, as words; comments and redirections left out."""
     text = page.read_text().replace("\\\n", " ")
-    lines = [line for _, kind, block in FENCE.findall(text) if kind == "" for line in block.splitlines()]
+    lines = [
+        line for _, kind, block in FENCE.findall(text) if kind in ("", "sh", "bash") for line in block.splitlines()
+    ]
     lines = [
         line for line in lines if re.match(r"\s*(\$ |\w+=\S+ |\w+=\$\(|sbatch |python |luigi |make |msrun )", line)
     ]
