@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from cache import StoreError, print_anything
-from cache.terminal.output import bad
+from cache.terminal.output import bad, good, show
 from pipeline.doctor import doctor
 from pipeline.doctor.ascend_files import Machine
 from pipeline.errors import UserError
@@ -27,9 +27,12 @@ from pipeline.settings.fields import PRESETS
 from pipeline.settings.reading import load_experiment
 from pipeline.stages import STAGES, described, num_ranks, run
 from pipeline.study import figures, plot, study, subject
+from pipeline.study import report as study_report
 
 INTERRUPTED_EXIT = 130
 """What a shell reports for a process ended by SIGINT."""
+
+EXPERIMENT = "experiment file (TOML); without it, the embedded default"
 
 INNER = "precision-part", "doctor-part", "meet"
 
@@ -49,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, StoreError) as error:
         return _fail(str(error))
     except Stopped:
-        print("stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        say("stopped; what was finished is kept, the same command goes on from there", to_stderr=True)
         return STOPPED_EXIT
     except KeyboardInterrupt:
         return INTERRUPTED_EXIT
@@ -95,12 +98,12 @@ def _parser() -> argparse.ArgumentParser:
     stage.set_defaults(command=_run_stage)
 
     plan = commands.add_parser("plan", help="what an experiment has, lacks and takes, before any weight is read")
-    plan.add_argument("experiment", nargs="?", default="", metavar="EXPERIMENT")
+    plan.add_argument("experiment", nargs="?", default="", metavar="EXPERIMENT", help=EXPERIMENT)
     plan.add_argument(
         "--model-config", default="", metavar="DIR", help="configs alone: a folder, FLUX.1-dev or FLUX.1-schnell"
     )
     plan.add_argument("--controlnet", action="store_true", help="of the ControlNet's training instead of the LoRA's")
-    plan.add_argument("--json", action="store_true")
+    plan.add_argument("--json", action="store_true", help="for programs")
     plan.set_defaults(command=_plan)
 
     _add_precision(commands)
@@ -188,12 +191,13 @@ def _add_doctor(commands) -> None:
 
 def _add_precision(commands) -> None:
     precision = commands.add_parser("precision", help="what an experiment's precision costs and saves, beside another")
-    precision.add_argument("experiment", nargs="?", default="", metavar="EXPERIMENT")
-    precision.add_argument("--against", default="fp32", choices=PRESETS, help="the reference, a preset (fp32)")
+    precision.add_argument("experiment", nargs="?", default="", metavar="EXPERIMENT", help=EXPERIMENT)
+    against = f"the reference: {', '.join(PRESETS)} (fp32)"
+    precision.add_argument("--against", default="fp32", choices=PRESETS, metavar="PRESET", help=against)
     precision.add_argument(
         "--items", type=_above_zero, default=16, metavar="N", help="captions and photos looked at (16)"
     )
-    precision.add_argument("--json", action="store_true")
+    precision.add_argument("--json", action="store_true", help="for programs")
     precision.add_argument("--picture", type=Path, metavar="FILE", help="PNG (RUNS/NAME-precision.png)")
     precision.set_defaults(command=_precision)
 
@@ -260,7 +264,10 @@ def _plan(options) -> None:
     experiment = load_experiment(options.experiment)
     method = CONTROLNET if options.controlnet else method_of(experiment)
     found = preflight.of_experiment(experiment, method, options.model_config)
-    print(report.as_json(found, bool(options.model_config)) if options.json else report.as_table(found))
+    if options.json:
+        print(report.as_json(found, bool(options.model_config)))
+    else:
+        show(*report.parts(found))
 
 
 def _precision(options) -> None:
@@ -273,7 +280,10 @@ def _precision(options) -> None:
     path = options.picture or experiment.runs / f"{experiment.name}-precision.png"
     if found.has_picture:
         found.report["picture"] = str(path)
-    print(figures.as_json(found.report) if options.json else figures.as_table(found.report), flush=True)
+    if options.json:
+        print(figures.as_json(found.report), flush=True)
+    else:
+        show(*study_report.parts(found.report))
     if found.has_picture:
         plot.save(found, path)  # last: where the disk refuses it, the figures are there
 
@@ -295,9 +305,13 @@ def _doctor(options) -> int:
     for finding in doctor.examine(options.target, machine):
         findings.append(finding)
         if not options.json:
-            print(*doctor.as_lines(finding), sep="\n", flush=True)
-    print(doctor.as_json(findings, machine) if options.json else doctor.verdict(findings))
-    return int(any(finding.is_bad for finding in findings))
+            show(doctor.as_table(finding))
+    is_bad = any(finding.is_bad for finding in findings)
+    if options.json:
+        print(doctor.as_json(findings, machine))
+    else:
+        show((bad if is_bad else good)(doctor.verdict(findings)))
+    return int(is_bad)
 
 
 def _doctor_part(options) -> None:
@@ -316,18 +330,20 @@ def _write_tiny_model(options) -> None:
         options.folder, options.seed, not options.schnell, tuple(options.blocks), options.width
     )
     num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    print(f"{folder}: {num_bytes / 1e6:.1f} MB; use it with [model] path = {os.fspath(folder.resolve())!r}")
+    show(f"{folder}: {num_bytes / 1e6:.1f} MB; use it with [model] path = {os.fspath(folder.resolve())!r}")
 
 
 def _export(options) -> None:
     given = (options.source, options.layout, options.dtype, options.out, options.model, options.checkpoint)
-    print(runs.export(*given))
+    show(str(runs.export(*given)))
 
 
 def _runs(options) -> None:
     found = listing.find(options.place)
-    for line in [listing.as_json(found)] if options.json else listing.as_lines(found):
-        print(line)
+    if options.json:
+        print(listing.as_json(found))
+    else:
+        show(*listing.as_lines(found))
 
 
 def _report(options) -> None:

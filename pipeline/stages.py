@@ -26,7 +26,7 @@ from pipeline.plan.survey import Survey
 from pipeline.plan.whole import is_whole
 from pipeline.process import children, ranks
 from pipeline.process.claims import claimed
-from pipeline.process.progress import say
+from pipeline.process.progress import busy, say
 from pipeline.report import stage as reporting
 from pipeline.sampling import decode, denoise
 from pipeline.settings.fields import Experiment
@@ -177,7 +177,7 @@ def run(name: str, experiment: Experiment, survey: str = "", shard: Shard = WHOL
     if experiment.device.target == "auto" and (warning := device.fallback()):
         say(warning, to_stderr=True)
     if isinstance(stage, RoomCheck):
-        say(report.as_table(preflight.of_plan(plan)))
+        say(*report.parts(preflight.of_plan(plan)))
         preflight.check_room(plan)
         return
     if _says_done(stage, plan):
@@ -208,7 +208,8 @@ def _work(stage: Work, plan: Plan, began: float) -> None:
         stage.work(plan)
         return
     device.check_present(plan.device)
-    device.use(plan.device, plan.experiment.device)
+    with busy(f"starting MindSpore on {plan.device}"):
+        device.use(plan.device, plan.experiment.device)
     with lease(plan.store.path, stage.needs(plan)):
         outcome = stage.work(plan)
     folder = stage.place(plan)

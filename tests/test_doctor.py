@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import environment
+from terminals import terminal
 
+from cache.terminal.output import show
 from pipeline.doctor import ascend_files, doctor, golden, kernels, parts
 from pipeline.doctor.ascend_files import Machine
 
@@ -146,7 +148,9 @@ def test_where_something_fails_nothing_is_started_on_the_device(host, monkeypatc
     findings = list(doctor.examine("Ascend", Machine(host.root, host.env)))
     assert findings[-1].verdict == "skipped"
     assert doctor.verdict(findings).startswith("1 of ") and "the first: CANN: 7.0" in doctor.verdict(findings)
-    assert all(len(line) <= 80 for finding in findings for line in doctor.as_lines(finding))
+    with terminal() as seen:
+        show(*map(doctor.as_table, findings))
+    assert max(map(len, seen.lines)) <= 80 and any(line.startswith("FAILED   CANN: 7.0") for line in seen.lines)
 
 
 def test_the_report_holds_no_more_of_the_environment_than_what_is_about_the_device(host):

@@ -14,7 +14,7 @@ MOST_ROWS = 1000
 class Table:
     """Rows of cells under the names of their columns, for `output.show`.
 
-    columns: names; one that begins with ">" is right-aligned, as numbers are. Where all are empty, no heading is shown.
+    columns: names; one that begins with ">" is right-aligned, as numbers are. Without any name no heading is shown.
     cells: anything that str() takes; `output.good`, `bad`, ... give it a colour. ``str(table)`` is plain text.
     hides: columns that are left out where no row says anything in them, which "", "-" and "0" do not. ::
 
@@ -49,7 +49,8 @@ class Table:
             yield GAP.join(aligned).rstrip()
 
     def _heading(self) -> list[list[str]]:
-        return [[name.removeprefix(">") for name in self.columns]] if any(self.columns) else []
+        names = [name.removeprefix(">") for name in self.columns]
+        return [names] if any(names) else []
 
     def print(self, stream: TextIO) -> None:
         """Print it to a terminal as wide as that is, in colours; elsewhere as plain text."""
@@ -63,7 +64,7 @@ class Table:
         from rich.table import Table
         from rich.text import Text
 
-        fitted = Table(box=None, padding=(0, len(GAP), 0, 0), pad_edge=False, show_header=any(self.columns))
+        fitted = Table(box=None, padding=(0, len(GAP), 0, 0), pad_edge=False, show_header=bool(self._heading()))
         for name in self.columns:
             title = Text(name.removeprefix(">"), "bold")
             fitted.add_column(title, justify="right" if name.startswith(">") else "left", overflow="fold")

@@ -7,7 +7,6 @@ import os
 import platform
 import subprocess
 import tempfile
-import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,17 +14,18 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from cache import load_json, printable
+from cache.terminal.output import bad, good, warning
+from cache.terminal.table import Table
 from pipeline.devices import device
 from pipeline.doctor import ascend_files
 from pipeline.doctor.ascend_files import Machine
 from pipeline.doctor.finding import Finding, failed, note, ok, skipped
 from pipeline.process import children
+from pipeline.process.progress import busy
 
 DISTRIBUTION = "mindspore-flux-finetune"
 PART_SECONDS = 900
 """The longest that a part may take: a first operation on a new NPU may compile for minutes."""
-
-WIDTH = 80
 
 
 def examine(target: str, machine: Machine | None = None) -> Iterator[Finding]:
@@ -77,7 +77,7 @@ def _run_parts(target: str) -> Iterator[Finding]:
 
     for name in parts.parts_of(target):
         began = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
+        with tempfile.TemporaryDirectory(prefix="doctor-") as folder, busy(f"{name}, in a process of its own"):
             out, log = Path(folder) / "findings", Path(folder) / "log"
             with open(log, "w") as file:
                 code = _child(["doctor-part", name, target, str(out)], file)
@@ -110,13 +110,13 @@ def _read(path: Path) -> list[Finding]:
     return [Finding(**load_json(line)) for line in path.read_text().splitlines()]
 
 
-def as_lines(finding: Finding) -> list[str]:
-    """For a terminal: verdict, what, what was found; what to do stands below."""
-    head = f"{finding.verdict:<8}{finding.what}: {finding.said}"
-    lines = textwrap.wrap(head, WIDTH, subsequent_indent=" " * 8)
-    if finding.todo:
-        lines += textwrap.wrap(f"-> {finding.todo}", WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 11)
-    return [printable(line) for line in lines]
+MARKS = {"ok": good, "note": warning, "FAILED": bad, "skipped": warning}
+
+
+def as_table(finding: Finding) -> Table:
+    """For people: the verdict, and beside it what was found of what; what to do stands below."""
+    rows = [(MARKS[finding.verdict](f"{finding.verdict:<7}"), f"{finding.what}: {finding.said}")]
+    return Table(["", ""], [*rows, *([("", f"-> {finding.todo}")] if finding.todo else [])])
 
 
 def verdict(findings: list[Finding]) -> str:

@@ -243,8 +243,13 @@ def _shape(subject: Subject, sizes: frozenset[variants.Size], batch_size: int) -
     network, vae = subject.config(family.network), subject.config(family.image_encoder)
     size = family.network_size(network)
     tokens = max(family.num_tokens(vae, *each) for each in sizes) + experiment.data.max_sequence_length
-    blocks = size.blocks + subject.method.num_blocks(experiment, network)
-    return memory.Shape(batch_size, tokens, size.width, size.heads, blocks)
+    return memory.Shape(batch_size, tokens, size.width, size.heads, num_blocks(subject))
+
+
+def num_blocks(subject: Subject) -> int:
+    """How many blocks a step goes through: those of the network and those of the method."""
+    network = subject.config(subject.family.network)
+    return subject.family.network_size(network).blocks + subject.method.num_blocks(subject.experiment, network)
 
 
 def checkpoints_bytes(trained_bytes: int, settings: Train) -> int:

@@ -19,6 +19,7 @@ from pipeline.estimate.model import Model, model_of
 from pipeline.estimate.subject import Subject
 from pipeline.estimate.units import in_units
 from pipeline.flux import pretrained
+from pipeline.plan import mode
 from pipeline.plan.families import family_of
 from pipeline.plan.method import Method
 from pipeline.plan.plan import Plan, device_and_precision, resolve
@@ -47,11 +48,15 @@ class PlannedStage(Estimate):
 
 
 class PlannedTraining(TrainingEstimate):
-    """trains: the method.  stage: that trains.  is_done, run_folder: where weights and photos are here."""
+    """trains: the method.  stage: that trains.  is_done, run_folder: where weights and photos are here.
+
+    first_step: what compiles then, and for how long; "" where steps are not compiled.
+    """
 
     trains: str
     stage: str
     label: str
+    first_step: str
     is_done: NotRequired[bool]
     run_folder: NotRequired[str]
 
@@ -145,7 +150,14 @@ def _notes(
 
 def _training(subject: Subject, epoch: Epoch) -> PlannedTraining:
     method, estimate = subject.method, estimates.training(subject, epoch)
-    return {"trains": method.name, "stage": method.stages.train, "label": method.label, **estimate}
+    first_step = mode.compiling(subject.target, estimates.num_blocks(subject)) if estimate["mode"] == "jit" else ""
+    return {
+        "trains": method.name,
+        "stage": method.stages.train,
+        "label": method.label,
+        "first_step": first_step,
+        **estimate,
+    }
 
 
 def _found(

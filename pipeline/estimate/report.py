@@ -1,23 +1,23 @@
-"""What `preflight` found, for people, in 80 columns, and for programs."""
+"""What `preflight` found: for people, the answer first and then the figures; and for programs."""
 
 import json
-import re
-import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from cache.terminal.output import bad, good, quiet, warning
+from cache.terminal.table import Table
 from pipeline.estimate.estimates import Estimate
 from pipeline.estimate.subject import PUBLISHED
 from pipeline.estimate.units import in_units
+from pipeline.process.places import shown
 
 if TYPE_CHECKING:
     from pipeline.estimate.preflight import Disk, PlanEstimate, PlannedTraining
 
+Part = str | Table
 Figures = Mapping[str, Any]
 """A row of which some figures, which are numbers or None, are told by their names."""
 
-WIDTH, NAME_WIDTH = 80, 23
-UNBROKEN = "\N{NO-BREAK SPACE}"
 ENCODERS_AS_COMPONENTS = {"EncodeCLIP": "text_encoder", "EncodeT5": "text_encoder_2", "EncodeImages": "vae"}
 """What the encoders are called in the JSON of a plan from configs alone, as they always were."""
 
@@ -30,28 +30,66 @@ def as_json(found: "PlanEstimate", by_component: bool = False) -> str:
     return json.dumps(found, indent=2)
 
 
-def as_table(found: "PlanEstimate") -> str:
-    """Figures in "estimated" of a row are marked with ~."""
-    parts = [
-        _heading(found),
-        _memory(found),
-        _disk(found),
-        _training(found["training"], found["devices_used"]),
-        _room(found["disks"]),
-    ]
-    return "\n\n".join("\n".join(lines) for lines in parts if lines)
+def parts(found: "PlanEstimate") -> Iterator[Part]:
+    """Lines and tables to be shown.  Figures in "estimated" of a row are marked with ~."""
+    yield from _verdict(found)
+    yield ""
+    yield from _heading(found)
+    for section in (_memory(found), _disk(found), _training(found["training"], found["devices_used"])):
+        yield ""
+        yield from section
 
 
-def _heading(found: "PlanEstimate") -> list[str]:
+# --- the answer ---------------------------------------------------------------------------------------------------
+
+
+def _verdict(found: "PlanEstimate") -> Iterator[Part]:
+    """Whether devices and disks have room, and what to change where they have not."""
+    rows = _rows(found)
+    too_large = {name: row for name, row in rows.items() if not row["fits"]}
+    for name, row in too_large.items():
+        yield bad(
+            f"does not fit: {name} takes {_cell(row, 'peak_bytes')}, one device has {in_units(row['memory_bytes'])}"
+        )
+        yield warning(f"  {_change(row)}")
+    if not too_large:
+        name, row = max(rows.items(), key=lambda each: each[1]["peak_bytes"])
+        most = f"{name} takes the most, {_cell(row, 'peak_bytes')} of {in_units(row['memory_bytes'])}"
+        yield good(f"fits one device: {most}")
+    yield from map(_room, found["disks"])
+
+
+def _change(row: Estimate) -> str:
+    advice = row["advice"]
+    assert advice is not None
+    larger = "it takes a device with more memory"
+    if not advice["settings"]:
+        return f"no setting changes that: {larger}"
+    settings, peak = " and ".join(advice["settings"]), in_units(advice["peak_bytes"])
+    return f"set {settings}: ~{peak}" if advice["fits"] else f"~{peak} even with {settings}: {larger}"
+
+
+def _room(disk: "Disk") -> Part:
+    least = "" if disk["is_complete"] else "at least "
+    fits, mark = ("fits", good) if disk["fits"] else ("does not fit", bad)
+    needed, free = f"{least}{_cell(disk, 'needed_bytes')}", in_units(disk["free_bytes"])
+    return mark(f"{fits} the disk: {needed} for {', '.join(map(shown, disk['folders']))}; {free} are free")
+
+
+# --- what it is about ---------------------------------------------------------------------------------------------
+
+
+def _heading(found: "PlanEstimate") -> Iterator[Part]:
     model = found["model"]
-    lines = [f"device {found['device']}, {in_units(found['training']['memory_bytes'])}{_number_of_npus(found)}"]
-    lines[0] += f"; precision {found['preset']}"
     where = "" if model["is_here"] else ", to be downloaded" if model["download_bytes"] else ", not here"
     published = "" if model["is_here"] else f" in {PUBLISHED}"
-    lines += _wrapped(f"model: {model['name']}; {in_units(model['weights_bytes'])} of weights{published}{where}")
-    for note in found["notes"]:
-        lines += _wrapped(note, indent="  ")
-    return [*lines, "~ is estimated, all else is counted"]
+    weights = f"{in_units(model['weights_bytes'])} of weights{published}{where}"
+    device = f"{found['device']}, {in_units(found['training']['memory_bytes'])}{_number_of_npus(found)}"
+    yield Table(
+        ["", ""], [("device", device), ("precision", found["preset"]), ("model", f"{model['name']}, {weights}")]
+    )
+    yield from found["notes"]
+    yield quiet("~ is estimated, all else is counted")
 
 
 def _number_of_npus(found: "PlanEstimate") -> str:
@@ -65,100 +103,76 @@ def _number_of_npus(found: "PlanEstimate") -> str:
 # --- memory -------------------------------------------------------------------------------------------------------
 
 
-def _memory(found: "PlanEstimate") -> list[str]:
-    """A row for each stage, in their order, and what to do where one does not fit."""
+def _rows(found: "PlanEstimate") -> dict[str, Estimate]:
+    """What each stage takes, in their order."""
     stages, training = found["stages"], found["training"]
     encoders = {name: row for name, row in stages.items() if name.startswith("Encode")}
-    rows: dict[str, Estimate] = {**encoders, training["stage"]: training, **stages}
-    lines = [
-        f"{'memory, of one device':<{NAME_WIDTH}}{'parameters':>15}{'weights':>11}{'peak':>11}{'host, loading':>15}"
-    ]
-    for name, row in rows.items():
-        cells = f"{row['parameters']:>15,}{_cell(row, 'weights_bytes', 11)}{_cell(row, 'peak_bytes', 11)}"
-        mark = "" if row["fits"] else "  !"
-        lines.append(f"{name:<{NAME_WIDTH}}{cells}{_cell(row, 'host_loading_bytes', 15)}{mark}")
-    for name, row in rows.items():
-        lines += _wrapped(f"! {name}: {_too_much(row)}", indent="  ") if not row["fits"] else []
-    return [*lines, *(_wrapped(_of_files(rows.values())) if found["device"] != "CPU" else ())]
+    return {**encoders, training["stage"]: training, **stages}
+
+
+def _memory(found: "PlanEstimate") -> Iterator[Part]:
+    rows = _rows(found)
+    columns = "memory of one device", ">parameters", ">weights", ">peak", ">loading", "fits"
+    yield Table(columns, [_memory_row(name, row) for name, row in rows.items()])
+    more = f"; besides, {_of_files(rows.values())}" if found["device"] != "CPU" else ""
+    yield quiet(f"loading: what the host needs while it loads the weights{more}")
+
+
+def _memory_row(name: str, row: Estimate) -> tuple[str, ...]:
+    peak, fits = _cell(row, "peak_bytes"), row["fits"]
+    figures = f"{row['parameters']:,}", _cell(row, "weights_bytes"), peak if fits else bad(peak)
+    return name, *figures, _cell(row, "host_loading_bytes"), good("yes") if fits else bad("NO")
 
 
 def _of_files(rows: Iterable[Estimate]) -> str:
     most = max(row["files_bytes"] for row in rows)
-    return f"While it loads, the host also holds pages of the files, {in_units(most)} at most, and can take them back."
-
-
-def _too_much(row: Estimate) -> str:
-    advice, enough = row["advice"], in_units(row["memory_bytes"])
-    assert advice is not None
-    settings = [each.replace(" ", UNBROKEN) for each in advice["settings"]]
-    if not settings:
-        return f"too much for {enough}, whatever is set; it takes a device with more memory"
-    several, peak = " and ".join(settings), in_units(advice["peak_bytes"])
-    if advice["fits"]:
-        return f"too much for {enough}; with {several} it takes ~{peak}"
-    return f"too much for {enough}, and ~{peak} even with {several}; it takes a device with more memory"
+    return f"it then holds pages of the files, {in_units(most)} at most, which it can take back"
 
 
 # --- disk ---------------------------------------------------------------------------------------------------------
 
 
-def _disk(found: "PlanEstimate") -> list[str]:
-    lines = [f"{'disk':<{NAME_WIDTH}}{'items':>11}{'missing':>11}{'each':>11}{'to the store':>14}{'to runs':>10}"]
+def _disk(found: "PlanEstimate") -> Iterator[Part]:
+    rows = []
     for name, row in found["stages"].items():
-        cells = [_number(row, "items"), _number(row, "missing"), _cell(row, "item_bytes", 11)]
-        cells += [_cell(row, "store_bytes", 14), _cell(row, "runs_bytes", 10) if "runs_bytes" in row else ""]
-        lines.append(f"{name:<{NAME_WIDTH}}{''.join(cells)}")
-    return lines
-
-
-def _room(disks: "list[Disk]") -> list[str]:
-    lines = []
-    for disk in disks:
-        least = "" if disk["is_complete"] else "at least "
-        few = "" if disk["fits"] else ": too little"
-        lines += _wrapped(f"{' and '.join(disk['folders'])}:")
-        lines += [
-            f"  {least}{_cell(disk, 'needed_bytes')} will be written, {in_units(disk['free_bytes'])} are free{few}"
-        ]
-    return lines
+        cells = _number(row, "items"), _number(row, "missing"), _cell(row, "item_bytes"), _cell(row, "store_bytes")
+        rows.append((name, *cells, _cell(row, "runs_bytes") if "runs_bytes" in row else ""))
+    yield Table(["disk", ">items", ">missing", ">each", ">to the store", ">to runs"], rows, hides=[">to runs"])
 
 
 # --- training -----------------------------------------------------------------------------------------------------
 
 
-def _training(own: "PlannedTraining", num_ranks: int) -> list[str]:
+def _training(own: "PlannedTraining", num_ranks: int) -> Iterator[Part]:
     """What a training keeps, part by part; of several ranks, one of them."""
     done = ", which is done" if own.get("is_done") else ""
-    mode = "compiled" if own["mode"] == "jit" else "in PyNative"
-    other = "without" if own["activations_bytes"] == own["activations_with_checkpointing_bytes"] else "with"
-    besides = {"activations": f"; {other} checkpointing {_cell(own, f'activations_{other}_checkpointing_bytes')}"}
-    parts = ("weights", "gradients", "optimizer", "activations", "checkpoints", "result")
     each = f", on each of {num_ranks} ranks" if num_ranks > 1 else ""
-    lines = [f"training a {own['label']}{done}; steps {mode}{each}:"]
-    lines += [f"  {'trained':<14}{own['trained_parameters']:>16,} of {own['parameters']:,} parameters"]
-    lines += [f"  {'batches':<14}{_number(own, 'num_shapes', 16)} {'size' if own['num_shapes'] == 1 else 'sizes'}"]
-    return lines + [f"  {part:<14}{_cell(own, f'{part}_bytes', 16)}{besides.get(part, '')}" for part in parts]
+    yield f"training a {own['label']}{done}; steps {'compiled' if own['mode'] == 'jit' else 'in PyNative'}{each}:"
+    if own["first_step"]:
+        yield f"  the first step of each size of batch: {own['first_step']}"
+    other = "without" if own["activations_bytes"] == own["activations_with_checkpointing_bytes"] else "with"
+    besides = {"activations": f"{other} checkpointing {_cell(own, f'activations_{other}_checkpointing_bytes')}"}
+    names = ("weights", "gradients", "optimizer", "activations", "checkpoints", "result")
+    yield Table(
+        ["", ">", ""],
+        [
+            ("  trained", f"{own['trained_parameters']:,}", f"of {own['parameters']:,} parameters"),
+            ("  batches", _number(own, "num_shapes"), "size" if own["num_shapes"] == 1 else "sizes"),
+            *((f"  {name}", _cell(own, f"{name}_bytes"), besides.get(name, "")) for name in names),
+        ],
+    )
 
 
 # --- cells --------------------------------------------------------------------------------------------------------
 
 
-def _cell(row: Figures, key: str, width: int = 0) -> str:
-    text = "?" if row[key] is None else in_units(row[key])
-    return f"{_mark(row, key)}{text}".rjust(width)
+def _cell(row: Figures, key: str) -> str:
+    return f"{_mark(row, key)}{'?' if row[key] is None else in_units(row[key])}"
 
 
-def _number(row: Figures, key: str, width: int = 11) -> str:
-    text = "?" if row[key] is None else f"{row[key]:,}"
-    return f"{_mark(row, key)}{text}".rjust(width)
+def _number(row: Figures, key: str) -> str:
+    return f"{_mark(row, key)}{'?' if row[key] is None else f'{row[key]:,}'}"
 
 
 def _mark(row: Figures, key: str) -> str:
     return "~" if key in row["estimated"] and row[key] else ""
-
-
-def _wrapped(text: str, indent: str = "") -> list[str]:
-    """The lines of a text; no line ends between a number and its unit, or where the text has UNBROKEN."""
-    text = re.sub(r"(?<=\d) (?=[kMGT]?B\b)", UNBROKEN, text)
-    lines = textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-    return [line.replace(UNBROKEN, " ") for line in lines]

@@ -1,15 +1,14 @@
-"""The figures of a study of two precisions: as a dict, as JSON, and as a table for people.  Imports no MindSpore."""
+"""The figures of a study of two precisions, as a dict and as JSON.  Imports no MindSpore."""
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NotRequired, TypedDict
 
 import numpy as np
 
 from pipeline.devices import device
 from pipeline.devices.precision import BYTES, Policy
-from pipeline.estimate.units import in_units
 from pipeline.flux.pretrained import checked_config
 from pipeline.plan.plan import Plan
 from pipeline.study import distances
@@ -27,11 +26,6 @@ from pipeline.study.subject import (
 
 WORST: dict[distances.Figure, Callable[..., int]] = {"relative_error": max, "cosine": min}
 """Of each figure, which is the worst."""
-
-LEGEND = """\
-relative error: L2 norm of (own - reference) over that of the reference, of each item; the transformer's is of what both
-predict from the reference's tensors.  PSNR: of the images that the reference's VAE decodes from both posteriors' means.
-change of the loss: own - reference, each with its own tensors and transformer, same noise; above 0, own is worse."""
 
 
 class Sample(TypedDict):
@@ -173,97 +167,3 @@ def _nulled(value):
     if isinstance(value, list | tuple):
         return [_nulled(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# --- for people ---------------------------------------------------------------------------------------------------
-
-
-def as_table(report: Report) -> str:
-    """All figures as text; names of captions and files are cut where they are long."""
-    sample, presets, rows = report["sample"], report["presets"], report["components"]
-    first = f"{report['experiment']} on {report['device']}: its own precision, {presets[OWN]}, beside the reference"
-    counted = (
-        f"{sample['captions']} captions, {sample['photos']} photos, {sample['pairs']} pairs of noise and noise level"
-    )
-    parts = [
-        [f"{first}, {presets[AGAINST]}", counted],
-        _aligned(_differences(rows)),
-        _worst(report),
-        _aligned(_bytes(rows)),
-    ]
-    return "\n\n".join("\n".join(part) for part in [*parts, report["problems"], [LEGEND], _picture(report)] if part)
-
-
-def _picture(report: Report) -> list[str]:
-    return [f"picture: {report['picture']}"] if report["picture"] else []
-
-
-def _differences(rows: Mapping[str, Component]) -> list[list[str]]:
-    heads = ["relative error, mean", "worst", "cosine, mean", "worst", "not finite, own", "reference"]
-    lines = [["", "own", "reference", *heads]]
-    for name, row in rows.items():
-        figures = _mean_and_worst("{:.2e}", row.get("relative_error")) + _mean_and_worst("{:.8f}", row.get("cosine"))
-        figures = ["same policy", "", "", ""] if row["same_policy"] else figures
-        lines.append([name, *row["policies"].values(), *figures, *(_not_finite(row, side) for side in SIDES)])
-    return lines
-
-
-def _mean_and_worst(form: str, summary: distances.Summary | None) -> list[str]:
-    return ["-", "-"] if summary is None else [_said(form, summary["mean"]), _said(form, summary["worst"])]
-
-
-def _not_finite(row: Component, side: str) -> str:
-    if "not_finite" not in row:
-        return "-"
-    found = row["not_finite"][side]
-    return f"{found['values']:,} in {found['items']} of {row['items']}" if found["items"] else f"0 of {row['items']}"
-
-
-def _worst(report: Report) -> list[str]:
-    """Where each component is worst, the decoded images, and the loss."""
-    lines = []
-    for name, row in report["components"].items():
-        error = row.get("relative_error")
-        if error and error["worst_item"] is not None:
-            lines.append([name, f"worst at {short(error['worst_item'])}"])
-    psnr, loss = report["components"][IMAGE_ENCODER].get("psnr_db"), report["loss"]
-    if psnr and psnr["worst_item"] is not None:
-        worst = f"{psnr['worst']:.1f} dB at {short(psnr['worst_item'])}"
-        lines.append(["decoded images", f"PSNR {psnr['mean']:.1f} dB in the mean, worst {worst}"])
-    if loss:
-        deviation = _said("{:.1e}", loss["standard_error"])
-        change = f"changes by {loss['change']:+.2e}, standard error {deviation} ({loss['pairs']} pairs)"
-        lines.append(["training loss", f"{loss['against']:.5f} with the reference, {loss['own']:.5f} own: {change}"])
-    elif report["problems"]:
-        lines.append(["training loss", "none, as not everything is finite"])
-    return _aligned(lines)
-
-
-def _bytes(rows: Mapping[str, Component]) -> list[list[str]]:
-    lines = [["", "weights, own", "reference", "saved", "a stored item, own", "reference", "saved"]]
-    for name, row in rows.items():
-        pairs = row["weights_bytes"], row.get("item_bytes")
-        lines.append([name, *(cell for pair in pairs for cell in _saved(pair))])
-    return lines
-
-
-def _saved(pair: dict[str, int] | None) -> list[str]:
-    if pair is None:
-        return ["-"] * 3
-    saved = pair[AGAINST] - pair[OWN]
-    return [*(in_units(pair[side]) for side in SIDES), "-" * (saved < 0) + in_units(abs(saved))]
-
-
-def _said(form: str, number: float | None) -> str:
-    return "-" if number is None else form.format(number)
-
-
-def short(text: str, length: int = 60) -> str:
-    """A caption or a file's name, cut inside where it is longer: files differ at the end."""
-    text = text or "(the empty caption)"
-    return text if len(text) <= length else text[: length - 23] + "..." + text[-20:]
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]

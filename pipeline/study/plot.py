@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cache import write_atomically
 from cache.core.files import make_folder
-from pipeline.study.figures import Component, short
+from pipeline.study.figures import Component
+from pipeline.study.report import short
 from pipeline.study.study import Study, WorstImage
 from pipeline.study.subject import AGAINST, COMPONENTS, IMAGE_ENCODER, OWN
 

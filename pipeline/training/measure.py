@@ -10,7 +10,7 @@ from pipeline.data import conditions, variants
 from pipeline.plan.method import Trainee, untrained
 from pipeline.plan.pictures import check_trained
 from pipeline.plan.plan import Plan
-from pipeline.process.progress import say
+from pipeline.process.progress import Progress, say
 from pipeline.training.batches import Batches
 from pipeline.training.loss import item_loss, tensors_of
 
@@ -36,10 +36,10 @@ def measure(plan: Plan) -> dict:
     """
     frozen, batches = plan.load_frozen(), Batches(plan)
     base = untrained(plan, frozen)
-    before = _losses(item_loss(base.predict), _tensors(plan, base, batches))
+    before = _losses("loss before", item_loss(base.predict), _tensors(plan, base, batches))
     trainee = plan.method.load(plan, frozen)
     losses, several = item_loss(trainee.predict), _tensors(plan, trainee, batches)
-    found = _gain(before, _losses(losses, several))
+    found = _gain(before, _losses("loss after", losses, several))
     if plan.method.reads_conditions:
         found["with_other_conditions"] = _with_others(losses, several, other_conditions(plan, batches))
     return found
@@ -49,7 +49,7 @@ def _with_others(losses: Callable, several: list[tuple], others: list[list[int]]
     """The mean loss of the rows that have another's condition."""
     mistaken = [(*inputs, control[order]) for (*inputs, control), order in zip(several, others)]
     differ = np.concatenate([np.array(order) != np.arange(SIZE) for order in others])
-    found = _losses(losses, mistaken)[differ]
+    found = _losses("loss with other conditions", losses, mistaken)[differ]
     return float(found.mean()) if len(found) else None
 
 
@@ -72,8 +72,13 @@ def _tensors(plan: Plan, trainee: Trainee, batches: Batches) -> list[tuple]:
     return [to_tensors(batches.evaluation(index, SIZE)) for index in range(NUM_EVALUATED // SIZE)]
 
 
-def _losses(losses: Callable, batches: list[tuple]) -> np.ndarray:
-    return np.concatenate([losses(*batch).asnumpy() for batch in batches])
+def _losses(label: str, losses: Callable, batches: list[tuple]) -> np.ndarray:
+    found = []
+    with Progress(label, len(batches) * SIZE, "pair") as progress:
+        for batch in batches:
+            found.append(losses(*batch).asnumpy())
+            progress.advance(SIZE)
+    return np.concatenate(found)
 
 
 def _gain(before: np.ndarray, after: np.ndarray) -> dict:
