@@ -8,6 +8,9 @@ import time
 
 from steps import DEMO, ROOT, drawn, report_costs, say, show_and_run
 
+from cache.terminal.output import show
+from cache.terminal.table import Table
+
 EXPERIMENT = ROOT / "examples" / "blicket.toml"
 SHAPE = "cross"
 OPTIONS = ("--experiment", "examples/blicket.toml")
@@ -58,9 +61,8 @@ def report_pictures(rows: list[dict]) -> bool:
 
     word = MADE_UP[SHAPE]
     say("What plain image analysis sees in the pictures, from the same noise:")
-    print(f"  {'asked for':<52}{'base':<26}with the LoRA")
-    for row in rows:
-        print(f"  {row['prompt']:<52}{described(row.get('base')):<26}{described(row['trained'])}")
+    seen = [(row["prompt"], described(row.get("base")), described(row["trained"])) for row in rows]
+    show(Table(["asked for", "base", "with the LoRA"], seen))
     new = [row for row in rows if word in row["prompt"]]
     if not new or "base" not in new[0]:
         print(f"  to count what it learned, ask for a {word}, and let [sample] base be true")

@@ -8,6 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from cache.terminal.output import show
+from cache.terminal.table import Table
+from cache.terminal.words import duration, human_bytes
+
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo"
 
@@ -28,9 +32,11 @@ def report_costs(*folders: Path) -> None:
     from pipeline import records
 
     say("What each stage cost when it last had work, in a process of its own:")
+    rows = []
     for record in records.read(*dict.fromkeys(folders)):
-        peak = record["peak_memory_bytes"]["process"] / 2**20
-        print(f"  {record['stage']:<23} {record['seconds']:6.1f} s  {peak:6.0f} MB at most  {work_of(record)}")
+        peak = human_bytes(record["peak_memory_bytes"]["process"])
+        rows.append((record["stage"], duration(record["seconds"]), peak, work_of(record)))
+    show(Table(["stage", ">time", ">memory at most", "work"], rows))
 
 
 def work_of(record: dict) -> str:
