@@ -1,5 +1,6 @@
 """Lines, tables and progress: what people see of them at terminals of several widths, in a pipe and in a log."""
 
+import re
 import time
 
 import pytest
@@ -81,7 +82,7 @@ def test_a_log_gets_a_line_now_and_then_and_one_at_the_end(capsys, monkeypatch):
             work.advance(note=f"loss {number}")
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "T5: 1/3 captions, loss 0" and lines[2] == "T5: 3/3 captions, 0.0 s left, loss 2"
-    assert lines[3] == "T5: 3/3 captions in 0.0 s, loss 2" and len(lines) == 4
+    assert lines[3].startswith("T5: 3/3 captions in ") and lines[3].endswith(" s, loss 2") and len(lines) == 4
 
 
 def test_a_bar_goes_away_and_what_is_said_meanwhile_stands_above_it(monkeypatch):
@@ -94,7 +95,7 @@ def test_a_bar_goes_away_and_what_is_said_meanwhile_stands_above_it(monkeypatch)
         work.advance()
     assert "0/2 steps" in seen.raw and "1/2 steps" in seen.raw and "\x1b[?25l" not in seen.raw
     lines = [line for line in seen.lines if line]
-    assert lines[-2:] == ["[red]a checkpoint was damaged", "train: 2/2 steps in 0.6 s"]
+    assert lines[-2] == "[red]a checkpoint was damaged" and lines[-1].startswith("train: 2/2 steps in ")
     assert max(map(len, seen.lines)) <= 80
 
 
@@ -104,8 +105,8 @@ def test_what_is_loaded_is_said_before_in_a_log_and_with_a_clock_at_a_terminal(c
     monkeypatch.setenv("COLUMNS", "80")
     with terminal() as seen, busy("loading T5 (9.5 GB)"):
         time.sleep(0.3)
-    assert "loading T5 (9.5 GB): 0.0 s" in seen.raw
-    assert [line for line in seen.lines if line][-1] == "loading T5 (9.5 GB): 0.3 s"
+    clocks = re.findall(r"loading T5 \(9.5 GB\): (\d\.\d) s", seen.raw)
+    assert float(clocks[0]) < 0.3 <= float(clocks[-1]) and len([line for line in seen.lines if line]) == 1
 
 
 class Clock:
