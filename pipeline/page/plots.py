@@ -14,7 +14,7 @@ DIGITS = 5
 LOG_FROM = 100
 """How many times the least value the greatest is, at least, where an axis is logarithmic by itself."""
 
-Kind = Literal["line", "faint", "dashed", "dots", "bars"]
+Kind = Literal["line", "faint", "dashed", "dots"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Plot:
-    """name: unique in the page.  x_kind: "step" plots share a cursor, "decade" has log10 of what the axis says.
+    """name: unique in the page.  x_kind: "step" plots share a cursor.
 
     log_y: None, where the values say it: those of several decades are drawn on a logarithmic axis.
     """
@@ -49,7 +49,7 @@ class Plot:
     title: str
     lines: Sequence[Line]
     x_label: str = "step"
-    x_kind: Literal["step", "number", "decade"] = "step"
+    x_kind: Literal["step", "number"] = "step"
     log_y: bool | None = False
     note: str = ""
 
@@ -102,9 +102,3 @@ def smoothed(values: np.ndarray, half_life: float) -> np.ndarray:
             average, weight = keep * average + (1 - keep) * value, keep * weight + (1 - keep)
             found[place] = average / weight
     return found
-
-
-def histogram(label: str, values: np.ndarray, limits: tuple[float, float], bins: int, colour: int = 0) -> Line:
-    """How many values lie in each of so many even parts between the limits; drawn as bars."""
-    counts, edges = np.histogram(values, bins=bins, range=limits)
-    return Line(label, (edges[:-1] + edges[1:]) / 2, counts, "bars", colour)

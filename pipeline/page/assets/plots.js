@@ -32,9 +32,6 @@ function nearest(plot, value, series, place) {
 function lineOf(line, colour) {
   const stroke = colour(`--line-${line.colour % 8}`);
   const common = { label: line.label, stroke, spanGaps: true, points: { show: false }, value: nearest };
-  if (line.kind === "bars") {
-    return { ...common, fill: stroke, width: 0, paths: uPlot.paths.bars({ size: [0.92, 100] }) };
-  }
   if (line.kind === "dots") {
     return { ...common, width: 1.5, points: { show: true, size: 7, fill: colour("--paper"), width: 1.5 } };
   }
@@ -50,34 +47,29 @@ function axesOf(spec, colour) {
     grid: { stroke: colour("--rule"), width: 1 },
     ticks: { show: false },
   };
-  const decades = (plot, splits) => splits.map((at) => (Number.isInteger(at) ? `1e${at}` : ""));
   const powers = (plot, splits) => splits.map((at) => (at > 0 && Number.isInteger(Math.log10(at)) ? at : null));
   const up = { ...common, size: 58, values: (plot, splits) => splits.map((at) => (at === null ? "" : number(at))) };
   if (spec.logY) Object.assign(up, { grid: { ...common.grid, filter: powers } });
   const across = { ...common, size: 32, grid: { show: false }, values: (plot, splits) => splits.map(number) };
-  if (spec.xKind === "decade") across.values = decades;
   if (spec.xKind !== "step") Object.assign(across, { label: spec.xLabel, labelSize: 20 });
   return [across, up];
 }
 
-// From 0 where there are bars; a line that is flat gets room around it.
-function rangeOf(spec) {
-  if (spec.lines.some((line) => line.kind === "bars")) return (plot, low, high) => [0, (high || 1) * 1.05];
-  return (plot, low, high) => {
-    if (low === null) return [0, 1];
-    const room = high > low ? 0.05 * (high - low) : Math.abs(high) * 0.1 || 1;
-    return [low >= 0 && low - room < 0 ? 0 : low - room, high + room];
-  };
+// A line that is flat gets room around it.
+function rangeOf(plot, low, high) {
+  if (low === null) return [0, 1];
+  const room = high > low ? 0.05 * (high - low) : Math.abs(high) * 0.1 || 1;
+  return [low >= 0 && low - room < 0 ? 0 : low - room, high + room];
 }
 
 function options(spec, width, colour) {
   return {
     width,
     height: HEIGHT,
-    scales: { x: { time: false }, y: spec.logY ? { distr: 3 } : { range: rangeOf(spec) } },
+    scales: { x: { time: false }, y: spec.logY ? { distr: 3 } : { range: rangeOf } },
     axes: axesOf(spec, colour),
     series: [
-      { label: spec.xLabel, value: (plot, value) => number(spec.xKind === "decade" && value !== null ? 10 ** value : value) },
+      { label: spec.xLabel, value: (plot, value) => number(value) },
       ...spec.lines.map((line) => lineOf(line, colour)),
     ],
     cursor: { y: false, points: { size: 6 }, sync: spec.xKind === "step" ? { key: "step" } : undefined },
