@@ -44,10 +44,15 @@ def of_several(runs: Mapping[str, Run]) -> list[Plot]:
     """The curves of several runs, by label, each run in a colour of its own."""
     known = {label: run for label, run in runs.items() if len(run.metrics.steps)}
     colours = {label: place for place, label in enumerate(runs)}
-    each = [line for label, run in known.items() for line in _strong(label, run.metrics, colours[label])]
+    life = max((half_life(run.metrics) for run in known.values()), default=1.0)  # one for all, to be compared
+    each = [
+        line for label, run in known.items() for line in _averaged(label, run.metrics, "loss", colours[label], life)
+    ]
     several: list[Plot] = [Plot("loss", "Loss, moving average", each), *loss_by_level(known, colours)]
     for column, title in (("lr", "Learning rate"), ("grad_norm", "Gradient norm, moving average, before clipping")):
-        lines = [line for label, run in known.items() for line in _column(label, run.metrics, column, colours[label])]
+        lines = [
+            line for label, run in known.items() for line in _column(label, run.metrics, column, colours[label], life)
+        ]
         several.append(Plot(column, title, lines, log_y=None))
     return [plot for plot in several if plot.lines]
 
@@ -65,19 +70,15 @@ def loss_lines(metrics: Metrics) -> list[Line]:
     return [Line("loss", steps, loss[places], "faint"), Line("moving average", steps, average)]
 
 
-def _strong(label: str, metrics: Metrics, colour: int) -> list[Line]:
-    return _averaged(label, metrics, "loss", colour)
-
-
-def _column(label: str, metrics: Metrics, column: str, colour: int) -> list[Line]:
+def _column(label: str, metrics: Metrics, column: str, colour: int, life: float) -> list[Line]:
     if column == "lr":
         places = decimated(metrics[column])
         return [Line(label, metrics.steps[places], metrics[column][places], colour=colour)] if len(places) else []
-    return _averaged(label, metrics, column, colour)
+    return _averaged(label, metrics, column, colour, life)
 
 
-def _averaged(label: str, metrics: Metrics, column: str, colour: int) -> list[Line]:
-    average = smoothed(metrics[column], half_life(metrics))
+def _averaged(label: str, metrics: Metrics, column: str, colour: int, life: float) -> list[Line]:
+    average = smoothed(metrics[column], life)
     places = decimated(average)
     return [Line(label, metrics.steps[places], average[places], colour=colour)] if len(places) else []
 
