@@ -280,6 +280,8 @@ def test_modes_follow_the_umask(tmp_path, umask):
 
 
 def test_the_store_needs_neither_zarr_nor_what_is_above_it():
-    code = "import cache, sys; print([m for m in ('mindspore', 'zarr', 'luigi', 'pipeline') if m in sys.modules])"
+    code = (
+        "import cache, sys; print([m for m in ('mindspore', 'zarr', 'luigi', 'pipeline', 'rich') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

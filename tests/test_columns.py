@@ -13,7 +13,7 @@ from tasks import __main__ as tasks_tools
 
 COMMANDS = {"pipeline": commands.main, "cache": cache_tools.main, "tasks": tasks_tools.main}
 WITH_HELP = {
-    "pipeline": ["", "run", "plan", "precision", "doctor", "export", "runs", "schema", "tiny-model"],
+    "pipeline": ["", "run", "plan", "precision", "doctor", "export", "runs", "report", "schema", "tiny-model"],
     "cache": ["", "ls", "stats", "verify", "why", "diff", "export", "gc"],
     "tasks": ["", "run"],
 }
