@@ -16,7 +16,7 @@ This page is written by `python docs/write_commands.py` from what `--help` says.
 | `luigi --module tasks TASK --experiment FILE` | an experiment, all stages that it needs: the command of every day |
 | [`python -m pipeline`](#pipeline) | one stage, and tools around an experiment |
 | [`python -m cache`](#cache) | the store |
-| [`python -m tasks`](#tasks) | several workers |
+| [`python -m tasks`](#tasks) | the list of tasks; several workers |
 | `make` | lists its targets: setup, demos, tests, this site |
 
 Exit codes: 0 for success, 1 with one line on stderr for an error, 2 for a wrong option, 30 where a stage failed under

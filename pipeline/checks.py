@@ -1,6 +1,7 @@
 """What is looked at before the first encoder runs: the model is here, photos and conditions are sound."""
 
 from cache import FileFacts, Store
+from cache.terminal.places import shown
 from pipeline.data import indexing
 from pipeline.errors import UserError
 from pipeline.flux import pretrained
@@ -44,12 +45,12 @@ def check_data(experiment: Experiment) -> None:
     if not experiment.data.images and not experiment.images.exists():
         from pipeline.synthetic import shapes
 
-        say(f"pictures of a new word: drawing {shapes.draw_teaching(experiment.images, 'cross')}")
+        say(f"pictures of a new word: drawing {shown(shapes.draw_teaching(experiment.images, 'cross'))}")
     facts = _facts(experiment)
     with Progress("check photos", 0, "photo") as progress:
         photos = indexing.index_photos(experiment.images, experiment.data.prompt, facts, progress.set)
     _check_memory(facts, indexing.remembered(photos, facts) is not None)
-    say(f"{experiment.images}: {len(photos)} captioned photos, all sound")
+    say(f"{shown(experiment.images)}: {len(photos)} captioned photos, all sound")
 
 
 def check_controls(experiment: Experiment, has_pairs: bool) -> None:
@@ -64,7 +65,7 @@ def check_controls(experiment: Experiment, has_pairs: bool) -> None:
     with Progress("check pairs", 0, "file") as progress:
         pairs = indexing.index_pairs(experiment.images, experiment.data.prompt, facts, progress.set)
     _check_memory(facts, indexing.remembered_pairs(pairs, facts) is not None)
-    say(f"{experiment.images}: {len(pairs)} captioned photos with their conditions, all sound")
+    say(f"{shown(experiment.images)}: {len(pairs)} captioned photos with their conditions, all sound")
 
 
 def _facts(experiment: Experiment) -> FileFacts:

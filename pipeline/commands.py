@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from cache import StoreError, print_anything
+from cache.terminal import log_lines
 from cache.terminal.output import bad, good, show
 from pipeline.doctor import doctor
 from pipeline.doctor.ascend_files import Machine
@@ -256,6 +257,7 @@ def _meet(options) -> None:
 def _as_child(options) -> None:
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # else `stty tostop` stops it at its first line, for ever
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own way of it, in the middle of an import, is a fatal error
+    log_lines.install()  # libraries draw bars while they load
     if options.parent:
         end_with_parent(options.parent)
 

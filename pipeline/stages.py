@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache import Entries, Need, StoreError, lease
+from cache.terminal.places import shown
 from pipeline import checks, encode, records
 from pipeline.data import survey_file
 from pipeline.data.survey_file import SurveyFile
@@ -197,7 +198,7 @@ def _says_done(stage: Work, plan: Plan) -> bool:
     """Whether the stage has nothing to do, which is then said."""
     if not stage.done(plan):
         return False
-    say(f"{stage.shard.words(stage.name)}: done already, in {stage.place(plan)}")
+    say(f"{stage.shard.words(stage.name)}: done already, in {shown(stage.place(plan))}")
     if stage.again:
         stage.again(plan)
     return True
@@ -346,13 +347,13 @@ def _asks(plan: Plan) -> bool:
     return pictures.is_asked(plan.experiment, plan.method)
 
 
-GROUPS = {"EncodePrompts": ("Captions through both text encoders, one after the other.", ("EncodeCLIP", "EncodeT5"))}
+GROUPS = {"EncodePrompts": ("Every caption through both text encoders.", ("EncodeCLIP", "EncodeT5"))}
 """Stages that are asked for together: a line for people, and their names."""
 
 TABLE: list[Row] = [
     Preparation(
         "GetModel",
-        "The pretrained model on this machine: a local folder, a download from the Hub, or what this package brings.",
+        "The pretrained model is here, or is downloaded.",
         (),
         0,
         lambda survey: checks.model_is_here(survey.experiment),
@@ -360,7 +361,7 @@ TABLE: list[Row] = [
     ),
     Preparation(
         "CheckData",
-        "Every photo decodes and has a caption; what is wrong is reported all at once.",
+        "Every photo decodes and has a caption.",
         (),
         0,
         lambda survey: survey.photos(LORA) is not None,
@@ -368,7 +369,7 @@ TABLE: list[Row] = [
     ),
     Preparation(
         "CheckControls",
-        "Every photo has a condition that decodes and is of its shape; what is wrong is reported all at once.",
+        "Every photo has a condition of its shape.",
         ("CheckData",),
         3,  # before hours of encoding
         lambda survey: survey.photos(CONTROLNET) is not None and survey.has_sample_conditions,
@@ -376,13 +377,13 @@ TABLE: list[Row] = [
     ),
     _room(
         "CheckRoom",
-        "The disks have room for all that the encoders and a LoRA's training will write.",
+        "The disks have room for a LoRA's training.",
         ("GetModel", "CheckData"),
         LORA,
     ),
     _room(
         "CheckControlNetRoom",
-        "As CheckRoom, for a ControlNet's training; also, that a ControlNet can be made as the experiment says.",
+        "The disks have room for a ControlNet's, as it is set.",
         ("GetModel", "CheckControls"),
         CONTROLNET,
     ),
@@ -424,31 +425,26 @@ TABLE: list[Row] = [
     ),
     _measuring(
         "MeasureLoss",
-        "The loss on the experiment's own photos before and after training, over fixed pairs of noise and level.",
+        "The loss on the photos, without and with the LoRA.",
         LORA,
     ),
-    _measuring("MeasureControlNet", "As MeasureLoss, without and with the ControlNet.", CONTROLNET),
+    _measuring("MeasureControlNet", "The same, without and with the ControlNet.", CONTROLNET),
     _drawing(
         "SampleLatents",
-        "The final latents of the prompts' pictures, by the transformer as it is and with the run's LoRA.",
+        "The prompts' latents, drawn without and with the LoRA.",
         ("EncodePrompts", "TrainLoRA"),
         LORA,
     ),
     _drawing(
         "SampleControlNetLatents",
-        "As SampleLatents, with the run's ControlNet.",
+        "The same, without and with the ControlNet.",
         ("EncodePrompts", "EncodeControls", "TrainControlNet"),
         CONTROLNET,
     ),
-    _decoding("Sample", "The prompts' pictures, decoded, and one image that shows them side by side.", LORA),
-    _decoding("SampleControlNet", "As Sample, with the conditions beside the pictures.", CONTROLNET),
-    _reporting(
-        "Report",
-        "One HTML page of the run: pictures, curves, photos, stages, precision and settings.",
-        ("TrainLoRA", "Sample"),
-        LORA,
-    ),
-    _reporting("ReportControlNet", "As Report.", ("TrainControlNet", "SampleControlNet"), CONTROLNET),
+    _decoding("Sample", "The prompts' pictures, also side by side in one image.", LORA),
+    _decoding("SampleControlNet", "The same, with the conditions beside the pictures.", CONTROLNET),
+    _reporting("Report", "One HTML page: pictures, curves, photos, settings.", ("TrainLoRA", "Sample"), LORA),
+    _reporting("ReportControlNet", "The same of a ControlNet.", ("TrainControlNet", "SampleControlNet"), CONTROLNET),
 ]
 
 
@@ -474,7 +470,7 @@ STAGES: dict[str, Row] = {stage.name: stage for stage in TABLE}
 
 
 def described(with_groups: bool) -> str:
-    """A paragraph for each stage, and for each group of stages if asked for, as ``--help`` shows them."""
+    """A line for each stage, and for each group of stages if asked for, as ``--help`` shows them."""
     abouts = {stage.name: stage.about for stage in TABLE}
     abouts |= {name: about for name, (about, _) in GROUPS.items() if with_groups}
     indent = " " * 26

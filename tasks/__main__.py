@@ -1,10 +1,11 @@
-"""Several workers of Luigi on this host, one for each device, which take what is to be done from one scheduler."""
+"""Tasks without the ``luigi`` command: their list, and one run by several workers of Luigi, one for each device."""
 
 import argparse
 import os
 import sys
 
-from tasks import launch, table
+from pipeline import stages
+from tasks import launch, manners, table
 from tasks.launch import DEVICES
 
 
@@ -15,7 +16,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tasks", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(command=_list)
+    commands = parser.add_subparsers(metavar="COMMAND")
+
+    listed = commands.add_parser("list", help="the tasks, a line each; also where no command is given")
+    listed.set_defaults(command=_list)
 
     run = commands.add_parser(
         "run",
@@ -23,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Runs a task and all that it needs. Ends with 0 once all of it is there, wherever it was made.",
         epilog="Without a scheduler in --scheduler-url or in Luigi's configuration, one is started for this run.",
     )
-    run.add_argument("task", choices=table.TASKS, metavar="TASK", help="as `luigi --module tasks --help` lists them")
+    run.add_argument("task", type=_task, metavar="TASK", help="as `python -m tasks list` has them")
     run.add_argument("--experiment", default="", metavar="FILE", help="TOML; without it, the embedded default")
     run.add_argument(
         "--devices",
@@ -37,10 +42,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _list(options) -> int:
+    print(stages.described(with_groups=True))
+    print("\nTo run one, with all that it needs:  luigi --module tasks TASK --experiment FILE")
+    return 0
+
+
 def _run(options) -> int:
     if not options.devices:
         sys.exit(f"error: --devices: name them, as 0-7, or set {DEVICES}")
     return launch.launch(options.task, options.experiment, options.devices, options.scheduler_url)
+
+
+def _task(name: str) -> str:
+    if name not in table.TASKS:
+        said = f"error: {manners.unknown(name, table.TASKS)}\ntasks:\n{stages.described(with_groups=True)}"
+        print(said, file=sys.stderr)
+        sys.exit(2)
+    return name
 
 
 def _devices(text: str) -> list[str]:

@@ -18,7 +18,7 @@ from pipeline.process import children
 from pipeline.process.children import GRACE_SECONDS, environment, interrupted_by_sigterm
 from pipeline.process.progress import say
 from pipeline.settings.reading import load_experiment
-from tasks import central, table
+from tasks import central, endings, table
 from tasks.manners import EXIT_CODES
 from tasks.process import INTERRUPTED_EXIT
 
@@ -57,14 +57,23 @@ def launch(task: str, experiment: str, numbers: list[str], scheduler_url: str = 
     try:
         with interrupted_by_sigterm():
             if table.is_complete(task, path):
-                say(f"{task}: done already")
+                _say_done(task, path, numbers, scheduler_url)
                 return 0
             _say_what_idles(path, len(numbers))
             with central.found(scheduler_url, len(numbers)) as scheduler:
-                return _until_complete(task, path, numbers, scheduler)
+                code = _until_complete(task, path, numbers, scheduler)
+            if code == 0:
+                _say_done(task, path, numbers, scheduler_url)
+            return code
     except KeyboardInterrupt:
         say("interrupted, and all workers; what was done is kept, the same command goes on from there", to_stderr=True)
         return INTERRUPTED_EXIT
+
+
+def _say_done(task: str, path: str, numbers: list[str], scheduler_url: str) -> None:
+    options = f" --devices {','.join(numbers)}" + (f" --scheduler-url {scheduler_url}" if scheduler_url else "")
+    look = lambda each: table.survey_anew(each.experiment)  # noqa: E731
+    endings.say_done(table.TASKS[task](path), look, "python -m tasks run", options)
 
 
 def _say_what_idles(path: str, num_devices: int) -> None:
@@ -80,7 +89,6 @@ def _until_complete(task: str, path: str, numbers: list[str], scheduler: central
         began = time.monotonic()
         codes = _Pass(task, path, numbers, scheduler).codes()
         if table.is_complete(task, path):
-            say(f"{task}: done")
             return 0
         if failures := [code for code in codes if code in FAILURES]:
             return max(failures)

@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Iterable
+from typing import NoReturn
 
 import luigi
 from luigi.cmdline_parser import CmdlineParser
@@ -14,6 +16,7 @@ from luigi.task_register import Register
 
 from cache import StoreError, printable
 from pipeline.errors import UserError
+from tasks import endings
 from tasks.process import StageFailed
 
 EXIT_CODES = {
@@ -35,6 +38,7 @@ DEFAULTS |= {("retcode", name): code for name, code in EXIT_CODES.items()}
 
 PREFIX = "[pid %s] Worker %s "
 NOISE = ("Informed scheduler that task", "Worker Worker(", "Done scheduling tasks", "Running Worker with")
+OF_A_TASK = "running ", "done "
 SAID_TWICE = "Luigi unexpected framework error while scheduling"
 SILENT = "what was done is kept: start luigid there, or add --local-scheduler, and the same command goes on from there"
 
@@ -52,13 +56,27 @@ def describe(tasks: str) -> None:
     def with_tasks(*args, **kwargs):
         name, known = kwargs.get("root_task"), Register.task_names()
         if name and name not in known:  # Luigi itself ends with a traceback
-            meant = "".join(f"; did you mean {each}?" for each in difflib.get_close_matches(name, known, 1))
-            sys.exit(f"error: there is no task {printable(name)}{meant}\ntasks:\n{tasks}")
+            sys.exit(f"error: {unknown(name, known)}\ntasks:\n{tasks}")
         parser = build(*args, **kwargs)
+        parser.error = lambda message: _refuse(parser, message)
         parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, f"tasks:\n{tasks}"
         return parser
 
     CmdlineParser._build_parser = staticmethod(with_tasks)  # type: ignore[method-assign]  # Luigi offers no other way
+
+
+def unknown(name: str, known: Iterable[str], kind: str = "task") -> str:
+    """What to say of a name that is none of those known."""
+    meant = "".join(f"; did you mean {each}?" for each in difflib.get_close_matches(name, known, 1))
+    return f"there is no {kind} {printable(name)}{meant}"
+
+
+def _refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    """As argparse, with what an unknown option was meant to be; without a usage that has Luigi's own options."""
+    name = next((word for word in message.split() if word.startswith("--")), "")
+    is_unknown = message.startswith("unrecognized arguments") and name
+    said = unknown(name.partition("=")[0], parser._option_string_actions, "option") if is_unknown else message
+    parser.exit(2, f"error: {said}; luigi --module tasks --help says what there is\n")
 
 
 def set_default(section: str, option: str, value: object) -> None:
@@ -86,4 +104,10 @@ class _Readable(logging.Filter):
             record.exc_info = record.exc_text = None
         elif str(record.msg).startswith(PREFIX) and isinstance(record.args, tuple):
             record.msg, record.args = record.msg.removeprefix(PREFIX), record.args[2:]
-        return record.levelno > logging.INFO or not str(record.msg).startswith(NOISE)
+        return record.levelno > logging.INFO or not self._is_noise(str(record.msg), record.args)
+
+    def _is_noise(self, message: str, args: object) -> bool:
+        """Also of a group of tasks, which does nothing itself; and Luigi's summary, where `endings` has said it."""
+        is_of_group = isinstance(args, tuple) and bool(args) and isinstance(args[0], luigi.WrapperTask)
+        is_told = message.startswith(endings.SUMMARY) and endings.is_ours()
+        return message.startswith(NOISE) or (message.startswith(OF_A_TASK) and is_of_group) or is_told

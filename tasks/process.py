@@ -18,7 +18,7 @@ class StageFailed(Exception):
 
     @classmethod
     def with_code(cls, stage: str, code: int) -> "StageFailed":
-        return cls(f"{stage} failed ({children.reason(code)}); the same luigi command tries it again")
+        return cls(f"{stage} failed ({children.reason(code)}); the same command tries it again")
 
 
 @contextlib.contextmanager

@@ -21,10 +21,11 @@ from pipeline.plan.shard import WHOLE, Shard
 from pipeline.plan.survey import Survey
 from pipeline.process import children
 from pipeline.settings.reading import load_experiment
-from tasks import manners, scheduler
+from tasks import endings, manners, scheduler
 from tasks.process import StageFailed, tied_to_luigi
 
 manners.apply()
+endings.tell(lambda task: survey_anew(task.experiment))
 manners.describe(stages.described(with_groups=True))
 
 
@@ -70,6 +71,14 @@ class OfExperiment:
 
     def requires(self):
         return [TASKS[name](self.experiment) for name in self.after]
+
+    def __repr__(self):
+        """What people read of it in Luigi's lines: the experiment's name instead of its path."""
+        return f"{self.task_family}({', '.join(self.words())})"
+
+    def words(self) -> list[str]:
+        """What tells this task from others of its family."""
+        return [load_experiment(self.experiment).name]
 
 
 class StageTask(OfExperiment, luigi.Task):
@@ -162,6 +171,9 @@ class ShardTask(StageTask):
     def part(self):
         return Shard.parse(self.shard)
 
+    def words(self):
+        return [*super().words(), self.shard]
+
 
 _surveys: dict[str, Survey] = {}
 
@@ -179,6 +191,13 @@ def look_again(*paths: str) -> None:
     """Have surveys find what was not known before."""
     for path in paths or list(_surveys):
         _surveys[path] = _surveys[path].anew()
+
+
+def survey_anew(path: str) -> Survey:
+    """The survey of an experiment file, with all that is known by now."""
+    survey(path)
+    look_again(path)
+    return survey(path)
 
 
 def is_complete(name: str, experiment: str) -> bool:

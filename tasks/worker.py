@@ -3,14 +3,13 @@
 It is the ``luigi`` command with what it takes to work beside others, and to end with them.
 """
 
-import logging
 import sys
 
 from luigi.cmdline import luigi_run
 
 from pipeline.process.children import interrupted_by_sigterm
 from pipeline.process.stopping import end_with_parent
-from tasks import manners
+from tasks import endings, manners
 from tasks.process import INTERRUPTED_EXIT
 
 DEFAULTS = {
@@ -26,8 +25,6 @@ DEFAULTS = {
 """Where the user's own configuration says nothing: an idle worker asks for work each second or two, and stays as long
 as something is to be done."""
 
-SUMMARY = "\n===== Luigi Execution Summary"
-
 
 def work(parent: int, arguments: list[str]) -> int:
     """Run ``luigi ARGUMENTS``, and end with the process that started this one."""
@@ -37,7 +34,7 @@ def work(parent: int, arguments: list[str]) -> int:
     for name, code in manners.EXIT_CODES.items():  # `tasks.launch` reads them
         manners.set_always("retcode", name, code)
     manners.set_always("core", "local_scheduler", False)
-    logging.getLogger("luigi-interface").addFilter(lambda record: not str(record.msg).startswith(SUMMARY))
+    endings.leave_to_others()
     try:
         with interrupted_by_sigterm():
             luigi_run(arguments)

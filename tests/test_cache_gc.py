@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,10 +36,12 @@ def make_two_runs(tmp_path):
             writer.write(item, np.full(entries.shape, number, np.float32), f"{number}.png")
     for name, kept in (("a", items[:3]), ("b", items[3:5])):
         (tmp_path / "runs" / name).mkdir(parents=True)
-        sources = tuple(Source(item, "", "") for item in kept)
-        text = needs_text([Need.of("EncodeImages", "vae", RECIPE, sources)])
-        (tmp_path / "runs" / name / NEEDS_NAME).write_text(text)
+        (tmp_path / "runs" / name / NEEDS_NAME).write_text(text_of(kept))
     return tmp_path, entries, items
+
+
+def text_of(kept) -> str:
+    return needs_text([Need.of("EncodeImages", "vae", RECIPE, tuple(Source(item, "", "") for item in kept))])
 
 
 def gc(folder, *options):
@@ -59,6 +62,30 @@ def test_gc_says_what_it_would_remove_and_removes_it_with_yes(two_runs, capsys):
     assert entries.missing(items) == items[5:]
     assert gc(folder, "--yes") == 0
     assert "there is nothing to remove" in capsys.readouterr().out
+
+
+def test_gc_says_for_whom_it_keeps_what_before_and_after(two_runs, capsys):
+    folder, entries, items = two_runs
+    (folder / "runs" / "c").mkdir()
+    needs = text_of(items[2:5])
+    (folder / "runs" / "c" / NEEDS_NAME).write_text(needs)
+    for options in ((), ("--yes",)):
+        assert gc(folder, *options) == 0
+        heading, *rows = capsys.readouterr().out.splitlines()
+        assert heading.split() == ["kept", "for", "entries", "size", "for", "it", "alone"]
+        found = {Path(name).name: figures for name, *figures in map(str.split, rows[:3])}
+        size = entries.layout.stride_bytes
+        assert found == {
+            "a": ["3", f"{3 * size}", "B", f"{2 * size}", "B"],
+            "b": ["2", f"{2 * size}", "B", "0", "B"],
+            "c": ["3", f"{3 * size}", "B", "0", "B"],
+        }
+
+
+def test_gc_says_what_it_keeps_only_as_it_is_young(two_runs, capsys):
+    folder, _, _ = two_runs
+    command_line.main(["gc", "--store", str(folder / "store"), "--runs", str(folder / "runs"), "--older-than", "1h"])
+    assert "kept for now, though nobody needs them: 4 too young to go" in capsys.readouterr().out
 
 
 def test_gc_keeps_what_is_young(two_runs, capsys):

@@ -1,5 +1,6 @@
 """Luigi and the stages' processes, for real: what runs, what is left alone, and that nothing outlives Luigi."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from commands import TASK_FAILED, command, environment, ran, run_luigi, stages_u
 from lab import Lab
 
 import tasks
-from pipeline import stages
+import tasks.__main__
+from pipeline import afterwards, stages
 from pipeline.process import children
 from pipeline.process.children import GRACE_SECONDS
 from tasks.process import StageFailed
@@ -41,8 +43,17 @@ def test_from_photos_to_a_loras_pictures_and_luigi_never_imports_mindspore(tiny_
     encoders = ["EncodeCLIP", "EncodeT5", "EncodeImages"]
     assert ran(result.stderr) == ["CheckData", "CheckRoom", *encoders, "TrainLoRA", "SampleLatents", "Sample"]
     assert lab.done("TrainLoRA") and lab.done("Sample") and (lab.run_folder / "samples.png").is_file()
+    assert str(lab.path) not in result.stderr and "Execution Summary" not in result.stderr
+    assert all(len(line) < 80 for line in result.stderr.splitlines() if line.startswith("INFO: "))
     again = run_luigi("Sample", lab)
     assert again.returncode == 0 and ran(again.stderr) == []
+    folder = os.path.relpath(lab.run_folder, tmp_path)
+    for said in (result.stdout.replace("IMPORTED []\n", ""), again.stdout.replace(str(lab.run_folder), folder)):
+        end = said[said.index("Sample(lab) is done, in ") :]
+        assert end.splitlines()[0] == f"Sample(lab) is done, in {folder}/"
+        for file in ("pytorch_lora_weights.safetensors", "samples.png", "samples/", "metrics.jsonl", "tensorboard/"):
+            assert f"\n  {file} " in end and (lab.run_folder / file).exists()
+        assert f"tensorboard --logdir {folder}\n" in end and "luigi --module tasks Report --experiment" in end
 
 
 def test_sampling_asks_for_new_prompts_and_conditions_where_the_training_is_done_already(lab):
@@ -135,6 +146,10 @@ def test_bad_photos_stop_luigi_before_anything_is_encoded(encoded, tmp_path):
     (lab.pictures / "00002.png").write_bytes(b"")
     result = run_luigi("TrainLoRA", lab)
     assert result.returncode == TASK_FAILED and ran(result.stderr) == ["CheckData"]
+    assert result.stderr.splitlines()[-1] == (
+        "TrainLoRA(lab) is not done: CheckData failed; "
+        "CheckRoom, EncodeCLIP, EncodeImages, EncodeT5, TrainLoRA not run, as what they need failed"
+    )
     assert "00000.png: " in result.stderr and "00002.png: empty file" in result.stderr
     assert "Traceback" not in result.stderr
 
@@ -168,7 +183,30 @@ def test_a_misspelt_task_is_one_line_and_those_that_there_are(lab):
     result = run_luigi("TrainLora", lab)
     first, second, *listed = result.stderr.splitlines()
     assert result.returncode == 1 and first == "error: there is no task TrainLora; did you mean TrainLoRA?"
-    assert second == "tasks:" and {"TrainLoRA", "SampleControlNet"} <= {line.split()[0] for line in listed}
+    assert second == "tasks:" and [line.split()[0] for line in listed] == list(tasks.table.TASKS)  # a line each
+
+
+def test_a_misspelt_option_is_one_line(lab):
+    result = run_luigi("TrainLoRA", lab, "--experimnt", "my.toml")
+    assert result.returncode == 2 and result.stderr.startswith(
+        "error: there is no option --experimnt; did you mean --experiment?; "
+    )
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["list"]])
+def test_the_tasks_are_listed_in_a_line_each(arguments, capsys):
+    assert tasks.__main__.main(arguments) == 0
+    *listed, empty, how = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == list(tasks.table.TASKS)
+    assert max(map(len, [*listed, how])) <= 80
+
+
+def test_after_an_encoding_the_end_says_where_the_tensors_are_and_to_train(lab):
+    found = afterwards.of_stage("EncodePrompts", tasks.table.survey_anew(str(lab.path)), "luigi {}".format)
+    assert [about for _, about in found.files] == ["3 pooled tensors", "3 txt tensors"]
+    assert all(Path(path).is_dir() for path, _ in found.files)
+    assert found.todo == [("train a LoRA:", "luigi TrainLoRA")]
 
 
 def test_a_precision_that_the_device_lacks_is_refused_before_anything_is_scheduled(lab):

@@ -101,7 +101,7 @@ def test_what_is_done_is_not_run_and_starts_no_scheduler(encoded, tmp_path, monk
     lab = encoded.copy(tmp_path / "lab")
     monkeypatch.setattr(launch.central, "found", None)
     assert launch.launch("EncodePrompts", str(lab.path), ["0", "1"]) == 0
-    assert "EncodePrompts: done already" in capsys.readouterr().out
+    assert "EncodePrompts(lab) is done" in capsys.readouterr().out
 
 
 def test_a_scheduler_that_does_not_answer_is_said_before_any_worker_starts(tmp_path):

@@ -110,7 +110,12 @@ def _items_in(text: str) -> list[str]:
 
 
 def needs_of_runs(folder: Path) -> Needs:
-    """What all runs in a folder need; nothing where there is no such folder yet.
+    """What all runs in a folder need; nothing where there is no such folder yet.  Raises as `needs_by_run` does."""
+    return union([needs for _, needs in needs_by_run(folder)])
+
+
+def needs_by_run(folder: Path) -> list[tuple[Path, Needs]]:
+    """What each run in a folder needs, with the run's folder.
 
     Raises StoreError where a run has no needs.json, or a damaged one, and where anything in the folder cannot be looked
     into: what cannot be read is not absent.
@@ -126,14 +131,14 @@ def needs_of_runs(folder: Path) -> Needs:
             raise _unknown(run, error) from error
         if NEEDS_NAME in names:
             try:
-                found.append(read_needs(run / NEEDS_NAME))
+                found.append((run, read_needs(run / NEEDS_NAME)))
             except OSError as error:
                 raise _unknown(run / NEEDS_NAME, error) from error
         elif "experiment.json" in names:
             raise StoreError(
                 f"{run}: does not say what it needs from the store; run it again, or remove it if it is not needed"
             )
-    return union(found)
+    return found
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -10,10 +10,11 @@ from pathlib import Path
 from cache.core.errors import StoreError
 from cache.core.files import named
 from cache.core.folders import check_store, entries_at, entries_called
-from cache.core.needs import Needs, as_needs, needs_of_runs, union
+from cache.core.needs import as_needs, needs_by_run
 from cache.terminal import output
+from cache.terminal.places import shown
 from cache.terminal.progress import Progress
-from cache.tools import compare, experiments, explain, export, garbage, listing, show, verify
+from cache.tools import compare, experiments, explain, export, garbage, keepers, listing, show, verify
 
 STANDARD_OUTPUT = "standard output"
 
@@ -72,10 +73,11 @@ def run_export(options: Namespace) -> int:
 
 def run_gc(options: Namespace) -> int:
     """List what nobody needs, and remove it with --yes."""
-    store, keep = _store_and_needs(options)
+    store, several = _store_and_keepers(options)
     act = garbage.collect if options.yes else garbage.find_garbage
-    found = act(store, keep, options.older_than)
-    return _print(options, [each.summary() for each in found], show.garbage(store, found, options.yes))
+    found = act(store, keepers.union_of(several), options.older_than)
+    lines = [*show.kept(keepers.kept(store, several), found), *show.garbage(store, found, options.yes)]
+    return _print(options, [each.summary() for each in found], lines)
 
 
 def _stores(place: str) -> list[Path]:
@@ -91,8 +93,8 @@ def _sides(place: str) -> list[compare.Side]:
     return compare.needed(experiments.needs_of(place)[1])
 
 
-def _store_and_needs(options: Namespace) -> tuple[Path, Needs]:
-    """The store to collect in, and all that is to be kept there. Raises StoreError where either is not certain."""
+def _store_and_keepers(options: Namespace) -> tuple[Path, keepers.Keepers]:
+    """The store to collect in, and for whom what is kept there. Raises StoreError where either is not certain."""
     several = [experiments.needs_of(path) for path in options.experiments]
     stores = {store.path for store, _ in several} if options.store is None else {check_store(options.store)}
     if len(stores) != 1:
@@ -107,7 +109,10 @@ def _store_and_needs(options: Namespace) -> tuple[Path, Needs]:
         raise StoreError("name the experiments, or the folders of --runs, whose entries are kept")
     if gone := [folder for folder in options.runs if not folder.is_dir()]:
         raise StoreError(f"{gone[0]}: there is no such folder of runs")
-    return stores.pop(), union([*(as_needs(needs) for _, needs in several), *map(needs_of_runs, folders)])
+    of_experiments = [(path, as_needs(needs)) for path, (_, needs) in zip(options.experiments, several)]
+    each_once = dict.fromkeys(Path(folder).absolute() for folder in folders)  # a link stays one: it may lead nowhere
+    of_runs = [(shown(run), needs) for folder in each_once for run, needs in needs_by_run(folder)]
+    return stores.pop(), [*of_experiments, *of_runs]
 
 
 def _print(options: Namespace, found: object, lines: Iterable[show.Part]) -> int:

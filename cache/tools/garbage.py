@@ -31,11 +31,18 @@ a day then opens as fast after years."""
 
 @dataclass
 class Garbage:
-    """What to remove from one folder of entries. items: rows that nobody needs, that are damaged or held twice."""
+    """What to remove from one folder of entries. items: rows that nobody needs, that are damaged or held twice.
+
+    young, in_use, left: rows of that kind that stay, as they are young, running processes have leased rows beside them,
+    or to copy the rows beside them would cost more than it frees.
+    """
 
     entries: Entries
     items: int = 0
     freed_bytes: int = 0
+    young: int = 0
+    in_use: int = 0
+    left: int = 0
     removed: list[Segment] = field(default_factory=list)
     rewritten: list[tuple[Segment, np.ndarray]] = field(default_factory=list)  # with the rows that are kept
     broken: list[Path] = field(default_factory=list)  # remains of a segment, after a collector was killed or a fault
@@ -49,6 +56,9 @@ class Garbage:
             "folder": self.entries.path.name,
             "items": self.items,
             "freed_bytes": self.freed_bytes,
+            "young": self.young,
+            "in_use": self.in_use,
+            "left": self.left,
             "removed": [segment.name for segment in self.removed],
             "rewritten": [segment.name for segment, _ in self.rewritten],
             "broken": [folder.name for folder in self.broken],
@@ -122,7 +132,14 @@ def _garbage_of(entries: Entries, needed: list[str], leased: list[str], before: 
     for segment, rows, leased_rows in zip(index.segments, kept, in_use):
         num_gone = segment.num_rows - len(rows)
         is_worth_it = num_gone >= REWRITE_SHARE * segment.num_rows or (are_many_small and _is_small(segment))
-        if born_ns(segment.name) > before or len(leased_rows) or not is_worth_it:
+        if born_ns(segment.name) > before:
+            garbage.young += num_gone
+            continue
+        if len(leased_rows):
+            garbage.in_use += num_gone
+            continue
+        if not is_worth_it:
+            garbage.left += num_gone
             continue
         garbage.items += num_gone
         garbage.freed_bytes += num_gone * entries.layout.stride_bytes

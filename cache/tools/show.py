@@ -13,11 +13,13 @@ from cache.terminal.words import count, human_bytes, local_time
 from cache.tools.compare import Pair, flat
 from cache.tools.explain import Answer
 from cache.tools.garbage import Garbage
+from cache.tools.keepers import Kept
 from cache.tools.listing import Held, Row
 from cache.tools.verify import Report
 
 EXAMPLES = 10
 GARBAGE = "entries", ">items", ">frees", ">segments removed", ">put together", ">half-removed"
+KEPT = "kept for", ">entries", ">size", ">for it alone"
 HELD = "entries", ">items", ">size", ">damaged", ">unusable", ">uncommitted", "shape", "dtype", "last written"
 ITEMS = "item", "name", "state", "in segment"
 TOTALS = (
@@ -166,6 +168,18 @@ def exported(found: dict) -> Iterator[str]:
     """Which file was written, with how much in it."""
     what = f"{count(found['num_tensors'], 'tensor')} of {found['kind']}"
     yield f"{found['path']}: {what}, {human_bytes(found['num_bytes'])}"
+
+
+def kept(found: list[Kept], several: list[Garbage]) -> Iterator[Part]:
+    """For whom the collector keeps what it keeps, and what stays though nobody needs it."""
+    rows = [
+        (each.name, f"{each.items:,}", human_bytes(each.num_bytes), human_bytes(each.alone_bytes)) for each in found
+    ]
+    yield Table(KEPT, rows)
+    reasons = (("young", "too young to go"), ("in_use", "beside what running stages need"), ("left", "too few to move"))
+    numbers = [(sum(getattr(each, name) for each in several), words) for name, words in reasons]
+    if also := "; ".join(f"{number:,} {words}" for number, words in numbers if number):
+        yield f"kept for now, though nobody needs them: {also}"
 
 
 def garbage(store: Path, found: list[Garbage], is_removed: bool) -> Iterator[Part]:

@@ -55,9 +55,7 @@ def model_of(experiment: Experiment, model_config: str = "") -> Model:
         return Model(model_config, config_folder(model_config), False, "planned from configs alone", is_to_be_fetched)
     if folder:
         return Model("the small one that comes with this package" if path == EMBEDDED else str(path), folder)
-    if isinstance(path, Path):
-        raise UserError(why)
-    owner, _, name = path.partition("/")
-    if owner != OWNER or name not in shipped():
+    owner, _, name = str(path).partition("/")
+    if isinstance(path, Path) or owner != OWNER or name not in shipped():
         raise UserError(f"{why}, or plan from configs alone: --model-config {', '.join(shipped())} or a folder")
     return Model(path, CONFIGS / name, False, f"{why}; planned from its configs, which come with this package", True)

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cache.terminal.output import bad, good, quiet, warning
+from cache.terminal.places import shown
 from cache.terminal.table import Table
 from pipeline.estimate.estimates import Estimate
 from pipeline.estimate.subject import PUBLISHED
 from pipeline.estimate.units import in_units
-from pipeline.process.places import shown
 
 if TYPE_CHECKING:
     from pipeline.estimate.preflight import Disk, PlanEstimate, PlannedTraining

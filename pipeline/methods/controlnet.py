@@ -18,6 +18,9 @@ class ControlNet(Method):
     reads_conditions = True
     result_files = (controlnet_model.WEIGHTS_NAME, controlnet_model.CONFIG_NAME)
 
+    def loading(self, folder: str) -> str:
+        return f"FluxControlNetModel.from_pretrained({f'{folder}/{controlnet_model.FOLDER}'!r})"
+
     def has_pairs(self, experiment: Experiment) -> bool:
         return experiment.controlnet.condition == conditions.FILE
 

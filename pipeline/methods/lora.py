@@ -17,6 +17,9 @@ class LoRA(Method):
     stages = StageNames("CheckRoom", "TrainLoRA", "MeasureLoss", "SampleLatents", "Sample", "Report")
     result_files = (lora_layers.WEIGHTS_NAME,)
 
+    def loading(self, folder: str) -> str:
+        return f"pipe.load_lora_weights({folder!r})"
+
     def identity(self, plan: Plan) -> dict:
         return {"lora": identity.settings_in(plan.experiment, "lora")}
 

@@ -100,6 +100,10 @@ class Method:
     def __repr__(self) -> str:
         return self.name
 
+    def loading(self, folder: str) -> str:
+        """How a Python program loads the result from a run's folder, in one line; empty where no library does."""
+        return ""
+
     # --- what it needs and what decides it ---
 
     def has_pairs(self, experiment: Experiment) -> bool:

@@ -4,7 +4,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from cache import StoreError
-from pipeline.process.places import shown
+from cache.terminal.places import shown
 from pipeline.runs.differences import short_name
 from pipeline.runs.reading import Run, RunFolder, identity_in, photos_in, read_run
 

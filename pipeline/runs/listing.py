@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cache import printable
+from cache.terminal.places import shown
 from pipeline.errors import UserError
-from pipeline.process.places import shown
 from pipeline.runs.differences import differing_settings
 from pipeline.runs.reading import DAMAGED, FINISHED, FOREIGN, MARKS, Run, read_run, runs_in
 from pipeline.settings.reading import load_experiment

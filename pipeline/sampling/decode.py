@@ -10,6 +10,7 @@ from PIL import Image
 
 from cache import load_json, write_atomically
 from cache.core.files import make_folder
+from cache.terminal.places import shown
 from pipeline.data import conditions, indexing
 from pipeline.devices import dtypes, tensors
 from pipeline.devices.tensors import to_storage
@@ -44,7 +45,7 @@ def decode(plan: Plan) -> dict:
     _write_conditions(plan, pictures.trained(plan), run.path)
     write_png(run.samples_grid, _grid(plan, listing, run.path))
     write_atomically(run.samples_list, json.dumps(listing, indent=2, ensure_ascii=False) + "\n")
-    say(f"samples: {run.samples_grid}")
+    say(f"samples: {shown(run.samples_grid)}")
     return outcome
 
 

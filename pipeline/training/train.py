@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from cache import write_atomically
 from cache.core.files import make_folder
+from cache.terminal.places import shown
 from pipeline.devices.communication import Collectives
 from pipeline.errors import NotFinite, UserError
 from pipeline.estimate import preflight
@@ -43,7 +44,7 @@ def train(plan: Plan) -> dict:
     make_folder(run.path)
     with joined() as ranks, loop.locked(run) if ranks.is_first else contextlib.nullcontext():
         if ranks.any(plan.is_trained):
-            say(f"{label}: trained already, in {run.path}")
+            say(f"{label}: trained already, in {shown(run.path)}")
             return {"steps": 0}
         check_division(plan, ranks)
         collectives = Collectives(ranks, plan.device) if ranks.size > 1 else None
@@ -98,7 +99,7 @@ def train(plan: Plan) -> dict:
         result |= {"steps": settings.steps, "trained_parameters": sum(parameter.size for parameter in trainee.trained)}
         result |= {"mode": settings.mode, "precision": found}
         write_atomically(run.result, json.dumps({"version": VERSION} | result, indent=2) + "\n")
-    say(f"{label}: {path}")
+    say(f"{label}: {shown(path)}")
     return result
 
 
@@ -168,7 +169,7 @@ def go_on(training: loop.Training, run: RunFolder, identity: dict, settings: Tra
     if own is not None:
         checkpoint.check_identity(own, identity)
         training.restore(own)
-        say(f"going on from step {own.step}, {own.path}")
+        say(f"going on from step {own.step}, {shown(own.path)}")
         return
     shorter = checkpoint.find_shorter(run, identity, settings.steps)
     if shorter is None:
@@ -178,14 +179,14 @@ def go_on(training: loop.Training, run: RunFolder, identity: dict, settings: Tra
     differs_in_length = checkpoint.differing(shorter.identity, identity, checkpoint.AFTERWARDS)
     if differs_in_length and depends_on_total(settings.lr_scheduler):
         say(
-            f"{shorter.path} is not used: with lr_scheduler = {settings.lr_scheduler} the learning rate of each step "
-            "depends on the number of steps, so this run starts anew"
+            f"{shown(shorter.path)} is not used: with lr_scheduler = {settings.lr_scheduler} the learning rate of each "
+            "step depends on the number of steps, so this run starts anew"
         )
         return
     if training.ranks.is_first:
         metrics.copy(RunFolder(shorter.path.parent.parent), run, shorter.step)
     training.restore(shorter)
-    say(f"going on from step {shorter.step} of a shorter run, {shorter.path}")
+    say(f"going on from step {shorter.step} of a shorter run, {shown(shorter.path)}")
 
 
 def describe(trainee: Trainee) -> str:
