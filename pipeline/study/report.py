@@ -31,14 +31,14 @@ def parts(report: Report) -> Iterator[Part]:
     yield ""
     yield from _verdict(report)
     yield ""
-    columns = "precision", "own", "reference", ">error, mean", ">worst", ">cosine, worst", ">not finite"
-    yield Table(columns, [_difference(name, row) for name, row in rows.items()], hides=[">not finite"])
+    columns = "precision", "own", "reference", ">error, mean", ">worst", ">cosine, worst"
+    yield Table(columns, [_difference(name, row) for name, row in rows.items()])
     if worst := list(_worst(report)):
         yield ""
         yield Table(["worst at", ""], worst)
     yield ""
-    columns = "bytes", ">weights, own", ">reference", ">saved", ">an item, own", ">reference", ">saved"
-    yield Table(columns, [_bytes(name, row) for name, row in rows.items()])
+    taken = "bytes", ">weights, own", ">reference", ">saved", ">item, own", ">reference", ">saved"
+    yield Table(taken, [_bytes(name, row) for name, row in rows.items()])
     yield ""
     yield from map(quiet, LEGEND)
     if report["picture"]:
@@ -79,18 +79,10 @@ def _loss(loss: distances.Change) -> Iterator[Part]:
 
 def _difference(name: str, row: Component) -> tuple[str, ...]:
     if row["same_policy"]:
-        return name, *row["policies"].values(), "same policy", "", "", ""
+        return name, *row["policies"].values(), "same policy", "", ""
     error, cosine = row.get("relative_error"), row.get("cosine")
     figures = [_said("{:.2e}", error and error["mean"]), _said("{:.2e}", error and error["worst"])]
-    return name, *row["policies"].values(), *figures, _said("{:.8f}", cosine and cosine["worst"]), _not_finite(row)
-
-
-def _not_finite(row: Component) -> str:
-    """Of both sides, where there is anything."""
-    if "not_finite" not in row:
-        return ""
-    counts = [row["not_finite"][side]["items"] for side in SIDES]
-    return bad(" and ".join(f"{number} of {row['items']}" for number in counts)) if any(counts) else ""
+    return name, *row["policies"].values(), *figures, _said("{:.8f}", cosine and cosine["worst"])
 
 
 def _worst(report: Report) -> Iterator[tuple[str, str]]:
