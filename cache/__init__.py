@@ -14,7 +14,7 @@ from cache.core.leases import lease
 from cache.core.needs import NEEDS_NAME, Need, Needs, Source, as_needs, needs_text, read_needs, union
 from cache.core.parsing import load_json
 from cache.core.store import Store
-from cache.core.tensors import opened_tensors, write_tensors
+from cache.core.tensors import header_of, opened_tensors, write_tensors
 from cache.core.text import print_anything, printable, printable_lines
 from cache.core.writer import Writer
 from cache.tools.garbage import collect, find_garbage
@@ -39,6 +39,7 @@ __all__ = [
     "collect",
     "digest",
     "find_garbage",
+    "header_of",
     "lease",
     "load_json",
     "needs_text",

@@ -14,21 +14,21 @@ def model_is_here(experiment: Experiment) -> bool:
 
     Raises UserError where there is no such model.
     """
-    return pretrained.are_weights_known(_model_folder(experiment), _facts(experiment), experiment.model.variant)
+    return pretrained.are_weights_known(_model_folder(experiment), _facts(experiment), *experiment.model_weights)
 
 
 def get_model(experiment: Experiment) -> None:
     """Download the model where it is the Hub's, and read all weights once for their digests."""
     if isinstance(experiment.model_path, str) and not _is_downloaded(experiment):
-        pretrained.download(experiment.model_path, experiment.model.revision, experiment.model.variant)
-    folder, facts, variant = _model_folder(experiment), _facts(experiment), experiment.model.variant
-    if not pretrained.are_weights_known(folder, facts, variant):
-        pretrained.read_weights(folder, facts, variant)
-        _check_memory(facts, pretrained.are_weights_known(folder, facts, variant))
+        pretrained.download(experiment.model_path, experiment.model.revision, *experiment.model_weights)
+    folder, facts, weights = _model_folder(experiment), _facts(experiment), experiment.model_weights
+    if not pretrained.are_weights_known(folder, facts, *weights):
+        pretrained.read_weights(folder, facts, *weights)
+        _check_memory(facts, pretrained.are_weights_known(folder, facts, *weights))
 
 
 def _model_folder(experiment: Experiment):
-    return pretrained.local_folder(experiment.model_path, experiment.model.revision, experiment.model.variant)
+    return pretrained.local_folder(experiment.model_path, experiment.model.revision, *experiment.model_weights)
 
 
 def _is_downloaded(experiment: Experiment) -> bool:

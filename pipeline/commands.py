@@ -15,8 +15,7 @@ from pipeline.doctor import doctor
 from pipeline.doctor.ascend_files import Machine
 from pipeline.errors import UserError
 from pipeline.estimate import preflight, report
-from pipeline.exchange import runs
-from pipeline.exchange.lora_files import DTYPES, LAYOUTS
+from pipeline.exchange import commands as exchange
 from pipeline.methods import CONTROLNET, method_of
 from pipeline.plan.shard import WHOLE, Shard
 from pipeline.process import launching, ranks
@@ -109,9 +108,9 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_precision(commands)
     _add_doctor(commands)
-    _add_export(commands)
     _add_runs(commands)
     _add_report(commands)
+    exchange.add_to(commands)
 
     schema = commands.add_parser("schema", help="what an experiment file may say, as JSON Schema, for editors")
     schema.add_argument("--markdown", action="store_true", help="as a page to read instead, docs/experiment.md")
@@ -136,19 +135,6 @@ def _add_tiny_model(commands) -> None:
     )
     tiny.add_argument("--width", type=_multiple_of_32, default=128, help="of the transformer (128); FLUX.1's is 3072")
     tiny.set_defaults(command=_write_tiny_model)
-
-
-def _add_export(commands) -> None:
-    export = commands.add_parser(
-        "export", help="a run's LoRA for other programs: kohya's layout, ComfyUI's, diffusers'"
-    )
-    export.add_argument("source", type=Path, metavar="RUN", help="a run's folder, or a LoRA file of any of the layouts")
-    export.add_argument("--format", default="kohya", choices=LAYOUTS, dest="layout", help="(kohya)")
-    export.add_argument("--dtype", default="bf16", choices=tuple(DTYPES), help="(bf16)")
-    export.add_argument("--checkpoint", type=_above_zero, metavar="STEP", help="instead of the result")
-    export.add_argument("--out", type=Path, metavar="FILE", help="(beside the LoRA)")
-    export.add_argument("--model", default="", metavar="MODEL", help="that it is for: a folder, FLUX.1-dev, ...")
-    export.set_defaults(command=_export)
 
 
 def _add_runs(commands) -> None:
@@ -333,11 +319,6 @@ def _write_tiny_model(options) -> None:
     )
     num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     show(f"{folder}: {num_bytes / 1e6:.1f} MB; use it with [model] path = {os.fspath(folder.resolve())!r}")
-
-
-def _export(options) -> None:
-    given = (options.source, options.layout, options.dtype, options.out, options.model, options.checkpoint)
-    show(str(runs.export(*given)))
 
 
 def _runs(options) -> None:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("cpu")
     [
         (lambda path: None, "no such folder"),
         (Path.mkdir, "not a FLUX.1 model in diffusers layout: no model_index.json"),
-        (Path.touch, "a single file, which is not read"),
+        (Path.touch, "a single file; name it by .model. transformer"),
     ],
 )
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path, make, message):

@@ -37,9 +37,9 @@ def write_tensors(
     asked for when its turn comes. Raises StoreError where readers would not accept the header; OSError, or whatever
     ``arrays`` raises, and then nothing is left behind.
     """
-    header = _header(path, tensors, metadata)
+    header = header_of(path, tensors, metadata)
     with _appearing(Path(path)) as file:
-        file.write(len(header).to_bytes(LENGTH_BYTES, "little") + header)
+        file.write(header)
         for array in arrays:
             file.write(array.reshape(-1).view(np.uint8).data)
 
@@ -61,7 +61,8 @@ def opened_tensors(path: Path) -> Iterator:
         yield file
 
 
-def _header(path: Path, tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
+def header_of(path: Path, tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
+    """What such a file begins with, its length first; see `write_tensors`."""
     table: dict[str, dict] = {METADATA: dict(sorted(metadata.items()))}
     end = 0
     for key, (dtype, shape) in tensors.items():
@@ -74,7 +75,8 @@ def _header(path: Path, tensors: Mapping[str, tuple[str, Sequence[int]]], metada
             f"{path}: not written: {len(tensors):,} tensors need a header of {len(text)} bytes, and readers of "
             f"safetensors accept {MAX_HEADER_BYTES}; write fewer at a time"
         )
-    return text + b" " * (-len(text) % LENGTH_BYTES)
+    text += b" " * (-len(text) % LENGTH_BYTES)
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
 @contextmanager

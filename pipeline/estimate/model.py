@@ -46,7 +46,7 @@ def model_of(experiment: Experiment, model_config: str = "") -> Model:
     """
     settings, path = experiment.model, experiment.model_path
     try:
-        folder: Path | None = pretrained.local_folder(path, settings.revision, settings.variant)
+        folder: Path | None = pretrained.local_folder(path, settings.revision, *experiment.model_weights)
         why = ""
     except UserError as error:
         folder, why = None, str(error)

@@ -57,7 +57,7 @@ class Subject:
         """Of the files that hold a component's weights: as they are here, or as they are published."""
         if not self.has_weights:
             return self.parameters(component) * precision.BYTES[PUBLISHED]
-        files = pretrained.weight_files(self.configs, component, self.experiment.model.variant)
+        files = pretrained.weight_files(self.configs, component, *self.experiment.model_weights)
         return sum(path.stat().st_size for path in files)
 
     def policy(self, component: str) -> precision.Policy:

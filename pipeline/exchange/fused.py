@@ -5,7 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.exchange.layers import BLOCKS, OUTSIDE, SWAPPED, Change, Layers, published_name, swapped
+from pipeline.exchange.change import Change
+from pipeline.flux import published
+from pipeline.flux.published import SWAPPED, Layers, published_name, swapped
 
 
 def fuse(changes: Mapping[str, Change], outputs: Mapping[str, int]) -> dict[str, Change]:
@@ -36,8 +38,7 @@ def _fused(name: str, parts: tuple[str, ...], changes: Mapping[str, Change], out
             up[row : row + outputs[part], column : column + change.rank] = change.up
             column += change.rank
         row += outputs[part]
-    found = Change(down, up)
-    return swapped(found) if name == SWAPPED else found
+    return Change(down, swapped(up) if name == SWAPPED else up)
 
 
 def split(changes: Mapping[str, Change], outputs: Mapping[str, int]) -> dict[str, Change]:
@@ -45,28 +46,17 @@ def split(changes: Mapping[str, Change], outputs: Mapping[str, int]) -> dict[str
 
     Raises UserError for a layer that FLUX.1 does not have, or one of another size.
     """
-    names = _diffusers_names(outputs)
+    names = published.names(outputs)
     found: dict[str, Change] = {}
     for name, change in changes.items():
         if name not in names:
             raise UserError(f"{name}: FLUX.1 has no such layer")
-        parts, change = names[name], swapped(change) if name == SWAPPED else change
+        parts, ups = names[name], swapped(change.up) if name == SWAPPED else change.up
         sizes = [outputs[part] for part in parts]
-        if change.up.shape[0] != sum(sizes):
-            raise UserError(f"{name}: {change.up.shape[0]} outputs, but the model's has {sum(sizes)}")
-        for part, up in zip(parts, np.split(change.up, np.cumsum(sizes)[:-1])):
+        if len(ups) != sum(sizes):
+            raise UserError(f"{name}: {len(ups)} outputs, but the model's has {sum(sizes)}")
+        for part, up in zip(parts, np.split(ups, np.cumsum(sizes)[:-1])):
             used = np.flatnonzero(up.any(axis=0))
             if len(used):
                 found[part] = Change(np.ascontiguousarray(change.down[used]), np.ascontiguousarray(up[:, used]))
     return found
-
-
-def _diffusers_names(outputs: Mapping[str, int]) -> Layers:
-    """The published layers of a transformer, each with its parts; outputs: of diffusers' layers."""
-    names: Layers = {name: parts for name, parts in OUTSIDE.items() if parts[0] in outputs}
-    for kind, (published, table) in BLOCKS.items():
-        numbers = {layer.split(".")[1] for layer in outputs if layer.startswith(f"{kind}.")}
-        for number in numbers:
-            for name, parts in table.items():
-                names[f"{published}.{number}.{name}"] = tuple(f"{kind}.{number}.{part}" for part in parts)
-    return names

@@ -1,74 +1,136 @@
-"""A run's LoRA, its result or one of its checkpoints, for other programs."""
+"""What a run made, its result or one of its checkpoints, as a file for other programs."""
 
 import json
-from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
 
 from cache import load_json, opened_tensors
+from cache.terminal.words import human_bytes
 from pipeline.errors import UserError
-from pipeline.exchange import lora_files
-from pipeline.exchange.layers import Change
-from pipeline.exchange.lora_files import CLIP, TRANSFORMER, Changes
+from pipeline.exchange import base_models, controlnets, declared, lora_files, modelspec
+from pipeline.exchange.change import Change, Changes
+from pipeline.exchange.lora_files import WEIGHTS_NAME
+from pipeline.exchange.lora_names import CLIP, TRANSFORMER
+from pipeline.exchange.modelspec import About
 from pipeline.flux import pretrained
-from pipeline.methods.lora_layers import WEIGHTS_NAME
-from pipeline.plan.run_folder import RunFolder
+from pipeline.plan.run_folder import RunFolder, step_of
 from pipeline.settings.fields import EMBEDDED
 
 AVERAGE, TRAINED = "ema.", "trained."
 DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"
 
 
-def export(source: Path, layout: str, dtype: str, out: Path | None, model: str, step: int | None) -> Path:
-    """Write the LoRA of a run's folder, or of a file, in a layout.  Returns where.
+@dataclass(frozen=True)
+class Wanted:
+    """What to write.  layout, dtype: as of `lora_files.write`.  out: None: beside the source, named by both.
 
-    out: the file; None: beside the LoRA, with layout and dtype in its name.  model: whose transformer it is for, a
-    folder, or a name of those whose configs ship with this package; "" for what the file says.  step: of the checkpoint
-    to take instead of the result.  Raises UserError where any of it cannot be had.
+    model: whose transformer it is for, a folder, a file, or a name of those whose configs ship with this package; ""
+    for what the source says.  title, trigger, thumbnail: of the file's ModelSpec; "" and None: what the source says.
     """
-    path = source / WEIGHTS_NAME if source.is_dir() else source
-    if step is not None:
-        changes, metadata = of_checkpoint(RunFolder(source), step)
-        config = _config(model, metadata.get("base_model", ""), source)
-    else:
-        config = _config(model, _base_model(path), path)
-        changes, metadata = lora_files.read(path, config)
-    stem = path.stem if step is None else f"step-{step:06}"
-    target = out or path.with_name(f"{stem}-{layout}-{dtype}.safetensors")
-    lora_files.write(target, changes, layout, dtype, config, _kept(metadata))
-    return target
 
+    layout: str
+    dtype: str
+    out: Path | None = None
+    model: str = ""
+    title: str = ""
+    trigger: str = ""
+    thumbnail: Path | None = None
 
-def _kept(metadata: Mapping[str, str]) -> dict[str, str]:
-    """What is still true of the LoRA in another layout."""
-    return {key: value for key, value in metadata.items() if key not in ("lora_adapter_metadata", "format")}
+    def target(self, source: Path, stem: str) -> Path:
+        return self.out or source.with_name(f"{stem}-{self.layout}-{self.dtype}.safetensors")
 
-
-def _base_model(path: Path) -> str:
-    try:
-        with opened_tensors(path) as file:
-            return (file.metadata() or {}).get("base_model", "")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read as safetensors: {error}") from None
-
-
-def _config(model: str, base_model: str, path: Path) -> dict:
-    """The transformer's config of the model that is named, or else of the one that the LoRA says it was trained on."""
-    known = sorted(folder.name for folder in pretrained.PUBLISHED_CONFIGS.iterdir())
-    if model:
-        folder = pretrained.PUBLISHED_CONFIGS / model if model in known else Path(model).expanduser()
-    elif (name := base_model.rpartition("/")[2]) in known:
-        folder = pretrained.PUBLISHED_CONFIGS / name
-    elif base_model == EMBEDDED.name:
-        folder = EMBEDDED
-    else:
-        raise UserError(
-            f"{path}: made for {base_model or 'a model that it does not name'}: name the model by --model, a folder or "
-            f"{', '.join(known)}"
+    def about(self, source: Path, metadata: dict[str, str], title: str, resolution: str = "") -> About:
+        """What to say of a file made of ``source``, which says ``metadata``."""
+        kept = {key: value for key, value in metadata.items() if key not in (declared.ADAPTER_METADATA, "format")}
+        kept = {key: value for key, value in kept.items() if not key.startswith(("ss_", "sshs_"))}
+        said = {key.removeprefix(modelspec.PREFIX): value for key, value in kept.items()}
+        picture = modelspec.thumbnail(self.thumbnail) if self.thumbnail else said.get("thumbnail", "")
+        return About(
+            title=self.title or said.get("title") or title,
+            date=source.stat().st_mtime,
+            resolution=said.get("resolution") or resolution,
+            trigger=self.trigger or said.get("trigger_phrase", ""),
+            thumbnail=picture,
+            kept=kept,
         )
-    return pretrained.checked_config(folder, "transformer")
+
+
+def export(source: Path, wanted: Wanted, step: int | None = None) -> tuple[Path, str]:
+    """Write the LoRA of a run's folder or of a file, or a ControlNet, in a layout.  Returns where, and what it is.
+
+    step: of the checkpoint to take instead of the result.  Raises UserError where any of it cannot be had.
+    """
+    if source.is_dir() and step is None and controlnets.is_here(source):
+        return _controlnet(source, replace(wanted, layout=wanted.layout or "comfyui"))
+    wanted = replace(wanted, layout=wanted.layout or "kohya")
+    if step is None:
+        path = _result(source) if source.is_dir() else source
+        metadata = lora_files.metadata_of(path)
+        config = config_for(wanted.model, metadata.get("base_model", ""), path)
+        changes, _ = lora_files.read(path, config)
+        target = wanted.target(path, path.stem)
+    else:
+        path, stem = RunFolder(source).checkpoint(step), f"step-{step:06}"
+        changes, metadata = of_checkpoint(RunFolder(source), step)
+        config = config_for(wanted.model, metadata["base_model"], source)
+        target = wanted.target(source / stem, stem)
+    title, resolution = _of_run(source if step is not None else path.parent)
+    about = wanted.about(path, metadata, title or path.stem, resolution)
+    lora_files.write(target, changes, wanted.layout, wanted.dtype, config, about)
+    return target, lora_files.described(changes)
+
+
+def _result(run: Path) -> Path:
+    path = run / WEIGHTS_NAME
+    if not path.is_file():
+        checkpoints = RunFolder(run).list_checkpoints()
+        hint = f"; --checkpoint {step_of(checkpoints[0])} takes that of its newest checkpoint" if checkpoints else ""
+        raise UserError(f"{run}: has no result, a LoRA or a ControlNet{hint}")
+    return path
+
+
+def _controlnet(source: Path, wanted: Wanted) -> tuple[Path, str]:
+    title, resolution = _of_run(source)
+    about = wanted.about(
+        controlnets.weights_of(source), controlnets.metadata_of(source), title or source.name, resolution
+    )
+    target = wanted.target(source / pretrained.CONTROLNET, pretrained.CONTROLNET)
+    return target, controlnets.write(source, target, wanted.layout, wanted.dtype, about)
+
+
+def written(path: Path, what: str) -> str:
+    """The line that a command ends with."""
+    files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
+    return f"{path}: {what}, {human_bytes(sum(each.stat().st_size for each in files))}"
+
+
+def _of_run(folder: Path) -> tuple[str, str]:
+    """Name and resolution of the experiment of a run's folder; "" where it is none."""
+    try:
+        said = load_json(RunFolder(folder).experiment.read_bytes())
+        pixels = said["data"]["resolution"]
+        most = max(pixels) if isinstance(pixels, list) else pixels
+        return str(said["name"]), f"{most}x{most}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", ""
+
+
+def config_for(model: str, base_model: str, path: Path) -> dict:
+    """The transformer's config of the model that is named, or else of the one that the LoRA says it was trained on."""
+    known = base_models.published_configs()
+    if model:
+        return base_models.config_of(known[model] if model in known else Path(model).expanduser())
+    if (name := base_model.rpartition("/")[2]) in known:
+        return base_models.config_of(known[name])
+    if base_model == EMBEDDED.name:
+        return base_models.config_of(EMBEDDED)
+    raise UserError(
+        f"{path}: made for {base_model or 'a model that it does not name'}: name the model by --model, a folder or "
+        f"{', '.join(known)}"
+    )
 
 
 def of_checkpoint(run: RunFolder, step: int) -> tuple[Changes, dict[str, str]]:

@@ -84,9 +84,11 @@ class Flux:
 
     # --- loading ---
 
-    def load(self, folder: Path, component: str, policy: Policy | None, variant: str = ""):
+    def load(
+        self, folder: Path, component: str, policy: Policy | None, variant: str = "", transformer: Path | None = None
+    ):
         """A component of the model in ``folder``, frozen, as its policy says; or a tokenizer, which has no policy."""
-        return models.load_component(folder, component, policy, variant)
+        return models.load_component(folder, component, policy, variant, transformer)
 
     def recompute_blocks(self, network) -> None:
         """Keep no activations inside the blocks of a network; see `models.recompute_blocks`."""

@@ -10,7 +10,7 @@ from cache.terminal.words import human_bytes
 from pipeline.devices import fp32, simulation, tensors
 from pipeline.devices.precision import Policy
 from pipeline.errors import UserError
-from pipeline.flux import t5, weights
+from pipeline.flux import single_file, t5, weights
 from pipeline.flux.model_configs import CONFIGS
 from pipeline.flux.pretrained import TOKENIZERS, checked_config, one_line, part_of, weight_files
 from pipeline.process.progress import busy
@@ -48,21 +48,27 @@ def load_tokenizer(folder: Path, component: str):
         raise UserError(f"{folder / component}: cannot load the tokenizer: {one_line(error)}") from error
 
 
-def load_model(folder: Path, component: str, dtype: str, variant: str = ""):
+def load_model(folder: Path, component: str, dtype: str, variant: str = "", transformer: Path | None = None):
     """The component with its weights in ``dtype`` ("fp32", ...), frozen, in inference mode; says what it loads.
 
+    transformer: where the transformer's weights are instead, as of `pretrained.weight_files`.
     Raises UserError that names every missing or unexpected weight.
     """
-    settings, files = checked_config(folder, component), weight_files(folder, component, variant)
+    settings, files = checked_config(folder, component), weight_files(folder, component, variant, transformer)
     size = human_bytes(sum(path.stat().st_size for path in files))
     with busy(f"loading {LABELS.get(component, component)} ({size})"):
-        return _loaded(folder, component, dtype, settings, files)
+        return _loaded(folder, component, dtype, settings, files, transformer)
 
 
-def _loaded(folder: Path, component: str, dtype: str, settings: dict, files: list[Path]):
+def _loaded(
+    folder: Path, component: str, dtype: str, settings: dict, files: list[Path], transformer: Path | None = None
+):
     model = without_values(component, settings, part_of(folder, component))
     _use_dtype(model, dtype)
-    weights.fill(model, part_of(folder, component), files)
+    if component == "transformer" and transformer is not None:
+        weights.fill(model, transformer, files, single_file.as_diffusers)
+    else:
+        weights.fill(model, part_of(folder, component), files)
     if component == "text_encoder_2":
         t5.use_exact_buckets(model)
     fp32.keep_attention(model)
@@ -100,12 +106,14 @@ def _use_dtype(model, dtype: str) -> None:
         parameter.set_dtype(tensors.mindspore_dtype("fp32" if is_kept else dtype))
 
 
-def load_component(folder: Path, component: str, policy: Policy | None, variant: str = ""):
+def load_component(
+    folder: Path, component: str, policy: Policy | None, variant: str = "", transformer: Path | None = None
+):
     """A component of a pretrained model as its precision policy says, or a tokenizer, which has none."""
     if component in TOKENIZERS:
         return load_tokenizer(folder, component)
     assert policy is not None, component
-    loaded = load_model(folder, component, policy.params_on_device, variant)
+    loaded = load_model(folder, component, policy.params_on_device, variant, transformer)
     if policy.simulated:
         simulation.simulate(loaded, last_layers(loaded))
     return loaded

@@ -30,14 +30,16 @@ CONFIG_NOTES = ("_name_or_path", "_diffusers_version", "_commit_hash", "transfor
 """Config fields that say where a model came from and change nothing of what it computes."""
 
 
-def local_folder(path: Path | str, revision: str = "", variant: str = "") -> Path:
+def local_folder(path: Path | str, revision: str = "", variant: str = "", transformer: Path | None = None) -> Path:
     """The model's folder on this machine.  A Hub id is looked up among what has been downloaded.
+
+    transformer: a file or folder whose weights stand for those in the model's folder; as of `weight_files`.
 
     Raises UserError where there is none, or where its download was cut short.
     """
     if isinstance(path, Path):
         if (path / "model_index.json").is_file():
-            return _whole(path, variant)
+            return _whole(path, variant, transformer)
         raise UserError(
             f"{path}: {_what_is_there(path)}; check [model] path: a folder in diffusers layout, or a Hub id"
         )
@@ -50,24 +52,26 @@ def local_folder(path: Path | str, revision: str = "", variant: str = "") -> Pat
         raise UserError(
             f"{path}: neither a local folder nor downloaded from the Hub yet; run GetModel, or check [model] path"
         ) from None
-    return _whole(folder, variant)
+    return _whole(folder, variant, transformer)
 
 
 def _what_is_there(path: Path) -> str:
     if not path.exists():
         return "no such folder"
     if path.is_file():
-        return "a single file, which is not read; convert it to diffusers layout"
+        return "a single file; name it by [model] transformer, and by path the folder that has the other components"
     return "not a FLUX.1 model in diffusers layout: no model_index.json in it"
 
 
-def download(repository: str, revision: str = "", variant: str = "") -> Path:
+def download(repository: str, revision: str = "", variant: str = "", transformer: Path | None = None) -> Path:
     """Fetch configs, tokenizers and safetensors of a Hub repository; what is there already is not fetched again."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     try:
-        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=_patterns(variant)))
+        folder = Path(
+            snapshot_download(repository, revision=revision or None, allow_patterns=_patterns(variant, transformer))
+        )
     except GatedRepoError:
         raise UserError(f"{repository}: gated; accept its licence on the Hub and log in with `hf auth login`") from None
     except (RepositoryNotFoundError, HFValidationError):
@@ -80,7 +84,7 @@ def download(repository: str, revision: str = "", variant: str = "") -> Path:
             f"{repository}: no such folder beside the experiment file, and its download from the Hub failed: "
             f"{one_line(error)}; check [model] path, or run again to go on"
         ) from None
-    return _whole(folder, variant)
+    return _whole(folder, variant, transformer)
 
 
 def pipeline_class(folder: Path) -> str:
@@ -96,13 +100,16 @@ def hub_folder() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def _whole(folder: Path, variant: str) -> Path:
+def _whole(folder: Path, variant: str, transformer: Path | None) -> Path:
     """The folder, unless one of its parts is missing or of another kind: the Hub's cache also shows unfinished ones."""
     configs = {component: checked_config(folder, component) for component in COMPONENTS}
     if misfits := model_configs.misfits(configs):
         raise UserError(f"{folder / 'transformer' / 'config.json'}: {'; '.join(misfits)}; parts of different models")
     for component in WEIGHTS:
-        weight_files(folder, component, variant)
+        weight_files(folder, component, variant, transformer)
+    if transformer is not None and (own := transformer / "config.json").is_file():
+        if _working(_json(own)) != working_config(folder, "transformer"):
+            raise UserError(f"{own}: differs from {folder / 'transformer' / 'config.json'}; check [model] transformer")
     return folder
 
 
@@ -114,11 +121,12 @@ def _check_config(path: Path, component: str, settings: dict) -> None:
         raise UserError(f"{path}: {'; '.join(problems)}; no model can be made of it")
 
 
-def _patterns(variant: str) -> list[str]:
+def _patterns(variant: str, transformer: Path | None = None) -> list[str]:
     """Configs, tokenizers, and the wanted weights; never pickles, other frameworks' weights, or code."""
+    wanted = {part: stem for part, stem in WEIGHTS.items() if part != "transformer" or transformer is None}
     suffix = f".{variant}" if variant else ""
     tails = (f"{suffix}.safetensors", f"{suffix}-*-of-*.safetensors")
-    weights = [f"{part}/{stem}{tail}" for part, stem in WEIGHTS.items() for tail in tails]
+    weights = [f"{part}/{stem}{tail}" for part, stem in wanted.items() for tail in tails]
     configs = ["model_index.json", *(f"{part}/*.json" for part in COMPONENTS)]
     return [*configs, "tokenizer*/*.txt", "tokenizer*/*.model", *weights]
 
@@ -133,6 +141,13 @@ def checked_config(folder: Path, component: str) -> dict:
     settings = config(folder, component)
     if component in CONFIGS:
         _check_config(_config_path(folder, component), component, settings)
+    return settings
+
+
+def checked_config_of(part: Path, component: str) -> dict:
+    """The same of a component's own folder."""
+    settings = _json(part / CONFIG_NAMES.get(component, "config.json"))
+    _check_config(part / "config.json", component, settings)
     return settings
 
 
@@ -156,12 +171,29 @@ def _json(path: Path) -> dict:
     return document
 
 
-def weight_files(folder: Path, component: str, variant: str = "") -> list[Path]:
+def weight_files(folder: Path, component: str, variant: str = "", transformer: Path | None = None) -> list[Path]:
     """The safetensors files of a component: one, or the shards that its index lists.
 
-    Raises UserError where a file is missing, leaves the folder, or where there are pickles only.
+    transformer: where the transformer's are instead: a file of any layout of `single_file`, or a folder like the
+    model's own.  Raises UserError where a file is missing, leaves the folder, or where there are pickles only.
     """
-    part, stem = part_of(folder, component), WEIGHTS.get(component, "diffusion_pytorch_model")
+    if component == "transformer" and transformer is not None:
+        return _of_transformer(transformer)
+    return _files_in(part_of(folder, component), component, variant)
+
+
+def _of_transformer(path: Path) -> list[Path]:
+    if path.is_dir():
+        return _files_in(path, "transformer", "")
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; check [model] transformer")
+    if path.suffix in PICKLES:
+        raise UserError(f"{path}: pickled weights, which can run code when loaded and are refused; name safetensors")
+    return [path]
+
+
+def _files_in(part: Path, component: str, variant: str) -> list[Path]:
+    stem = WEIGHTS.get(component, "diffusion_pytorch_model")
     suffix = f".{variant}" if variant else ""
     single = part / f"{stem}{suffix}.safetensors"
     indices = (part / f"{stem}.safetensors.index{suffix}.json", part / f"{stem}{suffix}.safetensors.index.json")
@@ -195,17 +227,17 @@ def _shards(part: Path, index: Path) -> list[Path]:
     return [part / name for name in names]
 
 
-def component_digest(folder: Path, component: str, facts, variant: str = "") -> dict:
+def component_digest(folder: Path, component: str, facts, variant: str = "", transformer: Path | None = None) -> dict:
     """What identifies a component: digests of its weights and of the part of its config that it computes with.
 
     facts: cache.FileFacts, so that unchanged files are read once.
     """
-    weights = [facts.file_digest(path) for path in weight_files(folder, component, variant)]
+    weights = [facts.file_digest(path) for path in weight_files(folder, component, variant, transformer)]
     facts.file_digest(_config_path(folder, component))  # for `confirm`: the digest in the address is of its content
     return {"weights": digest(canonical(weights)), "config": digest(canonical(working_config(folder, component)))}
 
 
-def confirm(folder: Path, component: str, facts, variant: str = "") -> None:
+def confirm(folder: Path, component: str, facts, variant: str = "", transformer: Path | None = None) -> None:
     """Raise StoreError where a file of the component, or of the tokenizer, has changed since its digest was taken.
 
     facts: the very object that `component_digest`, or `tokenizer_digest`, was given.
@@ -213,33 +245,36 @@ def confirm(folder: Path, component: str, facts, variant: str = "") -> None:
     if component in TOKENIZERS:
         facts.confirm(_tokenizer_files(folder / component))
     else:
-        facts.confirm([*weight_files(folder, component, variant), _config_path(folder, component)])
+        facts.confirm([*weight_files(folder, component, variant, transformer), _config_path(folder, component)])
 
 
-def unread_bytes(folder: Path, facts, variant: str = "") -> int:
+def unread_bytes(folder: Path, facts, variant: str = "", transformer: Path | None = None) -> int:
     """How many bytes of weights must still be read before every component's digest is known."""
-    files = [path for component in WEIGHTS for path in weight_files(folder, component, variant)]
+    files = [path for component in WEIGHTS for path in weight_files(folder, component, variant, transformer)]
     known = facts.get_many(files)
     return sum(path.stat().st_size for path in files if "digest" not in known.get(path, {}))
 
 
-def are_weights_known(folder: Path, facts, variant: str = "") -> bool:
+def are_weights_known(folder: Path, facts, variant: str = "", transformer: Path | None = None) -> bool:
     """Whether the digests of all weights are known, or can be learnt in passing."""
-    return unread_bytes(folder, facts, variant) < QUICK_BYTES
+    return unread_bytes(folder, facts, variant, transformer) < QUICK_BYTES
 
 
-def read_weights(folder: Path, facts, variant: str = "") -> None:
+def read_weights(folder: Path, facts, variant: str = "", transformer: Path | None = None) -> None:
     """Learn the digest of every component's weights: once for each file, at the speed of the disk."""
     for component in WEIGHTS:
-        for path in weight_files(folder, component, variant):
+        for path in weight_files(folder, component, variant, transformer):
             say(f"reading {path} for its digest ({path.stat().st_size / 1e9:.1f} GB)")
             facts.file_digest(path)
 
 
 def working_config(folder: Path, component: str) -> dict:
     """What the component computes with: not where it came from, nor what is only applied to its output later."""
-    ignored = (*CONFIG_NOTES, "scaling_factor", "shift_factor") if component == "vae" else CONFIG_NOTES
-    return {key: value for key, value in config(folder, component).items() if key not in ignored}
+    return _working(config(folder, component), ("scaling_factor", "shift_factor") if component == "vae" else ())
+
+
+def _working(settings: dict, ignored: tuple[str, ...] = ()) -> dict:
+    return {key: value for key, value in settings.items() if key not in (*CONFIG_NOTES, *ignored)}
 
 
 def tokenizer_digest(folder: Path, component: str, facts) -> str:

@@ -7,7 +7,7 @@ written to a parameter stays in this process.  The format: https://github.com/hu
 import json
 import mmap
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import ml_dtypes
@@ -34,8 +34,10 @@ def name_in_file(parameter: str) -> str:
     return stem + dot + PYTORCH_NAMES.get(last, last)
 
 
-def fill(model, part: Path, files: Iterable[Path]) -> None:
+def fill(model, part: Path, files: Iterable[Path], renamed: Callable[[dict], dict] = dict) -> None:
     """Give every parameter of ``model``, which may be uninitialised, its value from ``files``, in its own dtype.
+
+    renamed: gives the tensors of a file the names that diffusers has for them.
 
     Raises UserError that lists every weight that is missing, unexpected, or of a wrong shape or dtype; ``part`` is the
     folder that it names.
@@ -43,7 +45,7 @@ def fill(model, part: Path, files: Iterable[Path]) -> None:
     wanted = {name_in_file(parameter.name): parameter for parameter in model.get_parameters()}
     found: dict[str, np.ndarray] = {}
     for path in files:
-        arrays = mapped(path)
+        arrays = renamed(mapped(path))
         if twice := sorted(found.keys() & arrays.keys()):
             raise UserError(f"{path}: has {twice[0]}, which another shard has too; fetch the model again")
         found |= arrays
@@ -68,16 +70,27 @@ def mapped(path: Path) -> dict[str, np.ndarray]:
 
     Raises UserError where the file is damaged, or has tensors of other dtypes than float32, float16 and bfloat16.
     """
-    check_header(path)
+    header, begin = _header(path)
     with named(path), open(path, "rb") as file:
-        begin = 8 + int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(begin - 8))
         memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     header.pop("__metadata__", None)
     if other := sorted(name for name, each in header.items() if each["dtype"] not in DTYPES):
         kind = header[other[0]]["dtype"]
         raise UserError(f"{path}: {other[0]} is {kind}, expected {', '.join(DTYPES)}; convert the model")
     return {name: _view(memory, begin, **entry) for name, entry in header.items()}
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself.  Raises UserError where it is damaged."""
+    return dict(_header(path)[0].get("__metadata__") or {})
+
+
+def _header(path: Path) -> tuple[dict, int]:
+    """The table of a safetensors file, and where its tensors begin."""
+    check_header(path)
+    with named(path), open(path, "rb") as file:
+        begin = 8 + int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(begin - 8)), begin
 
 
 def _view(memory: mmap.mmap, begin: int, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:

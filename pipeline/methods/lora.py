@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pipeline.errors import UserError
 from pipeline.flux import counts
 from pipeline.flux.family import Flux
-from pipeline.methods import lora_layers
+from pipeline.methods import lora_layers, lora_start
 from pipeline.plan import identity
 from pipeline.plan.method import Method, StageNames, Trainee
 from pipeline.plan.plan import Plan
@@ -21,7 +21,16 @@ class LoRA(Method):
         return f"pipe.load_lora_weights({folder!r})"
 
     def identity(self, plan: Plan) -> dict:
-        return {"lora": identity.settings_in(plan.experiment, "lora")}
+        settings = identity.settings_in(plan.experiment, "lora")
+        if origin := plan.experiment.lora_init_from:
+            if not origin.is_file():
+                raise UserError(f"{origin}: no such file; check [lora] init_from")
+            settings["init_from"] = plan.store.facts.file_digest(origin)
+        return {"lora": settings}
+
+    def confirm(self, plan: Plan) -> None:
+        if plan.experiment.lora_init_from:
+            plan.store.facts.confirm([plan.experiment.lora_init_from])
 
     def frozen(self, experiment: Experiment, family: Flux) -> tuple[str, ...]:
         trained = (family.trainable_encoder.component,) if self.trains_encoder(experiment) else ()
@@ -32,9 +41,18 @@ class LoRA(Method):
 
     def make(self, plan: Plan, frozen: dict) -> Trainee:
         adapted = self._adapted(plan, frozen)
+        lineage = {}
+        if origin := plan.experiment.lora_init_from:
+            lineage["init_from"] = self.identity(plan)["lora"]["init_from"]  # of the file before it is opened
+            adapted.begin_from(lora_start.read(origin, plan.experiment.lora, plan.config))
+            self.confirm(plan)
         dropouts = adapted.add_dropout()
         trainee = self._trainee(plan, frozen, adapted)
-        trainee.save, trainee.before_batch = adapted.save, dropouts.reseed
+
+        def save(folder, result, metadata):
+            return adapted.save(folder, result, metadata | lineage)
+
+        trainee.save, trainee.before_batch = save, dropouts.reseed
         return trainee
 
     def load(self, plan: Plan, frozen: dict) -> Trainee:
@@ -59,6 +77,8 @@ class LoRA(Method):
 
     def num_trained(self, experiment: Experiment, family: Flux, config_of: Callable[[str], dict]) -> int:
         settings, layers = experiment.lora, family.network_layers(config_of(family.network))
+        if experiment.lora_init_from:
+            lora_start.read(experiment.lora_init_from, settings, config_of)
         targets = lora_layers.wanted_targets(settings)
         for target in targets:
             if not any(counts.is_meant(name, target) for name in layers):

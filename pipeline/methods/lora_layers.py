@@ -1,23 +1,25 @@
 """LoRA (arXiv:2106.09685) on the FLUX.1 transformer and on CLIP: injecting, initialising, saving, loading."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from cache import load_json, opened_tensors, write_tensors
+from cache import opened_tensors, write_tensors
 from pipeline import draws
 from pipeline.devices import simulation, tensors
 from pipeline.devices.precision import Policy
 from pipeline.errors import UserError
+from pipeline.exchange import declared
+from pipeline.exchange.change import Change, Changes
+from pipeline.exchange.declared import ADAPTER_METADATA
+from pipeline.exchange.lora_files import WEIGHTS_NAME
 from pipeline.flux import counts
 from pipeline.methods.lora_dropout import Dropouts
 from pipeline.settings.fields import LORA_TARGETS, Lora
 
-WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 ADAPTER = "default"
 TRANSFORMER = "transformer"
 """The prefix of the transformer's keys in diffusers' LoRA files."""
@@ -26,8 +28,6 @@ TEXT_ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 MODEL_DRAWS = 1 << 32
 """How far apart the draws of two models' parameters begin."""
 
-ADAPTER_METADATA = "lora_adapter_metadata"
-"""Where in a saved file's metadata diffusers looks for the adapters' settings."""
 ADAPTER_SETTINGS = (
     *("r", "lora_alpha", "lora_dropout", "bias", "target_modules", "init_lora_weights", "use_dora"),
     *("use_rslora", "rank_pattern", "alpha_pattern", "peft_type"),
@@ -99,6 +99,19 @@ class Adapted:
                 found[key] = found[key] * np.float32(scales[key.partition(".")[0]])
         return found
 
+    def begin_from(self, changes: Changes) -> None:
+        """Set the parameters so that at first the LoRA changes the layers that ``changes`` has as it says.
+
+        The other layers begin as they do without; alpha / rank is that of the settings.
+        """
+        named = {self._keys[parameter.name]: parameter for parameter in self.trained}
+        scale = self.settings.alpha / self.settings.rank
+        for component, layers in changes.items():
+            for layer, change in layers.items():
+                down, up = (named[f"{component}.{layer}.lora_{way}.weight"] for way in "AB")
+                for parameter, values in zip((down, up), _first_values(change, down.asnumpy(), scale)):
+                    set_values(parameter, values)
+
     def load(self, path: Path) -> None:
         """Set the LoRA's parameters and its scale to those of a saved file, whatever alpha the settings ask for.
 
@@ -119,6 +132,17 @@ class Adapted:
                 layer.scaling[ADAPTER] = scale
 
 
+def _first_values(change: Change, down: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """lora_A and lora_B of a layer that at first changes its weight as ``change`` does.
+
+    down: what lora_A would begin with otherwise, (rank, inputs): its last rows stay where the change has a lower rank,
+    with zeros in lora_B.  scale: alpha / rank of the training.
+    """
+    up = np.zeros((change.up.shape[0], len(down)), np.float32)
+    up[:, : change.rank] = change.up / np.float32(scale)
+    return np.concatenate([change.down, down[change.rank :]]).astype(np.float32), up
+
+
 def scale_of(path: Path, prefix: str = TRANSFORMER) -> float:
     """What a saved file's lora_B @ lora_A is multiplied by in a model: lora_alpha / r, as the file declares them.
 
@@ -128,17 +152,10 @@ def scale_of(path: Path, prefix: str = TRANSFORMER) -> float:
     """
     with _opened(path) as file:
         text = (file.metadata() or {}).get(ADAPTER_METADATA)
-    if not text:
-        return 1.0
-    with suppress(ValueError, TypeError, KeyError, ArithmeticError):
-        declared = load_json(text)
-        scale = declared[f"{prefix}.lora_alpha"] / declared[f"{prefix}.r"]
-        if math.isfinite(scale):
-            return scale
-    raise UserError(
-        f"{path}: its metadata is damaged: {ADAPTER_METADATA} has no usable {prefix}.lora_alpha and {prefix}.r; "
-        "remove the file and run TrainLoRA again"
-    )
+    try:
+        return declared.scale(text, prefix)
+    except ValueError as error:
+        raise UserError(f"{path}: its metadata is damaged: {error}; remove the file and run TrainLoRA again") from None
 
 
 @contextmanager

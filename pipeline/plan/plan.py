@@ -231,7 +231,7 @@ class Plan:
         is_tokenizer = component in pretrained.TOKENIZERS
         (self.tokenizer_digest if is_tokenizer else self.digest_of)(component)  # before the files are opened
         policy = None if is_tokenizer else self.policy(component)
-        loaded = self.family.load(self.model_folder, component, policy, self.experiment.model.variant)
+        loaded = self.family.load(self.model_folder, component, policy, *self.experiment.model_weights)
         self.confirm(component)
         return loaded
 
@@ -242,7 +242,7 @@ class Plan:
     @property
     def are_weights_known(self) -> bool:
         """Whether the digests of all weights are known, or can be learnt in passing; else GetModel reads them."""
-        return pretrained.are_weights_known(self.model_folder, self.store.facts, self.experiment.model.variant)
+        return pretrained.are_weights_known(self.model_folder, self.store.facts, *self.experiment.model_weights)
 
     def tokenizer_digest(self, component: str) -> str:
         """What identifies a tokenizer of the pretrained model."""
@@ -250,15 +250,15 @@ class Plan:
 
     def digest_of(self, component: str) -> dict:
         """What identifies a component of the pretrained model: digests of its weights and of its config."""
-        variant = self.experiment.model.variant
-        return pretrained.component_digest(self.model_folder, component, self.store.facts, variant)
+        weights = self.experiment.model_weights
+        return pretrained.component_digest(self.model_folder, component, self.store.facts, *weights)
 
     def confirm(self, component: str) -> None:
         """Raise StoreError where a file of the component or tokenizer has changed since its digest was first asked for.
 
         Ask it after the files were used, before what was made of them is kept.
         """
-        pretrained.confirm(self.model_folder, component, self.store.facts, self.experiment.model.variant)
+        pretrained.confirm(self.model_folder, component, self.store.facts, *self.experiment.model_weights)
 
     @cached_property
     def network_digest(self) -> dict:
@@ -307,8 +307,7 @@ def resolve(experiment: Experiment, method: Method, photos: Photos | None = None
     Raises UserError where the device cannot run the precision policy or there is no pretrained model yet.
     """
     target, policies = device_and_precision(experiment)
-    model = experiment.model
-    folder = pretrained.local_folder(experiment.model_path, model.revision, model.variant)
+    folder = pretrained.local_folder(experiment.model_path, experiment.model.revision, *experiment.model_weights)
     family, store = family_of(folder), Store(*experiment.stores)
     return Plan(experiment, method, family, target, policies, folder, store, photos)
 

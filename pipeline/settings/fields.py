@@ -7,7 +7,7 @@ import dataclasses
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, NamedTuple, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, with_config
 from typing_extensions import TypedDict
@@ -113,6 +113,10 @@ class Model:
     """Branch, tag or commit on the Hub; empty: its default branch."""
     variant: Text = ""
     """Of the weight files, as in diffusers: "fp16" reads `*.fp16.safetensors`."""
+    transformer: Text = ""
+    """Take the transformer from here instead of from `path`, which has the other components: a single file as Black
+    Forest Labs (`flux1-dev.safetensors`) or ComfyUI have it, or a transformer's folder in diffusers' layout. Its config
+    must be that of `path`. Empty: that in `path`."""
 
 
 @OnlyKnown
@@ -181,6 +185,9 @@ class Lora:
     `*` for anything: `["to_q", "single_transformer_blocks.*.proj_out"]`."""
     train_text_encoder: Flag = False
     """Train a LoRA on CLIP too, with `text_encoder_lr`. T5 always stays as it is."""
+    init_from: Text = ""
+    """A LoRA file to begin from, in diffusers', kohya's or ComfyUI's layout, at most of this rank and of layers that
+    `targets` names. Layers that it does not have begin as without it."""
 
 
 @OnlyKnown
@@ -355,6 +362,13 @@ class Settings:
     parallel: Parallel = Parallel()
 
 
+class ModelWeights(NamedTuple):
+    """Which of the model's weights are used: files of a variant, and another transformer than the model's."""
+
+    variant: str
+    transformer: Path | None
+
+
 @dataclass(frozen=True)
 class Experiment(Settings):
     """All settings of one experiment.
@@ -379,6 +393,16 @@ class Experiment(Settings):
     def init_from(self) -> Path | None:
         """The folder of the ControlNet to start from."""
         return self._resolve(self.controlnet.init_from) if self.controlnet.init_from else None
+
+    @property
+    def lora_init_from(self) -> Path | None:
+        """The LoRA file to begin from."""
+        return self._resolve(self.lora.init_from) if self.lora.init_from else None
+
+    @property
+    def model_weights(self) -> ModelWeights:
+        own = self.model.transformer
+        return ModelWeights(self.model.variant, self._resolve(own) if own else None)
 
     @property
     def images(self) -> Path:

@@ -11,6 +11,7 @@ from cache.terminal.places import shown
 from pipeline.devices.communication import Collectives
 from pipeline.errors import NotFinite, UserError
 from pipeline.estimate import preflight
+from pipeline.exchange import modelspec
 from pipeline.methods import observed
 from pipeline.plan import mode
 from pipeline.plan.method import Trainee
@@ -198,7 +199,9 @@ def describe(trainee: Trainee) -> str:
 
 def _lineage(plan: Plan, settings: Train) -> dict[str, str]:
     """Where the result comes from, for its safetensors metadata.  Names no path of this machine."""
-    model = plan.experiment.model
+    model, sizes = plan.experiment.model, plan.experiment.data.resolution
+    most = max(sizes) if isinstance(sizes, tuple) else sizes
+    resolution = f"{most}x{most}"
     return {
         "base_model": (model.path if isinstance(plan.experiment.model_path, str) else "") or plan.model_folder.name,
         "base_model_revision": model.revision,
@@ -207,4 +210,5 @@ def _lineage(plan: Plan, settings: Train) -> dict[str, str]:
         "recipes": json.dumps(plan.entry_ids),
         "precision": json.dumps(asdict(plan.precision), sort_keys=True),
         "step": str(settings.steps),
+        **modelspec.constant(plan.config(plan.family.network), plan.method.name, plan.experiment.name, resolution),
     }

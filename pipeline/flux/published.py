@@ -1,31 +1,13 @@
-"""A LoRA as the change of each layer's weight, whatever file it comes from; and FLUX.1's layers under both their names.
+"""FLUX.1's layers under both their names: diffusers', and those of the model as it was published.
 
 diffusers has a layer for each of queries, keys and values; the model as it was published has them in one, and in single
-blocks the feed-forward's first too.  Programs that read the published layout want LoRAs of its layers.
+blocks the feed-forward's first too.  ComfyUI and sd-scripts use the published layout.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import numpy as np
-
-
-@dataclass(frozen=True)
-class Change:
-    """What is added to a layer's weight, up @ down: up is (outputs, rank), down is (rank, inputs), any scale inside."""
-
-    down: np.ndarray
-    up: np.ndarray
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[0]
-
-    @property
-    def delta(self) -> np.ndarray:
-        """(outputs, inputs), in float64."""
-        return self.up.astype(np.float64) @ self.down.astype(np.float64)
-
 
 Layers = dict[str, tuple[str, ...]]
 """Published layers, and those of diffusers that each is made of, in order."""
@@ -83,7 +65,21 @@ def published_name(layer: str) -> tuple[str, int, tuple[str, ...]]:
     raise KeyError(layer)
 
 
-def swapped(change: Change) -> Change:
-    """With the halves of its outputs exchanged."""
-    first, second = np.split(change.up, 2)
-    return Change(change.down, np.concatenate([second, first]))
+def names(layers: Iterable[str]) -> Layers:
+    """The published layers of a transformer that has these layers in diffusers, each with its parts.
+
+    Layers that FLUX.1 does not have are left out.
+    """
+    present = set(layers)
+    found: Layers = {name: parts for name, parts in OUTSIDE.items() if parts[0] in present}
+    for kind, (published, table) in BLOCKS.items():
+        for number in sorted({int(layer.split(".")[1]) for layer in present if layer.startswith(f"{kind}.")}):
+            for name, parts in table.items():
+                found[f"{published}.{number}.{name}"] = tuple(f"{kind}.{number}.{part}" for part in parts)
+    return found
+
+
+def swapped(array: np.ndarray) -> np.ndarray:
+    """With the halves of its rows exchanged, as `SWAPPED` needs it: a copy."""
+    first, second = np.split(array, 2)
+    return np.concatenate([second, first])
