@@ -95,7 +95,7 @@ def test_a_run_is_exported_as_it_was_trained(lora_trained, tmp_path, layout, cap
     said = capsys.readouterr().out.splitlines()[-1]
     path, _, what = said.partition(": ")
     path = Path(path)
-    assert re.fullmatch(r"14 layers, rank 4, 0.\d MB", what)
+    assert re.fullmatch(r"14 layers, rank 4, [\d.]+ kB", what)
     assert path.name == f"pytorch_lora_weights-{layout}-fp32.safetensors"
     own = config_of(lab)
     (found, metadata), (wanted, _) = (lora_files.read(each, own) for each in (path, lab.run_folder / WEIGHTS_NAME))
