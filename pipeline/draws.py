@@ -24,6 +24,9 @@ class Purpose(IntEnum):
     CAPTION_DROPOUT = 9
     CONTROL_POSTERIOR = 10
     SAMPLE = 11
+    PRIOR_ORDER = 12
+    PRIOR_SIGMA = 13
+    PRIOR_NOISE = 14
 
 
 def generator(seed: int, purpose: Purpose, index: int) -> np.random.Generator:

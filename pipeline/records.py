@@ -11,7 +11,7 @@ from pathlib import Path
 from cache import Need, canonical, digest, recipe_id, write_atomically
 from cache.core.files import make_folder
 from pipeline.devices import device
-from pipeline.plan.needs import encoded, sampled
+from pipeline.plan.needs import sampled, trained_on
 from pipeline.plan.plan import Plan
 from pipeline.plan.shard import WHOLE, Shard
 
@@ -53,7 +53,7 @@ def of_entries(stage: str, needs: Sequence[Need], shard: Shard = WHOLE) -> dict:
 def of_run(plan: Plan) -> dict:
     """Of a stage that reads what the encoders made, and writes to the run's folder."""
     ids: dict[str, list[str]] = {}
-    for need in encoded(plan):
+    for need in trained_on(plan):
         ids.setdefault(need.stage, []).append(recipe_id(need.recipe))
     inputs = {"entries": ids, plan.family.network: plan.network_digest["weights"]}
     return {"inputs": inputs, "outputs": {"run": plan.run_id}}

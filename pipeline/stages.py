@@ -19,7 +19,7 @@ from pipeline.devices import device
 from pipeline.errors import UserError
 from pipeline.estimate import preflight, report
 from pipeline.methods import CONTROLNET, LORA, METHODS
-from pipeline.plan import needs, pictures
+from pipeline.plan import needs, pictures, prior
 from pipeline.plan.method import Method
 from pipeline.plan.plan import Plan, device_and_precision, resolve, shared_by
 from pipeline.plan.shard import WHOLE, Shard
@@ -281,6 +281,7 @@ def _training(name: str, about: str, after: tuple[str, ...], method: Method) -> 
         work=train.train,
         addresses=records.of_run,
         is_shared=True,
+        needs=needs.trained_on,
     )
 
 
@@ -313,6 +314,30 @@ def _drawing(name: str, about: str, after: tuple[str, ...], method: Method, shar
         is_of_pictures=True,
         shard=shard,
         of_shard=lambda part: _drawing(name, about, after, method, part),
+    )
+
+
+def _drawing_prior(shard: Shard = WHOLE) -> Work:
+    """The stage that draws what trainings are reminded of, in shards if asked to; its record lies with its entries."""
+
+    def place(plan: Plan) -> Path:
+        return next((each.entries.path for each in prior.series(plan)), plan.store.path)
+
+    return Work(
+        prior.STAGE,
+        "The pictures of [prior], drawn by the transformer as it is: a training's reminders of what it knows.",
+        ("EncodePrompts",),
+        0,
+        LORA,
+        done=lambda plan: (
+            not any(item in shard for each in prior.series(plan) for item in each.entries.missing(each.pictures))
+        ),
+        work=lambda plan: denoise.draw_prior(plan, shard),
+        place=place,
+        addresses=lambda plan: records.of_entries(prior.STAGE, needs.trained_on(plan), shard),
+        needs=needs.trained_on,
+        shard=shard,
+        of_shard=_drawing_prior,
     )
 
 
@@ -416,11 +441,14 @@ TABLE: list[Row] = [
         encode.encode_controls,
         CONTROLNET,
     ),
-    _training("TrainLoRA", "A LoRA trained on the cached tensors.", ("EncodePrompts", "EncodeImages"), LORA),
+    _drawing_prior(),
+    _training(
+        "TrainLoRA", "A LoRA trained on the cached tensors.", ("EncodePrompts", "EncodeImages", "DrawPrior"), LORA
+    ),
     _training(
         "TrainControlNet",
         "A ControlNet trained on the cached tensors.",
-        ("EncodePrompts", "EncodeImages", "EncodeControls"),
+        ("EncodePrompts", "EncodeImages", "EncodeControls", "DrawPrior"),
         CONTROLNET,
     ),
     _measuring(

@@ -108,7 +108,7 @@ def test_final_latents_are_those_of_mindones_flux_pipeline(tmp_path, tiny_model,
     expected = pipeline(
         prompt_embeds=ms.Tensor(plan.txt.read_many(captions)),
         pooled_prompt_embeds=ms.Tensor(plan.pooled.read_many(captions)),
-        latents=ms.Tensor(denoise.noise(plan, several)),
+        latents=ms.Tensor(denoise.noise(plan, series.drawing, several)),
         height=48,
         width=48,
         num_inference_steps=4,
@@ -124,9 +124,10 @@ def test_final_latents_are_those_of_mindones_flux_pipeline(tmp_path, tiny_model,
 def test_noise_is_the_seeds_alone(lora_trained):
     plan = lora_trained.plan
     first, second = (pictures.Picture(number, prompt, number) for number, prompt in enumerate(PROMPTS))
-    both, alone = denoise.noise(plan, [first, second]), denoise.noise(plan, [second])
+    drawing = pictures.drawing(plan)
+    both, alone = denoise.noise(plan, drawing, [first, second]), denoise.noise(plan, drawing, [second])
     np.testing.assert_array_equal(both[1], alone[0])
-    np.testing.assert_array_equal(alone, denoise.noise(plan, [pictures.Picture(0, "another", 1)]))
+    np.testing.assert_array_equal(alone, denoise.noise(plan, drawing, [pictures.Picture(0, "another", 1)]))
     assert np.abs(both[0] - both[1]).max() > 1 and both.dtype == np.float32
 
 
@@ -189,8 +190,8 @@ def test_simulated_bf16_draws_rounded_velocities_under_addresses_of_its_own(lora
 def first_velocity(plan) -> np.ndarray:
     """The base's, at noise level 1, which every dtype holds exactly."""
     model, first = untrained(plan, plan.load_frozen()), list(pictures.base(plan).pictures.values())[:1]
-    velocity = denoise.velocity_of(plan, model, plan.pooled.read_many, first)
-    return velocity(denoise.noise(plan, first), np.float32(1))
+    velocity = denoise.velocity_of(plan, pictures.drawing(plan), model, plan.pooled.read_many, first)
+    return velocity(denoise.noise(plan, pictures.drawing(plan), first), np.float32(1))
 
 
 # --- a ControlNet -------------------------------------------------------------------------------------------------
@@ -251,11 +252,12 @@ def test_without_a_scale_a_controlnets_pictures_are_the_bases(guided):
     model, transformer = plan.method.load(plan, frozen), frozen[lora.TRANSFORMER]
     network = models.load_model(guided_folder(guided) / controlnet.FOLDER, pretrained.CONTROLNET, "fp32")
     several = list(pictures.base(plan).pictures.values())
-    noise, sigmas = denoise.noise(plan, several), denoise.noise_levels(plan)
+    drawing = pictures.drawing(plan)
+    noise, sigmas = denoise.noise(plan, drawing, several), denoise.noise_levels(plan, drawing)
 
     def drawn(predict, trained):
         one = dataclasses.replace(model, predict=predict, trained=trained)
-        return flow.denoised(noise, sigmas, denoise.velocity_of(plan, one, plan.pooled.read_many, several))
+        return flow.denoised(noise, sigmas, denoise.velocity_of(plan, drawing, one, plan.pooled.read_many, several))
 
     base = drawn(prediction(transformer), [])
     silent = drawn(prediction(transformer, controlnet=network, conditioning_scale=0.0), model.trained)

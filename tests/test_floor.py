@@ -23,7 +23,7 @@ from pipeline.settings import fields as settings
 
 WEIGHTS = {LORA: "pytorch_lora_weights.safetensors", CONTROLNET: "controlnet/diffusion_pytorch_model.safetensors"}
 TRAIN = {LORA: "TrainLoRA", CONTROLNET: "TrainControlNet"}
-NEVER_DONE = {"MeasureLoss", "MeasureControlNet"}
+NEVER_DONE = {"MeasureLoss", "MeasureControlNet", "Report", "ReportControlNet"}
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from pipeline.devices.communication import BUCKET_BYTES
 from pipeline.devices.precision import BYTES
 from pipeline.estimate import advice, memory
 from pipeline.estimate.subject import Subject
+from pipeline.plan import prior
 from pipeline.plan.needs import CONTROLS, IMAGES
 from pipeline.settings.fields import Train
 
@@ -146,6 +147,15 @@ def _vae(subject: Subject, tensors: float, size: variants.Size) -> Load:
     return _load(subject, component, working)
 
 
+def _drawing_prior(subject: Subject) -> Load:
+    """Of the network alone, at the largest resolution."""
+    network, settings = subject.family.network, subject.experiment.prior
+    largest = frozenset(variants.squares(subject.experiment.data)[-1:])
+    shape = _shape(subject, largest, min(settings.batch_size, settings.num_images))
+    size = BYTES[subject.policy(network).compute_on_device]
+    return _load(subject, network, memory.of_prediction(shape, 0, subject.target, size))
+
+
 def _drawing(subject: Subject) -> Load:
     frozen, trained, settings = _frozen(subject), _trained(subject), subject.experiment.sample
     side = subject.experiment.sample_resolution
@@ -167,6 +177,7 @@ def loads(subject: Subject) -> dict[str, tuple[Callable[[Subject], Load], list[a
     return found | {
         IMAGES: (_images, [advice.PRESET, advice.RESOLUTION]),
         CONTROLS: (_controls, [advice.PRESET, advice.RESOLUTION, advice.SAMPLE_RESOLUTION]),
+        prior.STAGE: (_drawing_prior, [advice.PRIOR_BATCH, advice.PRESET, advice.RESOLUTION]),
         stages.draw: (_drawing, [advice.SAMPLE_BATCH, advice.PRESET, advice.SAMPLE_RESOLUTION]),
         stages.decode: (_decoding, [advice.PRESET, advice.SAMPLE_RESOLUTION]),
     }
@@ -196,7 +207,8 @@ def _parts(subject: Subject, epoch: Epoch) -> Parts:
     saved = BYTES[subject.method.saved_dtype(experiment)]
     held: memory.Held = {
         "weights_bytes": frozen.weights_bytes + 4 * trained,
-        "gradients_bytes": 4 * trained * (1 + (settings.accumulate > 1)) + _exchange_bytes(subject, 4 * trained),
+        "gradients_bytes": 4 * trained * (1 + (settings.accumulate > 1 or experiment.has_prior))
+        + _exchange_bytes(subject, 4 * trained),
         "optimizer_bytes": -(-4 * trained * (_copies(settings) - 1) // sharing),
     }
     steps = settings.steps

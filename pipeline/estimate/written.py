@@ -13,9 +13,9 @@ from pipeline.data import variants
 from pipeline.devices.precision import BYTES
 from pipeline.estimate.listing import Listing
 from pipeline.estimate.subject import Subject
-from pipeline.plan import pictures
+from pipeline.plan import pictures, prior
 from pipeline.plan.method import Method
-from pipeline.plan.needs import CONTROLS, IMAGES, encoded
+from pipeline.plan.needs import CONTROLS, IMAGES, trained_on
 from pipeline.plan.pictures import LARGEST_SHOWN, SMALLEST_SHOWN
 from pipeline.plan.plan import Plan
 from pipeline.plan.whole import is_whole
@@ -53,7 +53,7 @@ class Counted(NamedTuple):
 def of_plan(plan: Plan) -> dict[str, Row]:
     """What each stage has to make, by name."""
     parts: dict[str, list[Counted]] = {}
-    for need in encoded(plan):
+    for need in trained_on(plan):
         entries = plan.entries(need.recipe)
         part = Counted(len(need.items), len(entries.missing(need.items)), _entry_bytes(entries.shape, entries.dtype))
         parts.setdefault(need.stage, []).append(part)
@@ -113,7 +113,8 @@ def _items(subject: Subject, listed: Listing | None) -> dict[str, int | None]:
     """How many entries each stage makes."""
     experiment, captions, images, controls = subject.experiment, None, None, None
     if listed:
-        prompts = [*experiment.sample.prompts, *([""] if experiment.train.caption_dropout else [])]
+        prompts = [*prior.prompts(experiment), *experiment.sample.prompts]
+        prompts += [""] if experiment.train.caption_dropout else []
         captions = len(listed.captions.union(map(caption_item, prompts)))
         each = len(variants.squares(experiment.data)) * len(variants.of_size(experiment.data, (0, 0)))
         images = len(listed.photos) * each
@@ -121,6 +122,7 @@ def _items(subject: Subject, listed: Listing | None) -> dict[str, int | None]:
         controls += len(experiment.sample.conditions) if subject.has_pictures else 0
     found = {encoder.stage: captions for encoder in subject.family.caption_encoders.values()} | {IMAGES: images}
     found |= {CONTROLS: controls} if subject.method.reads_conditions else {}
+    found |= {prior.STAGE: experiment.prior.num_images} if experiment.has_prior else {}
     return found | ({subject.method.stages.draw: _num_pictures(experiment)} if subject.has_pictures else {})
 
 
@@ -136,6 +138,10 @@ def _entry_bytes_of(subject: Subject, stage: str) -> int:
         side = experiment.sample_resolution
         doubled, *size = family.posterior_shape(vae, side, side)
         return _entry_bytes((doubled // 2, *size), "float32")
+    if stage == prior.STAGE:
+        shapes = [family.posterior_shape(vae, *size) for size in variants.squares(experiment.data)]
+        each = [_entry_bytes((doubled // 2, *size), "float32") for doubled, *size in shapes]
+        return sum(each) // len(each)
     each = [_entry_bytes(family.posterior_shape(vae, *size), storage) for size in variants.squares(experiment.data)]
     return sum(each) // len(each)
 

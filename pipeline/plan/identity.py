@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cache import Spelled
 from pipeline.data import variants
 from pipeline.flux import pretrained
+from pipeline.plan import prior
 from pipeline.settings.fields import Experiment
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def decisive(plan: "Plan") -> dict:
         "precision": {name: policy.decisive for name, policy in policies.items()},
         "train": settings_in(experiment, "train"),
         **_division(plan),
+        **prior.identity(plan),
     } | plan.method.identity(plan)
 
 

@@ -8,7 +8,7 @@ from cache.core.files import named
 from pipeline.data import conditions
 from pipeline.data.buckets import CENTRE
 from pipeline.data.variants import Variant
-from pipeline.plan import pictures
+from pipeline.plan import pictures, prior
 from pipeline.plan.plan import ImageNeed, Plan
 
 IMAGES, CONTROLS = "EncodeImages", "EncodeControls"
@@ -17,7 +17,12 @@ IMAGES, CONTROLS = "EncodeImages", "EncodeControls"
 
 def needed(plan: Plan) -> list[Need]:
     """The items of each recipe, in the order of the stages that make them."""
-    return [*encoded(plan), *sampled(plan)]
+    return [*trained_on(plan), *sampled(plan)]
+
+
+def trained_on(plan: Plan) -> list[Need]:
+    """What a training reads: what encoders make, and the pictures of [prior]."""
+    return [*encoded(plan), *prior.needs(plan)]
 
 
 def encoded(plan: Plan) -> list[Need]:

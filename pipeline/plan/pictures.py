@@ -3,7 +3,9 @@
 Imports no MindSpore: the scheduler asks here what is there already.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
 from cache import Entries, canonical, caption_item, digest
 from pipeline.data import conditions, indexing
@@ -11,8 +13,10 @@ from pipeline.data.variants import Variant
 from pipeline.errors import UserError
 from pipeline.flux import pretrained
 from pipeline.plan.method import Method
-from pipeline.plan.plan import Plan
 from pipeline.settings.fields import Experiment
+
+if TYPE_CHECKING:
+    from pipeline.plan.plan import Plan
 
 SCHEMA = 1
 """Bump when the sampling code may draw other latents from the same recipe; all pictures are then drawn again."""
@@ -33,10 +37,21 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """How pictures are drawn.  batch_size: so many at a time, which changes them by rounding only."""
+
+    size: Variant
+    num_inference_steps: int
+    guidance_scale: float
+    batch_size: int
+
+
+@dataclass(frozen=True)
 class Series:
-    """The pictures of one model, BASE or TRAINED, by the items of their final latents."""
+    """The pictures of one model and size, by the items of their final latents.  name: BASE, TRAINED, or another."""
 
     name: str
+    drawing: Drawing
     entries: Entries
     pictures: dict[str, Picture] = field(repr=False)
 
@@ -72,36 +87,48 @@ def is_asked(experiment: Experiment, method: Method) -> bool:
     return bool(settings.prompts) and (not method.reads_conditions or bool(settings.conditions))
 
 
-def variant(plan: Plan) -> Variant:
+def variant(plan: "Plan") -> Variant:
     """The size that pictures are drawn at, which is also what their conditions are encoded at."""
     side = plan.experiment.sample_resolution
     return Variant(side, side)
 
 
+def drawing(plan: "Plan") -> Drawing:
+    """How [sample] says that pictures are drawn."""
+    settings = plan.experiment.sample
+    return Drawing(variant(plan), settings.num_inference_steps, settings.guidance_scale, settings.batch_size)
+
+
 # --- latents ------------------------------------------------------------------------------------------------------
 
 
-def all_series(plan: Plan) -> list[Series]:
+def all_series(plan: "Plan") -> list[Series]:
     """What the experiment file asks for.  Raises UserError where the training has not ended."""
     return [*([base(plan)] if plan.experiment.sample.base else []), trained(plan)]
 
 
-def base(plan: Plan) -> Series:
+def base(plan: "Plan") -> Series:
     """The pictures of the pretrained model as it is: the same for all experiments that ask for them."""
-    pictures = {_item(picture): picture for picture in _pictures(plan)}
-    return Series(BASE, plan.entries(_recipe(plan, [plan.config(plan.family.network)])), pictures)
+    return of_base(plan, BASE, drawing(plan), _pictures(plan))
 
 
-def trained(plan: Plan) -> Series:
+def of_base(plan: "Plan", name: str, drawn: Drawing, pictures: Sequence[Picture]) -> Series:
+    """Pictures of the pretrained model as it is."""
+    entries = plan.entries(_recipe(plan, drawn, [plan.config(plan.family.network)]))
+    return Series(name, drawn, entries, {_item(picture): picture for picture in pictures})
+
+
+def trained(plan: "Plan") -> Series:
     """The pictures with the result of the run."""
     check_trained(plan, "to sample with")
     controls = [conditions.item(photo, variant(plan)) for photo in plan.sample_conditions]
     pictures = {_item(picture, *controls[picture.number : picture.number + 1]): picture for picture in _pictures(plan)}
-    networks = [plan.config(plan.family.network), *plan.method.configs(plan)]
-    return Series(TRAINED, plan.entries(_recipe(plan, networks) | plan.method.drawn_with(plan)), pictures)
+    networks, drawn = [plan.config(plan.family.network), *plan.method.configs(plan)], drawing(plan)
+    recipe = _recipe(plan, drawn, networks) | plan.method.drawn_with(plan)
+    return Series(TRAINED, drawn, plan.entries(recipe), pictures)
 
 
-def check_trained(plan: Plan, purpose: str) -> None:
+def check_trained(plan: "Plan", purpose: str) -> None:
     """Raise UserError where the run has no result yet, or one of a newer version.  purpose: what that is asked for."""
     if not plan.is_trained:
         label, stage = plan.method.label, plan.method.stages.train
@@ -109,7 +136,7 @@ def check_trained(plan: Plan, purpose: str) -> None:
     plan.run.read_result()
 
 
-def _pictures(plan: Plan) -> list[Picture]:
+def _pictures(plan: "Plan") -> list[Picture]:
     settings, controls = plan.experiment.sample, plan.sample_conditions
     return [
         Picture(number, prompt, settings.seed + number, controls[number] if controls else None)
@@ -122,10 +149,10 @@ def _item(picture: Picture, *control: str) -> str:
     return digest(canonical({"caption": caption_item(picture.prompt), "seed": picture.seed, "control": control}))
 
 
-def _recipe(plan: Plan, networks: list[dict]) -> dict:
+def _recipe(plan: "Plan", drawn: Drawing, networks: list[dict]) -> dict:
     """All that decides a picture's final latents besides its item.  networks: configs of the models that predict."""
-    settings, policy, own = plan.experiment.sample, plan.policy(plan.family.network), variant(plan)
-    doubled, height, width = plan.latents(own).shape
+    policy = plan.policy(plan.family.network)
+    doubled, height, width = plan.latents(drawn.size).shape
     return {
         "schema": SCHEMA,
         "kind": "samples",
@@ -136,15 +163,15 @@ def _recipe(plan: Plan, networks: list[dict]) -> dict:
         "txt": plan.txt.id,
         "pooled": plan.pooled.id,
         "scheduler": pretrained.working_config(plan.model_folder, "scheduler"),
-        "num_inference_steps": settings.num_inference_steps,
-        "guidance_scale": settings.guidance_scale if plan.family.is_guided(networks) else None,
+        "num_inference_steps": drawn.num_inference_steps,
+        "guidance_scale": drawn.guidance_scale if plan.family.is_guided(networks) else None,
     }
 
 
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-def listing(plan: Plan) -> dict:
+def listing(plan: "Plan") -> dict:
     """What samples.json says.  File names are relative to the run's folder, and as good as addresses."""
     several, settings = all_series(plan), plan.experiment.sample
     files = {each.name: file_names(plan, each) for each in several}
@@ -167,7 +194,7 @@ def listing(plan: Plan) -> dict:
     }
 
 
-def file_names(plan: Plan, series: Series) -> list[str]:
+def file_names(plan: "Plan", series: Series) -> list[str]:
     """The file of each picture, in their order; whatever decides its pixels is in its name."""
     component = plan.family.image_encoder
     decoder = plan.family.scaling(plan.config(component))
@@ -177,7 +204,7 @@ def file_names(plan: Plan, series: Series) -> list[str]:
     return [f"{folder}/{number:03}-{series.name}-{digest(key)[:12]}.png" for number, key in enumerate(keys)]
 
 
-def condition_name(plan: Plan, picture: Picture) -> str:
+def condition_name(plan: "Plan", picture: Picture) -> str:
     """The file that shows what a picture is conditioned on."""
     assert picture.condition is not None
     entries = plan.latents(variant(plan), plan.method.condition(plan.experiment))

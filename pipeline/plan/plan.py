@@ -22,7 +22,7 @@ from pipeline.devices.precision import resolve as resolve_precision
 from pipeline.errors import UserError
 from pipeline.flux import pretrained
 from pipeline.flux.family import Flux
-from pipeline.plan import identity
+from pipeline.plan import identity, prior
 from pipeline.plan.families import family_of
 from pipeline.plan.method import Method
 from pipeline.plan.run_folder import RunFolder
@@ -104,13 +104,13 @@ class Plan:
     @cached_property
     def captions(self) -> Captions:
         """The captions to encode: what a training needs, the empty one too where it drops captions; and the prompts
-        that are sampled with.  A caption has the name of the first photo that has it."""
+        of the prior and of samples.  A caption has the name of the first photo that has it."""
         first: dict[str, IndexedPhoto | None] = {}
         for item, photo in zip(self.caption_items, self.photos):
             first.setdefault(item, photo)
         texts, names = ([getattr(photo, field) for photo in first.values()] for field in ("caption", "name"))
         others = [""] if self.experiment.train.caption_dropout else []
-        for text in [*others, *self.experiment.sample.prompts]:
+        for text in [*others, *prior.prompts(self.experiment), *self.experiment.sample.prompts]:
             if (item := caption_item(text)) not in first:
                 first[item] = None
                 texts.append(text)

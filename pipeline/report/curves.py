@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from pipeline.draws import Purpose
 from pipeline.errors import UserError
 from pipeline.flux import pretrained
 from pipeline.page.plots import Line, Plot, decimated, smoothed
@@ -129,19 +130,23 @@ def _halves(run: Run) -> list[tuple[np.ndarray, np.ndarray]]:
 def _shares(run: Run, steps: np.ndarray) -> np.ndarray:
     """(steps, NUM_LEVELS): of each step, which share of its items was drawn in each part of the noise levels.
 
-    The draws come from counters, so that those of any step can be had again.
+    The draws come from counters, so that those of any step can be had again.  With a prior its items are added, by its
+    weight, as they are to the loss: both are taken to have the same loss at a level.
     """
     assert run.experiment is not None
     model, train = run.experiment.model, run.experiment.train
     folder = pretrained.local_folder(run.experiment.model_path, model.revision, model.variant)
     sigmas = family_of(folder).training_sigmas(folder)
     part_of = np.minimum((sigmas * NUM_LEVELS).astype(int), NUM_LEVELS - 1)
+    groups = [(Purpose.SIGMA, 1.0)]
+    groups += [(Purpose.PRIOR_SIGMA, run.experiment.prior.weight)] if run.experiment.has_prior else []
     shares = np.zeros((len(steps), NUM_LEVELS))
     for row, step in enumerate(steps):
         for batch in range((int(step) - 1) * train.accumulate, int(step) * train.accumulate):
-            drawn = part_of[drawn_levels(train, run.experiment.seed, batch, len(sigmas))]
-            shares[row] += np.bincount(drawn, minlength=NUM_LEVELS)
-    return shares / shares.sum(axis=1, keepdims=True)
+            for purpose, weight in groups:
+                drawn = part_of[drawn_levels(train, run.experiment.seed, batch, len(sigmas), purpose)]
+                shares[row] += weight * np.bincount(drawn, minlength=NUM_LEVELS)
+    return shares / (train.accumulate * train.batch_size)
 
 
 def _fitted(shares: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

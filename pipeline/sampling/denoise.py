@@ -18,10 +18,10 @@ from pipeline.draws import Purpose
 from pipeline.flux import flow
 from pipeline.methods import observed
 from pipeline.methods.tokens import pooled_reader
-from pipeline.plan import pictures
+from pipeline.plan import pictures, prior
 from pipeline.plan.method import Trainee, untrained
 from pipeline.plan.needs import note_needs
-from pipeline.plan.pictures import BASE, Picture, Series
+from pipeline.plan.pictures import TRAINED, Drawing, Picture, Series
 from pipeline.plan.plan import Plan
 from pipeline.plan.shard import WHOLE, Shard
 from pipeline.process.progress import Progress, say
@@ -47,20 +47,26 @@ def sample(plan: Plan, shard: Shard = WHOLE) -> dict:
     return _drawn(plan, pictures.all_series(plan), shard)
 
 
+def draw_prior(plan: Plan, shard: Shard = WHOLE) -> dict:
+    """Draw the shard's pictures that the experiment's [prior] asks for and the store lacks; as `sample`."""
+    return _drawn(plan, prior.series(plan), shard)
+
+
 def _drawn(plan: Plan, series: Sequence[Series], shard: Shard) -> dict:
     todo = {each.name: _missing(each, shard) for each in series}
     drawn = sum(map(len, todo.values()))
     if not drawn:
         return {"drawn": 0}
     _say_guidance(series[-1])
-    frozen, network = plan.load_frozen(), plan.family.network
+    network = plan.family.network
+    frozen = plan.load_frozen() if todo.get(TRAINED) else {network: plan.load(network)}
     found: dict[str, dict] = {}
     for each in series:  # the base first: it is without the layers that are put in place for a LoRA
         if todo[each.name]:
-            is_base = each.name == BASE
-            model = untrained(plan, {network: frozen[network]}) if is_base else plan.method.load(plan, frozen)
-            pooled = plan.pooled.read_many if is_base else pooled_reader(plan)
-            found |= observed_precision(plan, model, pooled, todo[each.name])
+            is_trained = each.name == TRAINED
+            model = plan.method.load(plan, frozen) if is_trained else untrained(plan, {network: frozen[network]})
+            pooled = pooled_reader(plan) if is_trained else plan.pooled.read_many
+            found |= observed_precision(plan, each.drawing, model, pooled, todo[each.name])
             draw(plan, model, pooled, each, todo[each.name])
     counts = {name: len(missing) for name, missing in todo.items()}
     return {"drawn": drawn, "pictures": counts, "precision": found}
@@ -78,30 +84,30 @@ def _say_guidance(series: Series) -> None:
 
 def draw(plan: Plan, model: Trainee, pooled: Pooled, series: Series, missing: dict[str, Picture]) -> None:
     """Write the final latents of ``missing`` pictures, batch by batch.  Raises Stopped after one of them."""
-    settings, items = plan.experiment.sample, iter(missing.items())
-    sigmas = noise_levels(plan)
-    size = settings.batch_size
-    total = -(-len(missing) // size) * settings.num_inference_steps
+    drawing, items = series.drawing, iter(missing.items())
+    sigmas = noise_levels(plan, drawing)
+    size = drawing.batch_size
+    total = -(-len(missing) // size) * drawing.num_inference_steps
     with StopRequest() as stop, Progress(f"sample {series.name}", total, "step") as progress:
         with series.entries.writer() as writer:
             while batch := dict(islice(items, size)):
-                velocity = counted(velocity_of(plan, model, pooled, list(batch.values())), progress)
-                latents = flow.denoised(noise(plan, batch.values()), sigmas, velocity)
+                velocity = counted(velocity_of(plan, drawing, model, pooled, list(batch.values())), progress)
+                latents = flow.denoised(noise(plan, drawing, batch.values()), sigmas, velocity)
                 plan.confirm(plan.family.network)
                 for item, each in zip(batch, plan.family.unpack(latents, *series.entries.shape[1:])):
                     writer.write(item, each, series.words(item))
                 stop.check()
 
 
-def noise_levels(plan: Plan) -> np.ndarray:
+def noise_levels(plan: Plan, drawing: Drawing) -> np.ndarray:
     """(steps + 1,), float32, from 1 to 0."""
-    _, height, width = plan.latents(pictures.variant(plan)).shape
-    return plan.family.sampling_levels(plan.model_folder, plan.experiment.sample.num_inference_steps, height, width)
+    _, height, width = plan.latents(drawing.size).shape
+    return plan.family.sampling_levels(plan.model_folder, drawing.num_inference_steps, height, width)
 
 
-def noise(plan: Plan, several: Iterable[Picture]) -> np.ndarray:
+def noise(plan: Plan, drawing: Drawing, several: Iterable[Picture]) -> np.ndarray:
     """(batch, tokens, channels), packed: of each picture by its seed alone, whatever it is drawn with."""
-    doubled, height, width = plan.latents(pictures.variant(plan)).shape
+    doubled, height, width = plan.latents(drawing.size).shape
     shape = doubled // 2, height, width
     return plan.family.pack(np.stack([draws.normal(each.seed, Purpose.SAMPLE, 0, shape) for each in several]))
 
@@ -115,7 +121,7 @@ def counted(velocity: Velocity, progress: Progress) -> Velocity:
     return count
 
 
-def velocity_of(plan: Plan, model: Trainee, pooled_of: Pooled, batch: list[Picture]) -> Velocity:
+def velocity_of(plan: Plan, drawing: Drawing, model: Trainee, pooled_of: Pooled, batch: list[Picture]) -> Velocity:
     """What a model predicts for some pictures, whose inputs are read from the store once."""
     import mindspore as ms
 
@@ -125,13 +131,13 @@ def velocity_of(plan: Plan, model: Trainee, pooled_of: Pooled, batch: list[Pictu
     def tensor(array):
         return ms.Tensor(array) if array.dtype == np.int32 else cast(ms.Tensor(array.astype(np.float32)))
 
-    _, height, width = plan.latents(pictures.variant(plan)).shape
+    _, height, width = plan.latents(drawing.size).shape
     captions = [caption_item(picture.prompt) for picture in batch]
     txt, pooled = tensor(plan.txt.read_many(captions)), tensor(pooled_of(captions))
     txt_ids = ms.Tensor(family.txt_positions(txt.shape[1]))
     control = [tensor(control_of(plan, batch))] if plan.method.reads_conditions and model.trained else []
-    is_guided, scale = family.is_guided(model.configs), plan.experiment.sample.guidance_scale
-    guidance = tensor(np.full(len(batch), scale)) if is_guided else None
+    is_guided = family.is_guided(model.configs)
+    guidance = tensor(np.full(len(batch), drawing.guidance_scale)) if is_guided else None
 
     def velocity(x, sigma):
         # As FluxPipeline does: in half precision it is rounded twice, in bfloat16 by up to 0.4 % each time.
@@ -152,8 +158,10 @@ def control_of(plan: Plan, batch: Sequence[Picture]) -> np.ndarray:
     return plan.family.packed(posterior, None, plan.config(plan.family.image_encoder))
 
 
-def observed_precision(plan: Plan, model: Trainee, pooled: Pooled, missing: dict[str, Picture]) -> dict:
+def observed_precision(
+    plan: Plan, drawing: Drawing, model: Trainee, pooled: Pooled, missing: dict[str, Picture]
+) -> dict:
     """What is found of the models in a first prediction.  Raises UserError where it is not what the policy says."""
-    batch = list(missing.values())[: plan.experiment.sample.batch_size]
-    velocity, sigma = velocity_of(plan, model, pooled, batch), noise_levels(plan)[0]
-    return observed.precision(plan, model, lambda: velocity(noise(plan, batch), sigma))
+    batch = list(missing.values())[: drawing.batch_size]
+    velocity, sigma = velocity_of(plan, drawing, model, pooled, batch), noise_levels(plan, drawing)[0]
+    return observed.precision(plan, model, lambda: velocity(noise(plan, drawing, batch), sigma))

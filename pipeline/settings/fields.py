@@ -281,6 +281,30 @@ class Train:
 
 @OnlyKnown
 @dataclass(frozen=True)
+class Prior:
+    """Prior preservation: pictures that the base model draws itself, trained on beside yours, so that it keeps what it
+    knows (section 3.2 of [DreamBooth](https://arxiv.org/abs/2208.12242)). They are drawn once for all experiments that
+    ask for the same ones. Off where there are no prompts."""
+
+    prompts: tuple[Text, ...] = ()
+    """What is to be remembered, such as `["a photo of a cat"]`. Each update then takes as many batches of these
+    pictures as of yours, and twice as long."""
+    num_images: Annotated[Whole, between(1, 1_000_000)] = 100
+    """Number of pictures, the prompts taken in turn."""
+    weight: UpToAThousand = 1.0
+    """Of their mean loss, which is added to that of your photos."""
+    seed: Seed = 0
+    """Picture i is drawn from the noise of seed + i."""
+    num_inference_steps: Annotated[Whole, between(1, 10_000)] = 28
+    """Sampling steps."""
+    guidance_scale: Annotated[Number, Field(ge=0, le=1_000_000)] = 3.5
+    """For models with a guidance embedding. FLUX.1-schnell has none and does not use it."""
+    batch_size: Annotated[Whole, between(1, MOST)] = 1
+    """Pictures that are drawn at a time."""
+
+
+@OnlyKnown
+@dataclass(frozen=True)
 class Sampling:
     """What is drawn with the result, to be looked at. Changing this table never retrains: only what is new is encoded
     and drawn."""
@@ -357,6 +381,7 @@ class Settings:
     lora: Lora = Lora()
     controlnet: ControlNet = ControlNet()
     train: Train = Train()
+    prior: Prior = Prior()
     sample: Sampling = Sampling()
     device: Device = Device()
     parallel: Parallel = Parallel()
@@ -407,6 +432,11 @@ class Experiment(Settings):
     @property
     def images(self) -> Path:
         return self._resolve(self.data.images or "blickets")
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether pictures of the base model are trained on too."""
+        return bool(self.prior.prompts)
 
     @property
     def sample_resolution(self) -> int:

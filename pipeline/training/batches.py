@@ -1,5 +1,6 @@
 """Batches for the train step, from the store: everything random and everything small is done here, on the host."""
 
+import dataclasses
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pipeline.flux import flow
 from pipeline.methods.tokens import pooled_reader
 from pipeline.plan.plan import Plan
 from pipeline.training.order import Order
+from pipeline.training.reminders import Reminders
 from pipeline.training.weighting import drawn_levels, level_indices, loss_weights
 
 
@@ -61,15 +63,31 @@ class Batches:
         self.txt, self.pooled = plan.txt, pooled_reader(plan)
         self.scaling = plan.config(plan.family.image_encoder)
         self.sigmas, self.timesteps = plan.family.training_levels(plan.model_folder)
+        self.prior = Reminders(plan, self._noised, len(self.sigmas)) if plan.experiment.has_prior else None
 
     @property
     def num_shapes(self) -> int:
         """How many sizes batches come in."""
-        return len(set(self.sizes))
+        return len({*self.sizes, *(self.prior.sizes if self.prior else ())})
+
+    @property
+    def in_a_step(self) -> int:
+        """How many batches are in one step, of all ranks: ``accumulate``, and as many of the prior."""
+        return self.train.accumulate * (2 if self.prior else 1)
 
     def training(self, number: int) -> Batch:
-        """Batch ``number`` of the training, counted from 0 over the whole run."""
+        """Batch ``number`` of the training, counted from 0 over the whole run; a step's are those of photos first."""
+        if self.prior is None:
+            return self._of_photos(number)
+        step, place = divmod(number, self.in_a_step)
+        accumulate = self.train.accumulate
+        if place >= accumulate:
+            return self.prior.batch(step * accumulate + place - accumulate)
+        # The mean of a step is over twice as many batches: weighed so, it is that of the photos and that of the prior.
+        found = self._of_photos(step * accumulate + place)
+        return dataclasses.replace(found, weight=2 * found.weight)
 
+    def _of_photos(self, number: int) -> Batch:
         def generator(purpose):
             return draws.generator(self.seed, purpose, number)
 
@@ -128,9 +146,15 @@ class Batches:
     ) -> Batch:
         """captions: their addresses.  levels: (batch,), indices into the schedule."""
         posterior = self._posterior(self.latents, chosen, [photo.item for photo in photos])
-        batch, channels, height, width = posterior.shape
         latents = self._sampled(posterior, for_posterior)
-        noise = self.family.pack(for_noise.standard_normal((batch, channels // 2, height, width), dtype=np.float32))
+        control = self._control(chosen, photos, for_control) if self.controls else None
+        _, channels, *size = posterior.shape
+        return self._noised(latents, (channels // 2, *size), captions, levels, for_noise, scheme, control)
+
+    def _noised(self, latents, shape, captions, levels, for_noise, scheme, control) -> Batch:
+        """latents: (batch, tokens, channels), packed.  shape: of one item's, (channels, height, width), unpacked."""
+        noise = self.family.pack(for_noise.standard_normal((len(latents), *shape), dtype=np.float32))
+        _, height, width = shape
         sigma = self.sigmas[levels]
         x, img_ids = self.family.sequence(flow.noised(latents, noise, sigma), height, width, latents)
         return Batch(
@@ -142,7 +166,7 @@ class Batches:
             img_ids=img_ids,
             txt_ids=self.family.txt_positions(self.txt.shape[0]),
             weight=loss_weights(scheme, sigma),
-            control=self._control(chosen, photos, for_control) if self.controls else None,
+            control=control,
         )
 
     def _control(self, chosen: list[Variant], photos: list[indexing.IndexedPhoto], for_posterior) -> np.ndarray:

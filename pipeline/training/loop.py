@@ -38,6 +38,7 @@ class Training:
     settings.mode: ``"jit"`` or ``"pynative"``.  scaled: for a loss computed in float16, see `LossScale`.
     groups: of each parameter, 0 for ``learning_rate`` and 1 for ``text_encoder_lr``; all 0, unless given.
     before_batch: called with the number of each batch, counted from 0; None where nothing happens before one.
+    num_batches: in a step, of all ranks; ``settings.accumulate``, unless given.
     ranks: those that share each step's batches.  sums, shards: what adds up the gradients, and what of the optimizer's
     state this rank keeps, where there are several.
     """
@@ -53,6 +54,7 @@ class Training:
         ranks: Ranks = ALONE,
         sums: Sum | None = None,
         shards: Shards | None = None,
+        num_batches: int = 0,
     ):
         import mindspore as ms
 
@@ -65,7 +67,8 @@ class Training:
         self.optimizer = Optimizer(trained, settings, groups, shards)
         rates = (settings.learning_rate, settings.text_encoder_lr)
         self.schedules = [schedule_of(settings, rate) for rate in rates[: max(self.optimizer.groups) + 1]]
-        self.ranks, self._sums = ranks, sums or (Accumulator() if settings.accumulate > 1 else None)
+        self.num_batches = num_batches or settings.accumulate
+        self.ranks, self._sums = ranks, sums or (Accumulator() if self.num_batches > 1 else None)
         self.loss_scale = LossScale(FIRST_LOSS_SCALE) if scaled else None
 
     @property
@@ -181,7 +184,7 @@ def run(
     finite; Stopped, with a checkpoint written, after the step in which it was asked for, of any rank.  Where the next
     batch cannot be had, a checkpoint of the steps so far is written too.
     """
-    ranks, size = training.ranks, settings.accumulate
+    ranks, size = training.ranks, training.num_batches
     numbers = range(training.step * size + ranks.rank, settings.steps * size, ranks.size)
     own = size // ranks.size  # of a step's batches
     saved = training.step  # of which step there is a checkpoint, or that needs none

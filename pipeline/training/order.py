@@ -39,10 +39,12 @@ class Order:
     Raises ValueError where there is no example or ``batch_size`` is below 1.
     """
 
-    def __init__(self, seed: int, bucket_of: Sequence[int] | np.ndarray, batch_size: int):
+    def __init__(
+        self, seed: int, bucket_of: Sequence[int] | np.ndarray, batch_size: int, purpose: Purpose = Purpose.ORDER
+    ):
         if not len(bucket_of) or batch_size < 1:
             raise ValueError(f"order: {len(bucket_of)} examples in batches of {batch_size}; both must be at least 1")
-        self.seed, self.batch_size = seed, batch_size
+        self.seed, self.batch_size, self._purpose = seed, batch_size, purpose
         _, self._bucket_of, self._sizes = np.unique(bucket_of, return_inverse=True, return_counts=True)
         self._starts = np.cumsum(self._sizes) - self._sizes
         self._epochs = functools.lru_cache(maxsize=NUM_CACHED)(self._arrange)
@@ -72,7 +74,7 @@ class Order:
         return int(self._epochs(epoch).examples[self._starts[bucket] + rank])
 
     def _arrange(self, epoch: int) -> _Epoch:
-        permutation = draws.generator(self.seed, Purpose.ORDER, epoch).permutation(len(self._bucket_of))
+        permutation = draws.generator(self.seed, self._purpose, epoch).permutation(len(self._bucket_of))
         arrivals = np.argsort(self._bucket_of[permutation], kind="stable")  # places in the permutation, by bucket
         first, beyond = (each * self._sizes // self.batch_size for each in (epoch, epoch + 1))
         buckets = np.repeat(np.arange(len(self._sizes)), beyond - first)

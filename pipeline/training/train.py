@@ -28,6 +28,7 @@ from pipeline.training import checkpoint, guard, loop, metrics
 from pipeline.training.batches import Batches
 from pipeline.training.exchange import sum_of
 from pipeline.training.loss import flow_loss, tensors_of
+from pipeline.training.reminders import Reminders
 from pipeline.training.schedules import depends_on_total
 from pipeline.training.sharding import Shards
 
@@ -53,7 +54,7 @@ def train(plan: Plan) -> dict:
             begin(plan)
         batches = Batches(plan)
         settings = with_steps_and_mode(plan, batches)
-        say(step_of(settings, ranks))
+        say(step_of(settings, ranks, batches.prior))
         frozen = plan.load_frozen()
         before = guard.frozen_digests(frozen)
         trainee = plan.method.make(plan, frozen)
@@ -70,7 +71,8 @@ def train(plan: Plan) -> dict:
             sums = sum_of(collectives, parallel.reduce, trainee.trained)
             shards = Shards(collectives, trainee.trained) if parallel.shard_optimizer else None
         of_trainee = trainee.groups, trainee.before_batch
-        training = loop.Training(loss, trainee.trained, settings, _is_scaled(plan), *of_trainee, ranks, sums, shards)
+        how = settings, _is_scaled(plan), *of_trainee
+        training = loop.Training(loss, trainee.trained, *how, ranks, sums, shards, num_batches=batches.in_a_step)
         identity = checkpoint.identity_of(plan.decisive | {"mode": settings.mode})
         go_on(training, run, identity, settings)
         training.check_equal()
@@ -116,11 +118,12 @@ def check_division(plan: Plan, ranks: Ranks) -> None:
         )
 
 
-def step_of(settings: Train, ranks: Ranks) -> str:
+def step_of(settings: Train, ranks: Ranks, prior: Reminders | None = None) -> str:
     """What one step is, for people."""
     batch, number = settings.batch_size, settings.accumulate
     said = f"a step: {batch * number} samples, {number} batch{'es' * (number > 1)} of {batch}"
-    return said + (f", {number // ranks.size} on each of {ranks.size} ranks" if ranks.size > 1 else "")
+    said += f", {number // ranks.size} on each of {ranks.size} ranks" if ranks.size > 1 else ""
+    return said + (f"; and as many of the prior's {len(prior.pictures)} pictures" if prior else "")
 
 
 def first_step(plan: Plan, settings: Train, trainee: Trainee) -> str:

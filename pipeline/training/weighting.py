@@ -61,10 +61,12 @@ def level_indices(u: np.ndarray, num_levels: int) -> np.ndarray:
     return np.minimum((u * num_levels).astype(np.int64), num_levels - 1)
 
 
-def drawn_levels(settings: Train, seed: int, batch: int, num_levels: int) -> np.ndarray:
+def drawn_levels(
+    settings: Train, seed: int, batch: int, num_levels: int, purpose: Purpose = Purpose.SIGMA
+) -> np.ndarray:
     """The places in the scheduler's levels, (batch_size,), int64, that a training draws for the batch of a number."""
     shape = settings.logit_mean, settings.logit_std, settings.mode_scale
-    generator = draws.generator(seed, Purpose.SIGMA, batch)
+    generator = draws.generator(seed, purpose, batch)
     return level_indices(densities(settings.weighting_scheme, generator, settings.batch_size, *shape), num_levels)
 
 
