@@ -63,6 +63,58 @@ def test_metadata_names_photos_and_captions(folder):
     assert captions(folder) == {"a.png": "a", "train/b.png": "ein Käse"}
 
 
+def test_a_csv_names_photos_and_captions(folder):
+    for name in ("a.png", "b.png", "c.png", "edges/a.png"):
+        photo(folder, name, None)
+    rows = "\ufefffile_name,caption,conditioning_image,other\r\n"
+    rows += '"a.png","a cat, ""sleeping""\r\non a sofa",edges/a.png,1\r\n'
+    (folder / "metadata.csv").write_bytes((rows + "./b.png,ein Käse,,\r\nc.png\r\n").encode())
+    photos, found = list_photos(folder)
+    assert {each.name: (each.caption, each.conditioning) for each in photos} == {
+        "a.png": ('a cat, "sleeping"\r\non a sofa', "edges/a.png"),
+        "b.png": ("ein Käse", None),
+    }
+    assert [(each.name, each.reason) for each in found] == [
+        ("c.png", 'no caption: its line in metadata.csv has no "text"')
+    ]
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"file_name;text\na.png;a cat\n", "its first line is file_name;text; expected names of columns"),
+        (b"", "its first line is nothing"),
+        ("file_name,text\na.png,Käse".encode("latin-1"), "not UTF-8"),
+        (b"file_name,text\na.png," + b"x" * 200_000, "line 1 is no CSV: field larger than field limit"),
+    ],
+    ids=["semicolons", "nothing", "not UTF-8", "without end"],
+)
+def test_a_csv_that_cannot_be_read_is_one_line(folder, content, reason):
+    photo(folder, "a.png", None)
+    (folder / "metadata.csv").write_bytes(content)
+    with pytest.raises(UserError, match=f"metadata.csv: {reason}"):
+        list_photos(folder)
+
+
+@pytest.mark.parametrize("row", ["../out.png,a", "/etc/hostname,a", "sub/../b.png,a"])
+def test_a_csv_leads_nowhere_out_of_the_folder(folder, row):
+    photo(folder, "../out.png", None)
+    (folder / "metadata.csv").write_text(f"file_name,text\n{row}\n")
+    assert list(problems(folder).values()) == ["its path leads out of the folder"]
+
+
+def test_names_of_other_programs_are_read_after_our_own(folder):
+    photo(folder, "a.png", None)
+    photo(folder, "b.png", "by txt")
+    for name in "ab":
+        (folder / f"{name}.caption").write_text("by caption")
+    assert captions(folder) == {"a.png": "by caption", "b.png": "by txt"}
+    (folder / "metadata.csv").write_text("file_name,text\na.png,by csv\n")
+    assert captions(folder) == {"a.png": "by csv"}
+    metadata(folder, {"file_name": "a.png", "caption": "by jsonl"}, {"file_name": "b.png", "text": "t", "caption": "c"})
+    assert captions(folder) == {"a.png": "by jsonl", "b.png": "t"}
+
+
 def test_metadata_may_start_with_a_byte_order_mark_and_end_lines_as_windows_does(folder):
     photo(folder, "a.png", None)
     (folder / "metadata.jsonl").write_bytes(b'\xef\xbb\xbf{"file_name": "a.png", "text": "a cat"}\r\n\r\n')

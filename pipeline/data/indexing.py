@@ -15,7 +15,7 @@ from cache import FileFacts, digest, printable
 from cache.core.digests import RACY_NS, has_digest
 from pipeline.data.colours import CONVERSION
 from pipeline.data.images import BadImage, PixelBudget, colours_in, examine, num_pixels, read_image
-from pipeline.data.photos import METADATA, Photo, Problem, list_photos
+from pipeline.data.photos import METADATA, Photo, Problem, list_photos, table_in
 from pipeline.errors import UserError
 
 MAX_WORKERS = 8  # decoded photos in memory at a time; of large ones fewer, as `PixelBudget` has it
@@ -77,7 +77,8 @@ def index_pairs(
     """As `index_photos`, each photo with its ``condition``; a pair is of one shape, up to its scale."""
     photos, problems = list_photos(folder, prompt)
     conditions = conditions_of(photos)
-    problems += [Problem(photo.name, NO_CONDITION) for photo in photos if photo.conditioning is None]
+    no_condition = NO_CONDITION.replace(METADATA, table_in(folder) or METADATA)
+    problems += [Problem(photo.name, no_condition) for photo in photos if photo.conditioning is None]
     indexed, undecodable = inspect([*photos, *conditions], facts, progress)
     pairs = _paired(indexed, photos)
     problems += [Problem(pair.name, _mismatch(pair)) for pair in pairs if not _fits(pair)]
@@ -277,7 +278,8 @@ def _indexed(photo: Photo | IndexedPhoto, found: dict) -> IndexedPhoto:
 
 def _report(folder: Path, problems: list[Problem]) -> str:
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    line = f" (and its line in {METADATA})" if (folder / METADATA).exists() else ""
+    table = table_in(folder)
+    line = f" (and its line in {table})" if table else ""
     first = f"{folder}: {count}; repair or remove what is listed{line}, then start again"
     lines = [f"{folder}/{problem.name}: {problem.reason}" for problem in problems[:MAX_LISTED]]
     if len(problems) > MAX_LISTED:

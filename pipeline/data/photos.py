@@ -1,12 +1,14 @@
 """Finding photos and their captions in a folder, without decoding anything or leaving the folder."""
 
 import codecs
+import csv
 import io
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -15,6 +17,13 @@ from pipeline.data import formats
 from pipeline.errors import UserError
 
 METADATA = "metadata.jsonl"
+TABLES = METADATA, "metadata.csv"
+"""Lists of photos and captions; the first that is there is taken."""
+
+CAPTION_SUFFIXES = ".txt", ".caption"
+"""Of files beside photos; the first that is there is taken."""
+
+CAPTION_COLUMNS = "text", "caption"
 CHUNK_BYTES = 1 << 16
 
 
@@ -33,7 +42,7 @@ class Photo(NamedTuple):
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """What is wrong with one file, named relative to the folder, or with one line of metadata.jsonl."""
+    """What is wrong with one file, named relative to the folder, or with one line of metadata.jsonl or metadata.csv."""
 
     name: str
     reason: str
@@ -42,26 +51,38 @@ class Problem:
 def list_photos(folder: Path, prompt: str = "") -> tuple[list[Photo], list[Problem]]:
     """Find photos and captions without decoding anything; both lists are sorted by name.
 
-    Where the folder has a metadata.jsonl ("file_name", "text", optionally "conditioning_image"), that is the list.
-    Otherwise it is every image below the folder, with NAME.txt beside NAME.png.  A ``prompt`` that is not blank is the
-    caption of all, and none is read.  Hidden files and text files without an image are passed over, and nothing
-    outside the folder is ever opened.  Raises UserError where there is no folder, no photo, or no way to read the list.
+    Where the folder has a metadata.jsonl or metadata.csv ("file_name", "text" or "caption", optionally
+    "conditioning_image"), that is the list.  Otherwise it is every image below the folder, with NAME.txt or
+    NAME.caption beside NAME.png.  A ``prompt`` that is not blank is the caption of all, and none is read.  Hidden files
+    and text files without an image are passed over, and nothing outside the folder is ever opened.  Raises UserError
+    where there is no folder, no photo, or no way to read the list.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; set [data] images to the folder that holds the photos")
-    try:
-        find = _from_metadata if is_taken(folder / METADATA) else _from_files
-    except OSError as error:  # what cannot be looked at is not absent
-        raise UserError(f"{folder / METADATA}: cannot be read: {error.strerror}") from error
-    photos, problems = find(_Folder(folder), prompt.strip())
+    table = table_in(folder)
+    if table:
+        photos, problems = _from_table(_Folder(folder), table, prompt.strip())
+    else:
+        photos, problems = _from_files(_Folder(folder), prompt.strip())
     if not photos and not problems:
         raise UserError(f"{folder}: no photo in it; expected {METADATA}, or images with NAME.txt beside NAME.png")
     return sorted(photos, key=lambda photo: photo.name), sorted(problems)
 
 
+def table_in(folder: Path) -> str:
+    """The name of the folder's list of photos and captions; "" where there is none.  Raises UserError."""
+    for name in TABLES:
+        try:
+            if is_taken(folder / name):
+                return name
+        except OSError as error:  # what cannot be looked at is not absent
+            raise UserError(f"{folder / name}: cannot be read: {error.strerror}") from error
+    return ""
+
+
 class _Unusable(Exception):
-    """Why a photo, or a line of metadata.jsonl, cannot be used."""
+    """Why a photo, or a line of its list, cannot be used."""
 
 
 def _about(what: str, work: Callable, *arguments):
@@ -175,16 +196,17 @@ def _from_files(folder: _Folder, prompt: str) -> tuple[list[Photo], list[Problem
                 raise _Unusable(missing)
             if formats.is_photo(suffix.lower()):
                 folder.check(name)
-                caption = prompt or _caption_beside(folder, stem + ".txt", existing)
+                caption = prompt or _caption_beside(folder, stem, existing)
                 photos.append(Photo(str(folder.path), name, caption))
         except _Unusable as reason:
             problems.append(Problem(name, str(reason)))
     return photos, problems
 
 
-def _caption_beside(folder: _Folder, name: str, existing: set[str]) -> str:
-    if name not in existing:
-        raise _Unusable(f"no caption: {name} is missing")
+def _caption_beside(folder: _Folder, stem: str, existing: set[str]) -> str:
+    name = next((stem + suffix for suffix in CAPTION_SUFFIXES if stem + suffix in existing), "")
+    if not name:
+        raise _Unusable(f"no caption: {stem}{CAPTION_SUFFIXES[0]} is missing")
     return _about(f"its caption {name}", _caption_in, folder, name)
 
 
@@ -207,27 +229,56 @@ def _checked_caption(text) -> str:
     return text.strip()
 
 
-def _from_metadata(folder: _Folder, prompt: str) -> tuple[list[Photo], list[Problem]]:
+def _from_table(folder: _Folder, table: str, prompt: str) -> tuple[list[Photo], list[Problem]]:
     try:
-        content = folder.content(METADATA)
+        content = folder.content(table)
     except _Unusable as reason:
-        raise UserError(f"{folder.path / METADATA}: {reason}") from None
+        raise UserError(f"{folder.path / table}: {reason}") from None
     photos: list[Photo] = []
     problems: list[Problem] = []
     first_lines: dict[str, int] = {}
-    for number, line in enumerate(io.BytesIO(content.removeprefix(codecs.BOM_UTF8)), 1):
-        if not line.strip():
-            continue
-        name = f"{METADATA}, line {number}"
+    lines = _lines_of_csv(folder.path / table, content) if table.endswith(".csv") else _lines_of_json(content)
+    for number, row_in in lines:
+        name = f"{table}, line {number}"
         try:
-            row = _row(line.rstrip(b"\n"))
+            row = row_in()
             name = _normal(row["file_name"])
             if first_lines.setdefault(name, number) != number:
-                raise _Unusable(f"listed twice in {METADATA}, lines {first_lines[name]} and {number}")
-            photos.append(_photo(folder, name, row, prompt))
+                raise _Unusable(f"listed twice in {table}, lines {first_lines[name]} and {number}")
+            photos.append(_photo(folder, name, row, prompt, table))
         except _Unusable as reason:
             problems.append(Problem(name, str(reason)))
     return photos, problems
+
+
+Lines = Iterator[tuple[int, Callable[[], dict]]]
+"""Of each line of a table its number, and what gives its row or raises _Unusable."""
+
+
+def _lines_of_json(content: bytes) -> Lines:
+    for number, line in enumerate(io.BytesIO(content.removeprefix(codecs.BOM_UTF8)), 1):
+        if line.strip():
+            yield number, partial(_row, line.rstrip(b"\n"))
+
+
+def _lines_of_csv(path: Path, content: bytes) -> Lines:
+    """The rows of a file separated by commas (RFC 4180), which may have line breaks inside quotation marks."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8; save it as UTF-8") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        if "file_name" not in (columns := reader.fieldnames or []):
+            found = ", ".join(columns)[:200] or "nothing"
+            raise UserError(
+                f"{path}: its first line is {found}; expected names of columns, file_name among them, and commas"
+            )
+        for row in reader:
+            cells = {name: cell for name, cell in row.items() if name is not None and cell}
+            yield reader.line_num, partial(_checked_row, cells)
+    except csv.Error as error:
+        raise UserError(f"{path}: line {reader.line_num} is no CSV: {error}") from None
 
 
 def _row(line: bytes) -> dict:
@@ -239,19 +290,24 @@ def _row(line: bytes) -> dict:
         raise _Unusable(f"not JSON: {error}") from None
     if not isinstance(row, dict):
         raise _Unusable("not a JSON object")
+    return _checked_row(row)
+
+
+def _checked_row(row: dict) -> dict:
     if not isinstance(row.get("file_name"), str) or not row["file_name"]:
         raise _Unusable('no "file_name"')
     return row
 
 
-def _photo(folder: _Folder, name: str, row: dict, prompt: str) -> Photo:
+def _photo(folder: _Folder, name: str, row: dict, prompt: str, table: str) -> Photo:
     folder.check(name)
     conditioning = row.get("conditioning_image")
     if conditioning is not None:
         conditioning = _about(f"its conditioning_image {conditioning}", _conditioning, folder, conditioning)
-    if not prompt and row.get("text") is None:
-        raise _Unusable(f'no caption: its line in {METADATA} has no "text"')
-    caption = prompt or _about(f"its caption in {METADATA}", _checked_caption, row["text"])
+    text = next((row[column] for column in CAPTION_COLUMNS if row.get(column) is not None), None)
+    if not prompt and text is None:
+        raise _Unusable(f'no caption: its line in {table} has no "{CAPTION_COLUMNS[0]}"')
+    caption = prompt or _about(f"its caption in {table}", _checked_caption, text)
     return Photo(str(folder.path), name, caption, conditioning)
 
 
