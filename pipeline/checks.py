@@ -1,10 +1,16 @@
 """What is looked at before the first encoder runs: the model is here, photos and conditions are sound."""
 
+from collections.abc import Sequence
+
 from cache import FileFacts, Store
 from cache.terminal.places import shown
-from pipeline.data import indexing
+from pipeline.data import findings, indexing
+from pipeline.data.indexing import IndexedPhoto
 from pipeline.errors import UserError
 from pipeline.flux import pretrained
+from pipeline.plan import data_report
+from pipeline.plan.data_report import DataReport
+from pipeline.plan.plan import Plan
 from pipeline.process.progress import Progress, say
 from pipeline.settings.fields import Experiment
 
@@ -46,11 +52,41 @@ def check_data(experiment: Experiment) -> None:
         from pipeline.synthetic import shapes
 
         say(f"pictures of a new word: drawing {shown(shapes.draw_teaching(experiment.images, 'cross'))}")
+    report = look_at_data(experiment)
+    data_report.refuse(report.findings, experiment)
+    say(*data_report.parts(report, experiment))
+
+
+def look_at_data(experiment: Experiment) -> DataReport:
+    """What is found in the photos and captions; every photo that is new or changed is decoded.
+
+    Raises UserError that lists what cannot be used.
+    """
     facts = _facts(experiment)
     with Progress("check photos", 0, "photo") as progress:
         photos = indexing.index_photos(experiment.images, experiment.data.prompt, facts, progress.set)
     _check_memory(facts, indexing.remembered(photos, facts) is not None)
-    say(f"{shown(experiment.images)}: {len(photos)} captioned photos, all sound")
+    return data_report.of(experiment, photos)
+
+
+def is_data_accepted(experiment: Experiment, photos: Sequence[IndexedPhoto]) -> bool:
+    """Whether nothing that [data] strict forbids is found in photos that are known; captions' tokens are not counted.
+
+    The check of the disks counts them, which comes when the model is here.
+    """
+    return not experiment.data.strict or not data_report.of(experiment, photos, with_tokens=False).findings
+
+
+def check_captions(plan: Plan) -> None:
+    """Raise UserError where captions are cut and [data] strict forbids it."""
+    if plan.experiment.data.strict:
+        data_report.refuse(findings.cut_captions(plan.photos, plan.cuts), plan.experiment)
+
+
+def say_cut_captions(plan: Plan) -> None:
+    """Say which captions are cut; CheckData may have run before the model was here."""
+    if found := findings.cut_captions(plan.photos, plan.cuts):
+        say("", data_report.as_table(found), *data_report.advice(found))
 
 
 def check_controls(experiment: Experiment, has_pairs: bool) -> None:

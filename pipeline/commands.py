@@ -11,12 +11,14 @@ from pathlib import Path
 from cache import StoreError, print_anything
 from cache.terminal import log_lines
 from cache.terminal.output import bad, good, show
+from pipeline import checks
 from pipeline.doctor import doctor
 from pipeline.doctor.ascend_files import Machine
 from pipeline.errors import UserError
 from pipeline.estimate import preflight, report
 from pipeline.exchange import commands as exchange
 from pipeline.methods import CONTROLNET, method_of
+from pipeline.plan import data_report
 from pipeline.plan.shard import WHOLE, Shard
 from pipeline.process import launching, ranks
 from pipeline.process.progress import say
@@ -105,6 +107,11 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--controlnet", action="store_true", help="of the ControlNet's training instead of the LoRA's")
     plan.add_argument("--json", action="store_true", help="for programs")
     plan.set_defaults(command=_plan)
+
+    data = commands.add_parser("data", help="what will happen to photos and captions: cut, enlarged, repeated")
+    data.add_argument("experiment", nargs="?", default="", metavar="EXPERIMENT", help=EXPERIMENT)
+    data.add_argument("--json", action="store_true", help="for programs; names up to 100 photos of each kind")
+    data.set_defaults(command=_data)
 
     _add_precision(commands)
     _add_doctor(commands)
@@ -256,6 +263,18 @@ def _plan(options) -> None:
         print(report.as_json(found, bool(options.model_config)))
     else:
         show(*report.parts(found))
+
+
+def _data(options) -> int:
+    experiment = load_experiment(options.experiment)
+    found = checks.look_at_data(experiment)
+    if options.json:
+        print(data_report.as_json(found))
+    else:
+        show(*data_report.parts(found, experiment))
+    if not found.findings or not experiment.data.strict:
+        return 0
+    return _fail(f"{experiment.images}: [data] strict = true makes an error of this")
 
 
 def _precision(options) -> None:

@@ -141,6 +141,7 @@ def is_done(name: str, survey: Survey, shard: Shard = WHOLE) -> bool:
         plan = survey.plan(stage.method)
         if isinstance(stage, RoomCheck):
             preflight.check_room(plan)
+            checks.check_captions(plan)
             return True
         return stage.done(plan)
     except (UserError, StoreError, OSError):  # whatever it is, the stage's own process meets it too, and says it
@@ -180,6 +181,8 @@ def run(name: str, experiment: Experiment, survey: str = "", shard: Shard = WHOL
     if isinstance(stage, RoomCheck):
         say(*report.parts(preflight.of_plan(plan)))
         preflight.check_room(plan)
+        checks.check_captions(plan)
+        checks.say_cut_captions(plan)
         return
     if _says_done(stage, plan):
         return
@@ -389,7 +392,9 @@ TABLE: list[Row] = [
         "Every photo decodes and has a caption.",
         (),
         0,
-        lambda survey: survey.photos(LORA) is not None,
+        lambda survey: (
+            (photos := survey.photos(LORA)) is not None and checks.is_data_accepted(survey.experiment, photos)
+        ),
         checks.check_data,
     ),
     Preparation(

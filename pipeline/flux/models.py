@@ -3,6 +3,7 @@
 Every loader raises UserError for what a user can put right, and returns nothing that lacks a weight or ignored one.
 """
 
+import os
 import warnings
 from pathlib import Path
 
@@ -39,6 +40,7 @@ LAST_LAYERS = {
 
 def load_tokenizer(folder: Path, component: str):
     """The fast tokenizer: the slow CLIP one gives other tokens with ftfy installed than without."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not installed
     from transformers import CLIPTokenizerFast, T5TokenizerFast
 
     cls = CLIPTokenizerFast if component == "tokenizer" else T5TokenizerFast

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 """Bump when the code that encodes or trains may compute other bytes from the same recipe; all is then made again."""
 
-UNDECISIVE = ("log_every", "checkpoint_every", "keep_checkpoints")
-"""Settings of the training that decide no weight."""
+UNDECISIVE = ("log_every", "checkpoint_every", "keep_checkpoints", "strict")
+"""Settings of [train] and [data] that decide no weight."""
 
 FIRST_SETTINGS = {
     "lora": ("rank", "alpha", "dropout", "targets", "train_text_encoder"),

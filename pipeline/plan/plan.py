@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from cache import Entries, Store, canonical, caption_item, caption_items, digest, recipe_id
 from pipeline.data import conditions, indexing, variants
+from pipeline.data.findings import Cut
 from pipeline.data.images import PREPROCESSING
 from pipeline.data.indexing import IndexedPhoto
 from pipeline.data.variants import Examples, Size, Variant
@@ -22,7 +23,7 @@ from pipeline.devices.precision import resolve as resolve_precision
 from pipeline.errors import UserError
 from pipeline.flux import pretrained
 from pipeline.flux.family import Flux
-from pipeline.plan import identity, prior
+from pipeline.plan import caption_lengths, identity, prior
 from pipeline.plan.families import family_of
 from pipeline.plan.method import Method
 from pipeline.plan.run_folder import RunFolder
@@ -121,6 +122,12 @@ class Plan:
     def caption_items(self) -> tuple[str, ...]:
         """The address of each photo's caption."""
         return tuple(caption_items(photo.caption for photo in self.photos))
+
+    @cached_property
+    def cuts(self) -> list[Cut]:
+        """What the text encoders leave out of the photos' captions."""
+        captions = dict.fromkeys(photo.caption for photo in self.photos)
+        return caption_lengths.cuts(self.model_folder, self.family, self.experiment.data, captions)
 
     # --- entries of the store ---
 

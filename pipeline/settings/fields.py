@@ -142,6 +142,9 @@ class Data:
     """How often each photo counts in an epoch."""
     max_sequence_length: Annotated[Whole, between(1, 4096)] = 512
     """Length of a caption in T5 tokens. Longer captions are cut, shorter ones padded."""
+    strict: Flag = False
+    """Whatever `CheckData` finds is an error: captions that are cut, photos that are enlarged or occur twice, and the
+    like ([Your photos and captions](data.md#what-checkdata-says))."""
 
 
 @OnlyKnown
