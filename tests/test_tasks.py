@@ -238,7 +238,7 @@ def test_a_folder_of_the_same_name_in_the_working_directory_is_not_run(lab, tmp_
     assert "nowhere: no such folder" in capfd.readouterr().err
     lab.set("data", images="pictures")
     assert children.run(arguments) == 0
-    assert "3 captioned photos, all sound" in capfd.readouterr().out
+    assert "3 captioned photos, all can be used" in capfd.readouterr().out
 
 
 def test_luigis_help_and_the_pipelines_tell_the_same_of_every_stage():

@@ -85,7 +85,7 @@ def test_a_stage_beside_a_terminal_that_stops_who_writes_to_it_goes_on(encoded, 
     assert process.wait(timeout=60) == 0
     said = os.read(master, 1 << 16).decode()
     os.close(master)
-    assert "3 captioned photos, all sound" in " ".join(said.split())
+    assert "3 captioned photos, all can be used" in " ".join(said.split())
 
 
 def test_a_training_that_nobody_listens_to_any_more_is_trained_to_its_end(encoded, tmp_path):
