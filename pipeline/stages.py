@@ -328,7 +328,7 @@ def _drawing_prior(shard: Shard = WHOLE) -> Work:
 
     return Work(
         prior.STAGE,
-        "The pictures of [prior], drawn by the transformer as it is: a training's reminders of what it knows.",
+        "The pictures of [prior], drawn by the base model.",
         ("EncodePrompts",),
         0,
         LORA,

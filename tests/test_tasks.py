@@ -148,7 +148,7 @@ def test_bad_photos_stop_luigi_before_anything_is_encoded(encoded, tmp_path):
     assert result.returncode == TASK_FAILED and ran(result.stderr) == ["CheckData"]
     assert result.stderr.splitlines()[-1] == (
         "TrainLoRA(lab) is not done: CheckData failed; "
-        "CheckRoom, EncodeCLIP, EncodeImages, EncodeT5, TrainLoRA not run, as what they need failed"
+        "CheckRoom, DrawPrior, EncodeCLIP, EncodeImages, EncodeT5, TrainLoRA not run, as what they need failed"
     )
     assert "00000.png: " in result.stderr and "00002.png: empty file" in result.stderr
     assert "Traceback" not in result.stderr
