@@ -6,8 +6,11 @@ batch each at a step.  "exchange" is laying gradients end to end, the collective
 """
 
 import argparse
+import os
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -46,7 +49,8 @@ def train(options) -> None:
     from pipeline.process.ranks import joined
 
     device.use("CPU")
-    with joined() as ranks:
+    path = Path(tempfile.gettempdir()) / f".ranks-{os.getuid()}-{os.environ['MS_SCHED_PORT']}"
+    with joined(path) as ranks:
         collectives = Timed(Collectives(ranks, "CPU"))
         rows = measure(options, ranks, collectives)
         if ranks.is_first:
@@ -83,14 +87,14 @@ def measure(options, ranks, collectives: Timed) -> np.ndarray:
     from pipeline.flux.prediction import prediction
     from pipeline.methods import lora_layers
     from pipeline.settings.fields import Lora, Train
-    from pipeline.training import exchange, loop
+    from pipeline.training import exchange, loop, team
     from pipeline.training.loss import flow_loss
 
     transformer, policy = random_transformer(options), Policy("fp32", "fp32", "fp32")
     trained = lora_layers.inject(transformer, Lora(rank=options.rank), policy, seed=0)
     settings = Train(mode="jit", learning_rate=LEARNING_RATE, accumulate=ranks.size)
     sums = exchange.sum_of(collectives, options.reduce, trained)
-    training = loop.Training(flow_loss(prediction(transformer)), trained, settings, ranks=ranks, sums=sums)
+    training = loop.Training(flow_loss(prediction(transformer)), trained, settings, share=team.Share(ranks, sums))
     batch, rows, spent = tuple(ms.Tensor(array) for array in random_batch(options)), [], [0.0]
 
     def timed(work):

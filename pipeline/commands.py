@@ -20,7 +20,7 @@ from pipeline.exchange import commands as exchange
 from pipeline.methods import CONTROLNET, method_of
 from pipeline.plan import data_report
 from pipeline.plan.shard import WHOLE, Shard
-from pipeline.process import launching, ranks
+from pipeline.process import launching, ranks, several
 from pipeline.process.progress import say
 from pipeline.process.stopping import STOPPED_EXIT, Stopped, end_with_parent
 from pipeline.runs import listing
@@ -191,6 +191,9 @@ def _add_precision(commands) -> None:
     precision.add_argument(
         "--items", type=_above_zero, default=16, metavar="N", help="captions and photos looked at (16)"
     )
+    precision.add_argument(
+        "--devices", type=_devices, default=[], metavar="LIST", help="as 0-7 or 0,2,3: so many models compute at a time"
+    )
     precision.add_argument("--json", action="store_true", help="for programs")
     precision.add_argument("--picture", type=Path, metavar="FILE", help="PNG (RUNS/NAME-precision.png)")
     precision.set_defaults(command=_precision)
@@ -206,6 +209,13 @@ def _shard(text: str) -> Shard:
     try:
         return Shard.parse(text)
     except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _devices(text: str) -> list[str]:
+    try:
+        return several.numbers_in(text)
+    except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
@@ -280,7 +290,7 @@ def _data(options) -> int:
 def _precision(options) -> None:
     experiment = load_experiment(options.experiment)
     try:
-        found = study.study(options.experiment, options.against, options.items)
+        found = study.study(options.experiment, options.against, options.items, options.devices)
     except KeyboardInterrupt:
         print("interrupted; nothing of it is kept", file=sys.stderr)
         raise SystemExit(INTERRUPTED_EXIT) from None

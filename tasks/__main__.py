@@ -5,8 +5,8 @@ import os
 import sys
 
 from pipeline import stages
+from pipeline.process.several import VISIBLE, numbers_in
 from tasks import launch, manners, table
-from tasks.launch import DEVICES
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,9 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--devices",
         type=_devices,
-        default=os.environ.get(DEVICES),
+        default=os.environ.get(VISIBLE),
         metavar="LIST",
-        help=f"their numbers, as 0-7 or 0,2,3 (${DEVICES})",
+        help=f"their numbers, as 0-7 or 0,2,3 (${VISIBLE})",
     )
     run.add_argument("--scheduler-url", default="", metavar="URL", help="of the luigid that all hosts share")
     run.set_defaults(command=_run)
@@ -50,7 +50,7 @@ def _list(options) -> int:
 
 def _run(options) -> int:
     if not options.devices:
-        sys.exit(f"error: --devices: name them, as 0-7, or set {DEVICES}")
+        sys.exit(f"error: --devices: name them, as 0-7, or set {VISIBLE}")
     return launch.launch(options.task, options.experiment, options.devices, options.scheduler_url)
 
 
@@ -64,7 +64,7 @@ def _task(name: str) -> str:
 
 def _devices(text: str) -> list[str]:
     try:
-        return launch.devices(text)
+        return numbers_in(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

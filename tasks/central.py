@@ -24,6 +24,7 @@ DEFAULTS = {
 }
 """Of a scheduler that is started here; examples/luigi/luigid.cfg has the same."""
 
+A_DAY = 86400
 LOCALHOST = "127.0.0.1"
 START_SECONDS = 60
 SILENT_SECONDS = 60
@@ -104,6 +105,7 @@ def serve(parent: int, port: int, num_devices: int, state: str) -> None:
     end_with_parent(parent)
     for (section, option), value in DEFAULTS.items():
         manners.set_default(section, option, value)
+    manners.set_always("scheduler", "disable_persist", A_DAY)  # no other command comes here
     manners.set_always("scheduler", "state_path", state)
     manners.set_always("resources", "device", num_devices)
     luigi.server.run(api_port=port, address=LOCALHOST)

@@ -6,24 +6,18 @@ until it is.
 """
 
 import os
-import re
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from typing import IO
 
-from pipeline.process import children
+from pipeline.process import children, several
 from pipeline.process.children import GRACE_SECONDS, environment, interrupted_by_sigterm
 from pipeline.process.progress import say
 from pipeline.settings.reading import load_experiment
 from tasks import central, endings, table
 from tasks.manners import EXIT_CODES
 from tasks.process import INTERRUPTED_EXIT
-
-DEVICES = "ASCEND_RT_VISIBLE_DEVICES"
-"""What CANN shows a process of the NPUs of its host."""
 
 FAILURES = EXIT_CODES["task_failed"], EXIT_CODES["scheduling_error"]
 """Exit codes of workers that another pass would not mend: the scheduler has tried again already."""
@@ -37,18 +31,6 @@ MOST_DEATHS = 5
 
 PAUSE_SECONDS, LONG_PAUSE_SECONDS = 5, 30
 """Between two passes; the longer one where another host is at what is left."""
-
-
-def devices(text: str) -> list[str]:
-    """The numbers in ``0-7`` or ``0,2,3``, each once.  Raises ValueError."""
-    numbers: list[str] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part, re.ASCII)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if first > last:
-            raise ValueError(f"must be numbers of devices, as 0-7 or 0,2,3, found {text!r}")
-        numbers += map(str, range(first, last + 1))
-    return list(dict.fromkeys(numbers))
 
 
 def launch(task: str, experiment: str, numbers: list[str], scheduler_url: str = "") -> int:
@@ -132,7 +114,7 @@ class _Pass:
                         codes.append(code)
                 time.sleep(0.2)
         except BaseException:
-            self._stop()
+            children.stop(list(self._workers.values()), GRACE_SECONDS + 10)
             raise
         return codes
 
@@ -140,31 +122,11 @@ class _Pass:
         output = subprocess.PIPE if self._are_several else None
         worker = subprocess.Popen(
             self._command,
-            env={**environment(), DEVICES: number},
+            env={**environment(), several.VISIBLE: number},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             process_group=0,  # Ctrl-C reaches this process alone, which passes it on
         )
-        for source, is_error in ((worker.stdout, False), (worker.stderr, True)):
-            if source is not None:
-                threading.Thread(target=_pass_on, args=(source, number, is_error), daemon=True).start()
+        several.say_lines_of(worker, f"device {number}: ")
         return worker
-
-    def _stop(self) -> None:
-        """Ask all workers to stop and wait for them; a second interruption, or the end of the time for it, kills."""
-        for worker in self._workers.values():
-            worker.terminate()
-        try:
-            deadline = time.monotonic() + GRACE_SECONDS + 10
-            for worker in self._workers.values():
-                worker.wait(max(0, deadline - time.monotonic()))
-        except BaseException:
-            for worker in self._workers.values():
-                worker.kill()
-
-
-def _pass_on(source: IO[bytes], number: str, is_error: bool) -> None:
-    """Say each line of a worker, with its device before it."""
-    for line in source:
-        say(f"device {number}: {line.decode(errors='replace').rstrip()}", to_stderr=is_error)

@@ -7,11 +7,12 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import luigi
 from luigi.cmdline_parser import CmdlineParser
-from luigi.rpc import RPCError
+from luigi.rpc import RemoteScheduler, RPCError
+from luigi.scheduler import FAILED
 from luigi.task_register import Register
 
 from cache import StoreError, printable
@@ -35,6 +36,9 @@ DEFAULTS: dict[tuple[str, str], object] = {
     ("core", "lock_pid_dir"): os.path.join(tempfile.gettempdir(), f"luigi-{os.getuid()}"),
 }
 DEFAULTS |= {("retcode", name): code for name, code in EXIT_CODES.items()}
+
+ONLY_ONCE = 1
+"""Of a task's tries, once it is known that more of them would be in vain."""
 
 PREFIX = "[pid %s] Worker %s "
 NOISE = ("Informed scheduler that task", "Worker Worker(", "Done scheduling tasks", "Running Worker with")
@@ -90,6 +94,22 @@ def set_always(section: str, option: str, value: object) -> None:
     config = luigi.configuration.get_config()
     is_text = isinstance(config, luigi.configuration.LuigiConfigParser)
     config.set(section, option, str(value) if is_text else value)
+
+
+def give_up_where_told() -> None:
+    """Let the scheduler not try again what has failed with ONLY_ONCE as its task's number of tries.
+
+    It counts a failure by what it was told before, so it is told twice.
+    """
+    remote: Any = RemoteScheduler  # Luigi makes its methods when it is imported, and offers no other way to change one
+    add_task = remote.add_task
+
+    def told_twice(scheduler, **task):
+        if task.get("status") == FAILED and (task.get("retry_policy_dict") or {}).get("retry_count") == ONLY_ONCE:
+            add_task(scheduler, **task)
+        return add_task(scheduler, **task)
+
+    remote.add_task = told_twice
 
 
 class _Readable(logging.Filter):

@@ -4,6 +4,7 @@ Each task starts its stage as a process of its own, and is complete when the sta
 """
 
 import logging
+import multiprocessing
 import os
 import sys
 
@@ -22,6 +23,7 @@ from pipeline.plan.survey import Survey
 from pipeline.process import children
 from pipeline.settings.reading import load_experiment
 from tasks import endings, manners, scheduler
+from tasks.manners import ONLY_ONCE
 from tasks.process import StageFailed, tied_to_luigi
 
 manners.apply()
@@ -92,6 +94,15 @@ class StageTask(OfExperiment, luigi.Task):
             TASKS[name](self.experiment) for name in stages.comes_after(self.stage, load_experiment(self.experiment))
         ]
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._has_said_why = multiprocessing.RawValue("b")  # Luigi may run the task in a process of its own
+
+    @property
+    def retry_count(self) -> int | None:
+        """As the scheduler has it for a stage that was killed; what a stage has said itself no second try mends."""
+        return ONLY_ONCE if self._has_said_why.value else None
+
     @property
     def part(self) -> Shard:
         """What of the stage is this task's work."""
@@ -124,6 +135,7 @@ class StageTask(OfExperiment, luigi.Task):
                 grace_seconds=stages.grace_seconds(stage, survey(self.experiment)),
             )
         if code:
+            self._has_said_why.value = code > 0
             raise StageFailed.with_code(part.words(stage), code)
         if isinstance(stages.STAGES[stage], stages.Preparation):  # it may have learnt of photos, or fetched the model
             look_again(self.experiment)

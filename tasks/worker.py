@@ -35,6 +35,7 @@ def work(parent: int, arguments: list[str]) -> int:
         manners.set_always("retcode", name, code)
     manners.set_always("core", "local_scheduler", False)
     endings.leave_to_others()
+    manners.give_up_where_told()
     try:
         with interrupted_by_sigterm():
             luigi_run(arguments)

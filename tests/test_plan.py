@@ -213,11 +213,26 @@ def test_a_training_by_eight_ranks_is_planned_for_one_of_them(tmp_path, monkeypa
     )
     said = text_of(found)
     assert "8 of 8 NPUs are used" in said and "in PyNative, on each of 8 ranks:" in said
+    assert alone["ranks_host_bytes"] is None and "ranks on one host" not in text_of(alone)
+    assert found["ranks_host_bytes"] == 8 * found["training"]["host_loading_bytes"]
+    assert "8 ranks on one host take up to" in said
     assert found["training"]["optimizer_bytes"] == alone["training"]["optimizer_bytes"]
     assert sharing["training"]["optimizer_bytes"] == alone["training"]["optimizer_bytes"] // 8
+    on_cpu = real(tmp_path, batches + "ranks = 8", target="CPU", memory_gb=1)
+    assert on_cpu["ranks_host_bytes"] == 8 * on_cpu["training"]["peak_bytes"]  # float32 from files in bfloat16
     monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "2,3,4")
     with pytest.raises(UserError, match="train.accumulate = 9: 3 ranks share"):
         real(tmp_path, batches + 'ranks = "auto"')
+
+
+def test_ranks_on_a_cpu_have_the_mapped_weights_once(encoded, tmp_path):
+    lab = encoded.copy(tmp_path / "lab").set("train", accumulate=3).set("parallel", ranks=3)
+    found = preflight.of_experiment(lab.experiment, LORA)
+    one, weights = found["training"]["peak_bytes"], (lab.model / "transformer").glob("*.safetensors")
+    mapped = sum(path.stat().st_size for path in weights)
+    assert 0 < 3 * one - found["ranks_host_bytes"] <= 2 * mapped
+    assert 3 * one - found["ranks_host_bytes"] == pytest.approx(2 * mapped, rel=0.05)
+    assert "3 ranks on one host take ~" in text_of(found)
 
 
 # --- photos that are not here, or not decoded ---------------------------------------------------------------------

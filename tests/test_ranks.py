@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 import ranked
 from commands import environment, run_luigi
+from hosts import Hosts
 from kills import metrics_of, outcome
 from lab import Lab
 
 from pipeline.errors import UserError
 from pipeline.plan.run_folder import RunFolder
-from pipeline.process.ranks import ALONE, Place, Ranks
-from pipeline.process.stopping import STOPPED_EXIT, Stopped
+from pipeline.process.peers import LOST_SECONDS
+from pipeline.process.ranks import ALONE
+from pipeline.process.stopping import STOPPED_EXIT
 from pipeline.settings.reading import load_experiment
 from pipeline.training import exchange, sharding
 from pipeline.training.sharding import owners
@@ -44,60 +46,6 @@ def lab_of(start: Lab, folder: Path, **tables) -> Lab:
     for table, values in {**tables, "train": train | tables.get("train", {})}.items():
         lab.set(table, **values)
     return lab
-
-
-# --- what ranks say to each other: no MindSpore -------------------------------------------------------------------
-
-
-def together(size: int, work) -> list:
-    """What ``work(ranks)`` returns, or raises, of so many ranks in threads."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        os.environ["MS_SCHED_PORT"] = str(probe.getsockname()[1])
-    found: list = [None] * size
-
-    def be(rank: int) -> None:
-        ranks = Ranks(Place(rank, size))
-        try:
-            ranks.open()
-            found[rank] = work(ranks)
-        except (UserError, Stopped) as error:
-            found[rank] = error
-        finally:
-            for peer in ranks._peers:  # as the end of its process does
-                peer._connection.shutdown(socket.SHUT_RDWR)
-
-    threads = [threading.Thread(target=be, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    del os.environ["MS_SCHED_PORT"]
-    return found
-
-
-def test_every_rank_hears_what_all_say_in_the_order_of_the_ranks():
-    assert together(3, lambda ranks: ranks.exchange([ranks.rank, 1 / 3])) == [[[rank, 1 / 3] for rank in range(3)]] * 3
-
-
-def test_all_ranks_end_with_the_error_of_one():
-    found = together(3, lambda ranks: ranks.ending(ValueError("corrupt") if ranks.rank == 1 else None))
-    assert [str(each) for each in found] == ["rank 1 has ended: corrupt", "corrupt", "rank 1 has ended: corrupt"]
-
-
-def test_all_ranks_stop_where_one_is_asked_to():
-    found = together(2, lambda ranks: ranks.ending(None, is_asked=ranks.rank == 1))
-    assert [type(each) for each in found] == [Stopped, Stopped]
-
-
-def test_a_rank_that_is_gone_is_noticed_by_all_others():
-    found = together(3, lambda ranks: ranks.exchange(ranks.exchange(0)) if ranks.rank != 1 else None)
-    assert all(isinstance(each, UserError) and "rank" in str(each) for each in (found[0], found[2]))
-
-
-def test_ranks_whose_bits_differ_save_nothing():
-    found = together(3, lambda ranks: ranks.check_equal("ab" if ranks.rank == 2 else "aa", "step 5"))
-    assert all(str(each).startswith("step 5: rank 2 has other bits than rank 0") for each in found)
 
 
 # --- what a file may ask for --------------------------------------------------------------------------------------
@@ -369,3 +317,65 @@ def test_a_run_whose_ranks_are_killed_at_random_ends_as_the_unbroken_one(encoded
         process.communicate()
     ranked.run(other, ranks=2)
     assert outcome(other.run_folder) == unbroken
+
+
+# --- several hosts ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hosts():
+    with Hosts() as found:
+        yield found
+
+
+@pytest.mark.slow
+def test_ranks_on_two_hosts_have_the_same_bits(encoded, tmp_path, hosts):
+    lab = lab_of(encoded, tmp_path / "lab", **VARIANTS["everything"])
+    lab.encode()
+    several = lab.copy(tmp_path / "several").set("parallel", shard_optimizer=True)
+    for host in [hosts.msrun(number, several) for number in (0, 1)]:
+        said, _ = host.communicate(timeout=600)
+        assert host.returncode == 0, said
+    assert outcome(several.run_folder) == outcome(lab.run("TrainLoRA").run_folder)
+    assert not RunFolder(several.run_folder).meeting.exists()
+
+
+@pytest.fixture
+def on_two_hosts(long, tmp_path, hosts):
+    """A rank on each of two hosts, which have taken a step: the lab, both msruns, and the ranks' processes."""
+    lab = long.copy(tmp_path / "lab")
+    started = [hosts.msrun(number, lab) for number in (0, 1)]
+    try:
+        ranked.wait_for_steps(lab.run_folder, 1)
+        yield lab, started, ranked.processes(lab)
+    finally:
+        for process in started:
+            ranked.end(process, lab)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_where_one_host_is_killed_the_other_ends(on_two_hosts, victim):
+    lab, started, pids = on_two_hosts
+    started[victim].kill()
+    os.kill(pids[victim], signal.SIGKILL)
+    assert ranked.seconds_until_gone([pids[1 - victim]]) < SECONDS
+    assert started[1 - victim].wait(SECONDS) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [0, 1])
+def test_where_one_host_is_asked_to_stop_both_keep_the_same_step(on_two_hosts, asked):
+    lab, _, pids = on_two_hosts
+    os.kill(pids[asked], signal.SIGTERM)
+    assert ranked.seconds_until_gone([pids[0], pids[1]]) < SECONDS
+    (checkpoint,) = RunFolder(lab.run_folder).list_checkpoints()
+    assert checkpoint == RunFolder(lab.run_folder).checkpoint(metrics_of(lab.run_folder)[-1]["step"])
+
+
+@pytest.mark.slow
+def test_a_host_that_is_lost_is_noticed_by_the_other(on_two_hosts, hosts):
+    _, started, pids = on_two_hosts
+    hosts.cut()
+    assert ranked.seconds_until_gone([pids[0], pids[1]]) < LOST_SECONDS + SECONDS
+    assert [process.wait(SECONDS) for process in started] == [1, 1]

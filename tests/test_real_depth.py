@@ -6,6 +6,7 @@ Slow: compiling one step takes minutes there.
 import time
 
 import pytest
+import ranked
 from kills import Killed, kill_at, outcome
 from lab import Lab
 from pairs import add_conditions, plan_of
@@ -60,6 +61,15 @@ def test_a_lora_trains_two_steps_is_killed_and_resumed_bit_for_bit_and_draws(dee
     assert sum(name.startswith("trained.") for name in unbroken["state"]) == count
     if mode == "pynative":
         assert lab.run("SampleLatents", "Sample").done("Sample")
+
+
+def test_two_ranks_that_share_the_optimizer_have_the_bits_of_one(deep, tmp_path):
+    lab = deep.copy(tmp_path / "lab").set("train", mode="pynative", steps=4, **KNOBS)
+    several = lab.copy(tmp_path / "several")
+    ranked.run(several, ranks=2, shard_optimizer=True)
+    alone = outcome(lab.run("TrainLoRA").run_folder)
+    assert outcome(several.run_folder) == alone
+    assert sum(name.startswith("trained.") for name in alone["state"]) == 380
 
 
 @pytest.mark.parametrize("mode", MODES)

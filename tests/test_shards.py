@@ -87,6 +87,11 @@ def test_shards_together_draw_what_one_process_does(lora_trained, lora_sampled, 
     assert lab.done("SampleLatents") and sum(counts) == 4 and max(counts) < 4
     for name in (pictures.BASE, pictures.TRAINED):
         assert (latents_of(lab, name) == latents_of(lora_sampled, name)).all()
+    decoded = [
+        {path.name: path.read_bytes() for path in each.run("Sample").run_folder.glob("samples/*.png")}
+        for each in (lab, lora_sampled)
+    ]
+    assert decoded[0] == decoded[1] and decoded[0]
 
 
 @pytest.mark.parametrize("text", ["2/2", "0/0", "1", "-1/2", "1/2/3", "a/b", ""])

@@ -35,15 +35,15 @@ def started():
     """The jobs that children were started for, (component, side, inputs); done here instead."""
     jobs = []
 
-    def run(arguments, stdout=None):
+    def start(arguments, stdout=None, stderr=None, variables=None):
         job = Job.read(arguments[1])
         jobs.append((job.component, job.side, *job.inputs))
         with contextlib.redirect_stdout(sys.stderr if stdout == children.STDERR else sys.stdout):
             parts.compute(job)
-        return 0
+        return subprocess.Popen(["true"])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(children, "run", run)
+        patch.setattr(children, "start", start)
         yield jobs
 
 
@@ -302,3 +302,12 @@ def test_differences_are_amplified_as_far_as_they_stay_in_range():
     assert plot.amplification(np.array([0.5, -1.2])) == 100
     assert plot.amplification(np.array([200.0])) == 1
     assert plot.amplification(np.array([12.0])) == 10
+
+
+@pytest.mark.slow
+def test_on_two_devices_at_a_time_the_figures_are_the_same(lab, tmp_path):
+    other = lab.copy(tmp_path / "lab")
+    several = [command(other, "--items", "2", "--json", *more) for more in ([], ["--devices", "0-1"])]
+    (one, _), (two, said) = (process.communicate(timeout=500) for process in several)
+    assert [process.returncode for process in several] == [0, 0], said
+    assert strict(one) == strict(two) and {"device 0: ", "device 1: "} == {line[:10] for line in said.splitlines()}

@@ -13,7 +13,7 @@ from pipeline.flux import models
 from pipeline.flux.prediction import prediction
 from pipeline.methods import lora_layers as lora
 from pipeline.plan.run_folder import RunFolder
-from pipeline.training import guard, loop
+from pipeline.training import guard, team
 from pipeline.training.batches import Batches
 from pipeline.training.loss import item_loss, tensors_of
 
@@ -194,7 +194,7 @@ def test_all_linear_trains_every_linear_layer_of_the_blocks_but_modulation(encod
 
 def test_two_processes_do_not_train_one_run(lab):
     lab.run_folder.mkdir(parents=True, exist_ok=True)
-    with loop.locked(RunFolder(lab.run_folder)), pytest.raises(UserError, match="another process"):
+    with team.locked(RunFolder(lab.run_folder)), pytest.raises(UserError, match="another process"):
         lab.run("TrainLoRA")
 
 

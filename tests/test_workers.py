@@ -15,8 +15,8 @@ from lab import Lab
 
 from pipeline import records, stages
 from pipeline.plan.shard import Shard
+from pipeline.process.several import numbers_in
 from tasks import central, launch, worker
-from tasks.launch import devices
 
 LUIGID_CFG = ROOT / "examples" / "luigi" / "luigid.cfg"
 
@@ -88,13 +88,13 @@ def num_recorded(lab: Lab) -> int:
 
 @pytest.mark.parametrize("text, numbers", [("0-7", "01234567"), ("3", "3"), ("0,2,2,4-5", "0245"), (" 1 , 0", "10")])
 def test_devices_are_named_by_numbers_and_ranges(text, numbers):
-    assert devices(text) == list(numbers)
+    assert numbers_in(text) == list(numbers)
 
 
 @pytest.mark.parametrize("text", ["", "7-0", "a", "0-", "-1", "0,,1"])
 def test_what_names_no_devices_is_refused(text):
     with pytest.raises(ValueError, match="numbers of devices"):
-        devices(text)
+        numbers_in(text)
 
 
 def test_what_is_done_is_not_run_and_starts_no_scheduler(encoded, tmp_path, monkeypatch, capsys):
@@ -189,6 +189,7 @@ def test_a_failing_stage_is_the_exit_code_of_the_whole(many):
     output = process.communicate(timeout=300)[0]
     assert process.returncode == TASK_FAILED and "00000.png: empty file" in output and "Traceback" not in output
     assert "running   CheckRoom" not in output
+    assert output.count("00000.png: empty file") == output.count("running   CheckData") == 1
 
 
 @pytest.mark.slow

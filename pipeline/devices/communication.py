@@ -23,7 +23,7 @@ class Collectives:
 
         communication.init()
         if (number := communication.get_rank()) != ranks.rank:
-            raise UserError(f"rank {ranks.rank}: MindSpore numbers it {number}; all ranks must be on one machine")
+            raise UserError(f"rank {ranks.rank}: MindSpore numbers it {number}; give each host its own --node_rank")
         self.ranks, self._waits = ranks, device == "CPU"
         if self._waits:
             atexit.register(_silence)  # before what MindSpore does at the end, as it was imported before

@@ -10,8 +10,8 @@ import time
 from dataclasses import dataclass
 
 from pipeline.process.progress import say
+from pipeline.process.several import VISIBLE
 
-VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
 SECONDS = 20
 """The longest that the tool may take to answer."""
 

@@ -238,6 +238,26 @@ def _exchange_bytes(subject: Subject, gradients_bytes: int) -> int:
     return held * min(gradients_bytes, BUCKET_BYTES)
 
 
+def host_of_ranks(subject: Subject, training: TrainingEstimate) -> int | None:
+    """What all ranks of a training take of a host, if it has all of them; None of one rank.
+
+    On CPU: while they train, with the weights that they map from the same files once.  Elsewhere: while they load, at
+    most, as nobody has measured there how much of it is shared.
+    """
+    if subject.num_ranks == 1:
+        return None
+    if subject.target != "CPU":
+        return subject.num_ranks * training["host_loading_bytes"]
+    shared = sum(_mapped_bytes(subject, name) for name in training["components"])
+    return shared + subject.num_ranks * (training["peak_bytes"] - shared)
+
+
+def _mapped_bytes(subject: Subject, component: str) -> int:
+    """Of a component's weights, what stays in the pages of their files: all or, of another dtype, nothing."""
+    size, kept = subject.file_bytes(component), _load(subject, component, 0).weights_bytes
+    return kept if size >= kept > 0.9 * size else 0
+
+
 def _frozen(subject: Subject) -> Load:
     """The models that a training, or drawing with its result, loads and does not change."""
     loaded = [_load(subject, each, 0) for each in subject.method.frozen(subject.experiment, subject.family)]

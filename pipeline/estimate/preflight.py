@@ -73,7 +73,10 @@ class Disk(TypedDict):
 
 
 class PlanEstimate(TypedDict):
-    """All that is known of what an experiment will take.  devices_here: None on a CPU."""
+    """All that is known of what an experiment will take.
+
+    devices_here: None on a CPU.  ranks_host_bytes: see `estimates.host_of_ranks`.
+    """
 
     device: str
     devices_used: int
@@ -83,6 +86,7 @@ class PlanEstimate(TypedDict):
     notes: list[str]
     stages: dict[str, PlannedStage]
     training: PlannedTraining
+    ranks_host_bytes: int | None
     disks: list[Disk]
 
 
@@ -185,6 +189,7 @@ def _found(
         "notes": [*([model.why] if model.why else []), *questions(subject.experiment, subject.method.name)],
         "stages": stages,
         "training": training,
+        "ranks_host_bytes": estimates.host_of_ranks(subject, training),
         "disks": _disks([*_written(subject.experiment, stages, training, there_bytes), *_downloaded(download_bytes)]),
     }
 

@@ -116,12 +116,23 @@ def _memory(found: "PlanEstimate") -> Iterator[Part]:
     yield Table(columns, [_memory_row(name, row) for name, row in rows.items()])
     more = f"; besides, {_of_files(rows.values())}" if found["device"] != "CPU" else ""
     yield quiet(f"loading: what the host needs while it loads the weights{more}")
+    if found["ranks_host_bytes"] is not None:
+        yield quiet(_of_ranks(found))
 
 
 def _memory_row(name: str, row: Estimate) -> tuple[str, ...]:
     peak, fits = _cell(row, "peak_bytes"), row["fits"]
     figures = f"{row['parameters']:,}", _cell(row, "weights_bytes"), peak if fits else bad(peak)
     return name, *figures, _cell(row, "host_loading_bytes"), good("yes") if fits else bad("NO")
+
+
+def _of_ranks(found: "PlanEstimate") -> str:
+    """What a host takes that has all ranks."""
+    assert found["ranks_host_bytes"] is not None
+    many, least = f"{found['devices_used']} ranks", in_units(found["ranks_host_bytes"])
+    if found["device"] == "CPU":
+        return f"{many} on one host take ~{least} of its memory: each its own, the mapped weights once"
+    return f"{many} on one host take up to ~{least} of its memory while they load, besides the pages of the files"
 
 
 def _of_files(rows: Iterable[Estimate]) -> str:

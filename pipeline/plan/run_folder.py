@@ -63,6 +63,11 @@ class RunFolder:
         return self.path / ".lock"
 
     @property
+    def meeting(self) -> Path:
+        """By which several ranks find each other, while they start."""
+        return self.path / ".ranks"
+
+    @property
     def result(self) -> Path:
         return self.path / "result.json"
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -45,7 +46,7 @@ def run(
         try:
             return child.wait(seconds)
         except BaseException:
-            _stop(child, grace_seconds)
+            stop([child], grace_seconds)
             raise
 
 
@@ -98,11 +99,15 @@ def interrupted_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _stop(child: subprocess.Popen, grace_seconds: float) -> None:
-    """Ask the child to stop and wait; a second interruption, or the end of the grace period, kills it."""
-    child.send_signal(signal.SIGTERM)
+def stop(several: Sequence[subprocess.Popen], grace_seconds: float = GRACE_SECONDS) -> None:
+    """Ask children to stop and wait for them; a second interruption, or the end of the grace period, kills them."""
+    for child in several:
+        child.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + grace_seconds
     try:
-        child.wait(grace_seconds)
+        for child in several:
+            child.wait(max(0, deadline - time.monotonic()))
     except BaseException:
-        child.kill()
-        child.wait()
+        for child in several:
+            child.kill()
+            child.wait()

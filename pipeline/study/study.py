@@ -1,6 +1,7 @@
 """What a cheaper precision costs: an experiment's models under two policies, on a sample of its captions and photos.
 
-One model a process, as in training; this one starts them, imports no MindSpore, and compares what they have written.
+One model a process, as in training; this one starts them, on one device or several, imports no MindSpore, and compares
+what they have written.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from cache import Entries, caption_item
 from pipeline.data.indexing import IndexedPhoto
 from pipeline.errors import UserError
 from pipeline.plan.plan import Plan
-from pipeline.process import children
+from pipeline.process import children, several
 from pipeline.settings.fields import Preset
 from pipeline.settings.reading import load_experiment
 from pipeline.study import distances, figures
@@ -76,8 +77,10 @@ class Outputs:
         return {side: distances.not_finite(self.sides[side]) for side in SIDES}
 
 
-def study(path: str, against: Preset, num_items: int) -> Study:
+def study(path: str, against: Preset, num_items: int, devices: Sequence[str] = ()) -> Study:
     """Compare the experiment in the file ``path`` with the same under the preset ``against``.
+
+    devices: their numbers; as many models compute at a time, to the same figures.
 
     Raises UserError where the device cannot run either, before anything is computed; SystemExit where a child process
     has failed and said why.
@@ -91,18 +94,26 @@ def study(path: str, against: Preset, num_items: int) -> Study:
         if all(is_same(plans, component) for component in COMPONENTS):
             return Study(report)
         job = Job(path, against, photos, num_items, Path(folder))
-        encoded = {component: _encode(job, plans, component) for component in ENCODERS}
+        _run([_encoding(job, plans, component) for component in ENCODERS], plans, devices)
+        encoded = {component: _encoded(job, plans, component) for component in ENCODERS}
         for component, outputs in encoded.items():
             figures.add_encoder(report, plans, component, outputs)
-        _predict(job, plans, encoded, report)
+        _predict(job, plans, encoded, report, devices)
         return Study(report, _compare_decoded(job, report["components"][IMAGE_ENCODER], encoded[IMAGE_ENCODER]))
 
 
-def _encode(job: Job, plans: Mapping[str, Plan], component: str) -> Outputs:
-    """Have a component encode the sample on both sides; once, where the policy is the same."""
-    sides = (AGAINST,) if is_same(plans, component) else SIDES  # the reference last: its VAE decodes both
-    for side in sides:
-        _run(dataclasses.replace(job, component=component, side=side), plans)
+def _encoding(job: Job, plans: Mapping[str, Plan], component: str) -> list[Job]:
+    """A component encodes the sample on both sides; once, where the policy is the same."""
+    return [dataclasses.replace(job, component=component, side=side) for side in _sides(plans, component)]
+
+
+def _sides(plans: Mapping[str, Plan], component: str) -> tuple[str, ...]:
+    """That compute a component; the reference last, as its VAE decodes what both have encoded."""
+    return (AGAINST,) if is_same(plans, component) else SIDES
+
+
+def _encoded(job: Job, plans: Mapping[str, Plan], component: str) -> Outputs:
+    sides = _sides(plans, component)
     items, texts, _ = plans[OWN].captions
     names = dict(zip(items, texts))
     if component == IMAGE_ENCODER:
@@ -110,16 +121,21 @@ def _encode(job: Job, plans: Mapping[str, Plan], component: str) -> Outputs:
     return Outputs({side: Tensors(job.output(side if side in sides else AGAINST, component)) for side in SIDES}, names)
 
 
-def _run(job: Job, plans: Mapping[str, Plan]) -> None:
-    code = children.run(["precision-part", str(job.write())], stdout=children.STDERR)
+def _run(chains: Sequence[Sequence[Job]], plans: Mapping[str, Plan], devices: Sequence[str]) -> None:
+    """Have children compute all jobs; those of a chain one after another."""
+    failed = several.run(chains, lambda job: ["precision-part", str(job.write())], devices)
+    if failed is None:
+        return
+    job, code = failed
     if code > 0:
         raise SystemExit(1)  # it has said why
-    if code < 0:
-        policy = label(getattr(plans[job.side].precision, job.component))
-        raise UserError(f"{job.component}, {policy}: {children.reason(code)}")
+    policy = label(getattr(plans[job.side].precision, job.component))
+    raise UserError(f"{job.component}, {policy}: {children.reason(code)}")
 
 
-def _predict(job: Job, plans: Mapping[str, Plan], encoded: Mapping[str, Outputs], report: Report) -> None:
+def _predict(
+    job: Job, plans: Mapping[str, Plan], encoded: Mapping[str, Outputs], report: Report, devices: Sequence[str]
+) -> None:
     """Have the transformer predict, from the reference's tensors where these are finite, and compare the losses.
 
     There are losses to compare where all that both sides have encoded is finite.
@@ -133,9 +149,9 @@ def _predict(job: Job, plans: Mapping[str, Plan], encoded: Mapping[str, Outputs]
         _store(plans[side], _finite(job.photos, encoded, side), encoded, side)
     job = dataclasses.replace(job, component=NETWORK, photos=photos)
     both = tuple(dict.fromkeys((AGAINST, own_inputs))) if has_loss else (AGAINST,)
-    _run(dataclasses.replace(job, side=AGAINST, inputs=both if same else (AGAINST,)), plans)
-    if not same:
-        _run(dataclasses.replace(job, side=OWN, inputs=both), plans)
+    jobs = [dataclasses.replace(job, side=AGAINST, inputs=both if same else (AGAINST,))]
+    jobs += [] if same else [dataclasses.replace(job, side=OWN, inputs=both)]
+    _run([[each] for each in jobs], plans, devices)
     found = {side: Tensors(job.output(AGAINST if same else side)) for side in SIDES}
     names = {str(number): photos[number % len(photos)].name for number in range(job.pairs)}
     velocities = {side: {key: found[side][key] for key in names} for side in SIDES}

@@ -1,8 +1,6 @@
 """The training loop, for whatever is trained: it takes a loss, the parameters to step, and the batches."""
 
 import contextlib
-import errno
-import fcntl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -10,22 +8,18 @@ from typing import Any
 import numpy as np
 
 from pipeline.devices import device
-from pipeline.errors import UserError
 from pipeline.plan.run_folder import RunFolder
-from pipeline.process.progress import Progress, say
-from pipeline.process.ranks import ALONE, Ranks
+from pipeline.process.progress import Progress
 from pipeline.process.stopping import StopRequest
 from pipeline.settings.fields import Train
 from pipeline.training import checkpoint
 from pipeline.training.ahead import made_ahead
-from pipeline.training.exchange import Sum
 from pipeline.training.gradients import Accumulator, LossScale
 from pipeline.training.metrics import Metrics, Outcome
 from pipeline.training.optimizer import Optimizer
 from pipeline.training.schedules import Schedule
-from pipeline.training.sharding import Shards
+from pipeline.training.team import WHOLE_STEP, Share
 
-WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 FIRST_LOSS_SCALE = 2.0**16
 AHEAD = 2
 """Batches that are made before they are asked for."""
@@ -38,9 +32,8 @@ class Training:
     settings.mode: ``"jit"`` or ``"pynative"``.  scaled: for a loss computed in float16, see `LossScale`.
     groups: of each parameter, 0 for ``learning_rate`` and 1 for ``text_encoder_lr``; all 0, unless given.
     before_batch: called with the number of each batch, counted from 0; None where nothing happens before one.
+    share: of several ranks, what this one does of each step.
     num_batches: in a step, of all ranks; ``settings.accumulate``, unless given.
-    ranks: those that share each step's batches.  sums, shards: what adds up the gradients, and what of the optimizer's
-    state this rank keeps, where there are several.
     """
 
     def __init__(
@@ -51,9 +44,7 @@ class Training:
         scaled: bool = False,
         groups: Sequence[int] = (),
         before_batch: Callable[[int], object] | None = None,
-        ranks: Ranks = ALONE,
-        sums: Sum | None = None,
-        shards: Shards | None = None,
+        share: Share = WHOLE_STEP,
         num_batches: int = 0,
     ):
         import mindspore as ms
@@ -64,11 +55,11 @@ class Training:
         gradient = ms.value_and_grad(scaled_loss, None, ms.ParameterTuple(trained))
         self._gradient = device.compiled(gradient) if settings.mode == "jit" else gradient
         self.trained, self.step, self._before_batch = trained, 0, before_batch
-        self.optimizer = Optimizer(trained, settings, groups, shards)
+        self.optimizer = Optimizer(trained, settings, groups, share.shards)
         rates = (settings.learning_rate, settings.text_encoder_lr)
         self.schedules = [schedule_of(settings, rate) for rate in rates[: max(self.optimizer.groups) + 1]]
         self.num_batches = num_batches or settings.accumulate
-        self.ranks, self._sums = ranks, sums or (Accumulator() if self.num_batches > 1 else None)
+        self.ranks, self._sums = share.ranks, share.sums or (Accumulator() if self.num_batches > 1 else None)
         self.loss_scale = LossScale(FIRST_LOSS_SCALE) if scaled else None
 
     @property
@@ -246,20 +237,3 @@ def schedule_of(settings: Train, rate: float) -> Schedule:
 
 def _is_checkpoint_due(step: int, settings: Train) -> bool:
     return step == settings.steps or bool(settings.checkpoint_every and step % settings.checkpoint_every == 0)
-
-
-@contextlib.contextmanager
-def locked(run: RunFolder) -> Iterator[None]:
-    """Keep a second process from training in the same run folder at the same time."""
-    with open(run.lock, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{run.path}: another process trains this run; wait for it, or change the experiment"
-            ) from None
-        except OSError as error:
-            if error.errno not in WITHOUT_LOCKS:
-                raise
-            say(f"{run.path}: this file system has no locks; see that no second process trains this run")
-        yield

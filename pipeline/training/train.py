@@ -1,15 +1,13 @@
 """Training on cached tensors: the frozen models and what trains are the only models in the process."""
 
-import contextlib
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 
 from cache import write_atomically
-from cache.core.files import make_folder
 from cache.terminal.places import shown
-from pipeline.devices.communication import Collectives
-from pipeline.errors import NotFinite, UserError
+from pipeline.errors import NotFinite
 from pipeline.estimate import preflight
 from pipeline.exchange import modelspec
 from pipeline.methods import observed
@@ -19,18 +17,15 @@ from pipeline.plan.needs import note_needs
 from pipeline.plan.plan import Plan
 from pipeline.plan.run_folder import FOLDER, VERSION, RunFolder
 from pipeline.process.progress import say
-from pipeline.process.ranks import Ranks, joined
+from pipeline.process.ranks import Ranks
 from pipeline.runs import beside
 from pipeline.settings.fields import Train, settings_of
 from pipeline.settings.questions import questions
-from pipeline.settings.reading import unshared
-from pipeline.training import checkpoint, guard, loop, metrics
+from pipeline.training import checkpoint, guard, loop, metrics, team
 from pipeline.training.batches import Batches
-from pipeline.training.exchange import sum_of
 from pipeline.training.loss import flow_loss, tensors_of
 from pipeline.training.reminders import Reminders
 from pipeline.training.schedules import depends_on_total
-from pipeline.training.sharding import Shards
 
 
 def train(plan: Plan) -> dict:
@@ -43,13 +38,11 @@ def train(plan: Plan) -> dict:
     Where this process is one of several ranks, all of them call it; the first one writes.
     """
     run, label = plan.run, plan.method.label
-    make_folder(run.path)
-    with joined() as ranks, loop.locked(run) if ranks.is_first else contextlib.nullcontext():
+    with team.met(run) as ranks:
         if ranks.any(plan.is_trained):
             say(f"{label}: trained already, in {shown(run.path)}")
             return {"steps": 0}
-        check_division(plan, ranks)
-        collectives = Collectives(ranks, plan.device) if ranks.size > 1 else None
+        own = team.Team(plan, ranks)
         if ranks.is_first:
             begin(plan)
         batches = Batches(plan)
@@ -59,20 +52,11 @@ def train(plan: Plan) -> dict:
         before = guard.frozen_digests(frozen)
         trainee = plan.method.make(plan, frozen)
         say(describe(trainee))
-        preflight.check_room(plan)
-        if settings.gradient_checkpointing:
-            for network in trainee.networks.values():
-                plan.family.recompute_blocks(network)
+        prepare(plan, trainee, settings)
         loss, to_tensors = flow_loss(trainee.predict), tensors_of(plan, *trainee.networks.values())
         first = to_tensors(batches.evaluation(0, settings.batch_size))
         found = observed.precision(plan, trainee, lambda: loss(*first))
-        parallel, sums, shards = plan.experiment.parallel, None, None
-        if collectives:
-            sums = sum_of(collectives, parallel.reduce, trainee.trained)
-            shards = Shards(collectives, trainee.trained) if parallel.shard_optimizer else None
-        of_trainee = trainee.groups, trainee.before_batch
-        how = settings, _is_scaled(plan), *of_trainee
-        training = loop.Training(loss, trainee.trained, *how, ranks, sums, shards, num_batches=batches.in_a_step)
+        training = training_of(plan, loss, trainee, settings, own, batches.in_a_step)
         identity = checkpoint.identity_of(plan.decisive | {"mode": settings.mode})
         go_on(training, run, identity, settings)
         training.check_equal()
@@ -86,15 +70,8 @@ def train(plan: Plan) -> dict:
         for component in frozen:
             plan.confirm(component)
         plan.method.confirm(plan)
-        changed = None
-        try:
+        with own.refusing(run):
             guard.check_frozen(frozen, before, trainee.trained)
-        except UserError as error:
-            changed = error
-        if end := ranks.ending(changed):
-            if ranks.is_first:
-                checkpoint.set_all_aside(run)  # else the next run would go on from them
-            raise end
         made = training.result()
         if not ranks.is_first:
             return {"steps": settings.steps}
@@ -106,16 +83,20 @@ def train(plan: Plan) -> dict:
     return result
 
 
-def check_division(plan: Plan, ranks: Ranks) -> None:
-    """Raise UserError where so many ranks cannot do what the plan says; it may have been msrun that started them."""
-    uneven = unshared(plan.experiment, ranks.size)
-    if uneven:
-        raise UserError(uneven)
-    if plan.experiment.parallel.reduce == "fast" and ranks.size != plan.num_ranks:
-        raise UserError(
-            f"parallel.ranks = {ranks.size}: so many train here, and reduce = 'fast' gives other bits for each number; "
-            f"found ranks = {plan.num_ranks}"
-        )
+def training_of(
+    plan: Plan, loss: Callable, trainee: Trainee, settings: Train, own: team.Team, num_batches: int
+) -> loop.Training:
+    """What trains here, before its first step; where there are several ranks, this one's share of it."""
+    share, of_trainee = own.share(trainee.trained), (trainee.groups, trainee.before_batch)
+    return loop.Training(loss, trainee.trained, settings, _is_scaled(plan), *of_trainee, share, num_batches)
+
+
+def prepare(plan: Plan, trainee: Trainee, settings: Train) -> None:
+    """See that there is room for what will be written, and have blocks computed again where memory is to be saved."""
+    preflight.check_room(plan)
+    if settings.gradient_checkpointing:
+        for network in trainee.networks.values():
+            plan.family.recompute_blocks(network)
 
 
 def step_of(settings: Train, ranks: Ranks, prior: Reminders | None = None) -> str:
