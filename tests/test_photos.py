@@ -4,8 +4,10 @@ import csv
 import os
 import sys
 
+import pyarrow
 import pytest
 from photo_files import captions, link_out, metadata, photo, problems
+from pyarrow import parquet
 
 from pipeline.data import formats
 from pipeline.data.photos import list_photos
@@ -99,6 +101,34 @@ def test_a_csv_that_cannot_be_read_is_one_line(folder, content, reason):
             list_photos(folder)
     finally:
         csv.field_size_limit(limit)
+
+
+def test_a_parquet_file_names_photos_and_captions(folder):
+    for name in ("a.png", "b.png", "c.png"):
+        photo(folder, name, None)
+    columns = {
+        "file_name": ["a.png", "./b.png", "c.png", "../d.png", None],
+        "caption": ["a cat", "ein Käse", None, "d", "e"],
+    }
+    parquet.write_table(pyarrow.table(columns | {"pixels": [b"1"] * 5}), folder / "metadata.parquet")
+    photos, found = list_photos(folder)
+    assert {each.name: each.caption for each in photos} == {"a.png": "a cat", "b.png": "ein Käse"}
+    assert {each.name: each.reason for each in found} == {
+        "c.png": 'no caption: its line in metadata.parquet has no "text"',
+        "../d.png": "its path leads out of the folder",
+        "metadata.parquet, line 5": 'no "file_name"',
+    }
+
+
+@pytest.mark.parametrize(
+    "columns, reason", [(None, "cannot be read as Parquet"), ({"image": [1]}, "its columns are image")]
+)
+def test_a_parquet_file_that_cannot_be_read_is_one_line(folder, columns, reason):
+    photo(folder, "a.png", None)
+    path = folder / "metadata.parquet"
+    parquet.write_table(pyarrow.table(columns), path) if columns else path.write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match=f"metadata.parquet: {reason}"):
+        list_photos(folder)
 
 
 @pytest.mark.parametrize("row", ["../out.png,a", "/etc/hostname,a", "sub/../b.png,a"])

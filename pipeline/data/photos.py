@@ -13,11 +13,11 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from cache.core.files import is_taken
-from pipeline.data import formats
+from pipeline.data import formats, parquet
 from pipeline.errors import UserError
 
 METADATA = "metadata.jsonl"
-TABLES = METADATA, "metadata.csv"
+TABLES = METADATA, "metadata.csv", "metadata.parquet"
 """Lists of photos and captions; the first that is there is taken."""
 
 CAPTION_SUFFIXES = ".txt", ".caption"
@@ -42,7 +42,7 @@ class Photo(NamedTuple):
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """What is wrong with one file, named relative to the folder, or with one line of metadata.jsonl or metadata.csv."""
+    """What is wrong with one file, named relative to the folder, or with one line of the list of photos."""
 
     name: str
     reason: str
@@ -51,8 +51,8 @@ class Problem:
 def list_photos(folder: Path, prompt: str = "") -> tuple[list[Photo], list[Problem]]:
     """Find photos and captions without decoding anything; both lists are sorted by name.
 
-    Where the folder has a metadata.jsonl or metadata.csv ("file_name", "text" or "caption", optionally
-    "conditioning_image"), that is the list.  Otherwise it is every image below the folder, with NAME.txt or
+    Where the folder has a metadata.jsonl, metadata.csv or metadata.parquet ("file_name", "text" or "caption",
+    optionally "conditioning_image"), that is the list.  Otherwise it is every image below the folder, with NAME.txt or
     NAME.caption beside NAME.png.  A ``prompt`` that is not blank is the caption of all, and none is read.  Hidden files
     and text files without an image are passed over, and nothing outside the folder is ever opened.  Raises UserError
     where there is no folder, no photo, or no way to read the list.
@@ -237,8 +237,7 @@ def _from_table(folder: _Folder, table: str, prompt: str) -> tuple[list[Photo], 
     photos: list[Photo] = []
     problems: list[Problem] = []
     first_lines: dict[str, int] = {}
-    lines = _lines_of_csv(folder.path / table, content) if table.endswith(".csv") else _lines_of_json(content)
-    for number, row_in in lines:
+    for number, row_in in _lines(folder.path / table, content):
         name = f"{table}, line {number}"
         try:
             row = row_in()
@@ -253,6 +252,16 @@ def _from_table(folder: _Folder, table: str, prompt: str) -> tuple[list[Photo], 
 
 Lines = Iterator[tuple[int, Callable[[], dict]]]
 """Of each line of a table its number, and what gives its row or raises _Unusable."""
+
+
+def _lines(path: Path, content: bytes) -> Lines:
+    match path.suffix:
+        case ".csv":
+            return _lines_of_csv(path, content)
+        case ".parquet":
+            return ((number, partial(_checked_row, row)) for number, row in parquet.rows(path, content))
+        case _:
+            return _lines_of_json(content)
 
 
 def _lines_of_json(content: bytes) -> Lines:
