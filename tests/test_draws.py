@@ -59,5 +59,5 @@ def test_purposes_keep_their_numbers():
     assert {purpose.name: purpose.value for purpose in Purpose} == {
         "ORDER": 0, "NOISE": 1, "SIGMA": 2, "POSTERIOR": 3, "LORA_INIT": 4, "EVALUATION": 5,
         "LORA_DROPOUT": 6, "FLIP": 7, "CROP": 8, "CAPTION_DROPOUT": 9,
-        "CONTROL_POSTERIOR": 10, "SAMPLE": 11,
+        "CONTROL_POSTERIOR": 10, "SAMPLE": 11, "PRIOR_ORDER": 12, "PRIOR_SIGMA": 13, "PRIOR_NOISE": 14,
     }  # fmt: skip
