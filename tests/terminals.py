@@ -40,6 +40,7 @@ class Terminal:
 @contextlib.contextmanager
 def terminal(columns: int = 80) -> Iterator[Terminal]:
     """A block in which standard output and standard error are a terminal."""
+    columns_before = os.environ.pop("COLUMNS", None)  # it would be taken for the terminal's
     reading, writing = pty.openpty()
     fcntl.ioctl(writing, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     found, parts = Terminal(), []
@@ -58,4 +59,6 @@ def terminal(columns: int = 80) -> Iterator[Terminal]:
     finally:
         thread.join()
         os.close(reading)
+        if columns_before is not None:
+            os.environ["COLUMNS"] = columns_before
         found.raw = b"".join(parts).decode().replace("\r\n", "\n")
