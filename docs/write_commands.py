@@ -28,14 +28,14 @@ Luigi, 130 after Ctrl-C. Relative paths are relative to where you are; those ins
 
 def as_markdown() -> str:
     from cache.__main__ import main as cache
-    from pipeline import stages
+    from pipeline import stage_table
     from pipeline.commands import main as pipeline
     from tasks.__main__ import main as tasks
 
     listed = (
         "\nA task runs what it needs first, and nothing that is there already. Without `--experiment` the embedded "
         "default is run.\nA stage alone, without Luigi: `python -m pipeline run EncodeT5 --experiment my.toml`.\n\n"
-        f"```\n{stages.described(with_groups=True)}\n```\n"
+        f"```\n{stage_table.described(with_groups=True)}\n```\n"
     )
     parts = [HEADING.replace(" {TASKS}", ""), listed]
     for name, main in (("pipeline", pipeline), ("cache", cache), ("tasks", tasks)):

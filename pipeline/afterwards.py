@@ -10,6 +10,7 @@ from pathlib import Path
 from shlex import quote
 
 from cache.terminal.places import shown
+from cache.terminal.table import Table
 from cache.terminal.words import count
 from pipeline.methods import LORA, method_of
 from pipeline.plan import needs, pictures
@@ -18,7 +19,7 @@ from pipeline.plan.plan import Plan
 from pipeline.plan.survey import Survey
 from pipeline.plan.whole import is_whole
 from pipeline.runs.reading import read_run
-from pipeline.stages import GROUPS, STAGES, Preparation, RoomCheck, Work
+from pipeline.stage_table import GROUPS, STAGES, Preparation, RoomCheck, Work
 
 Rows = list[tuple[str, str]]
 
@@ -35,15 +36,15 @@ class Afterwards:
         """For people.  done: the stage and its experiment, as TrainLoRA(cat)."""
         where = f", in {shown(self.folder)}/" if self.folder else ""
         yield f"{done} is done{where}"
-        yield from _columns(self.files)
+        yield from _aligned(self.files)
         if self.todo:
             yield "Next:"
-            yield from _columns(self.todo)
+            yield from _aligned(self.todo)
 
 
-def _columns(rows: Rows) -> Iterator[str]:
-    width = max((len(first) for first, _ in rows), default=0)
-    return (f"  {first:<{width}}  {second}" for first, second in rows)
+def _aligned(rows: Rows) -> Iterator[str]:
+    """Never broken, wherever they are shown: commands are copied."""
+    return (f"  {line}" for line in Table(["", ""], rows).lines()) if rows else iter(())
 
 
 def of_stage(name: str, survey: Survey, command: Callable[[str], str]) -> Afterwards:

@@ -16,14 +16,14 @@ import numpy as np
 
 from cache import Entries, StoreError, load_json, opened_tensors
 from cache.tools.export import KINDS
-from pipeline import records, stages
+from pipeline import records, stage_table, stages
 from pipeline.errors import UserError
 from pipeline.methods import METHODS, method_of
 from pipeline.plan.needs import needed
 from pipeline.plan.plan import resolve
 from pipeline.plan.run_folder import RunFolder
 from pipeline.plan.survey import Survey
-from pipeline.settings.fields import Experiment
+from pipeline.settings.experiment import Experiment
 from pipeline.settings.reading import change_experiment, load_experiment
 
 __all__ = ["Experiment", "Run", "StoreError", "Tensors", "UserError", "change", "load", "open_run", "run", "tensors"]
@@ -52,8 +52,10 @@ def run(experiment: Experiment, stage: str) -> None:
     other, but MindSpore keeps the memory that it once took: run full-size models by Luigi, which starts a process for
     each stage.  Raises UserError or StoreError.
     """
-    if stage not in stages.STAGES and stage not in stages.GROUPS:
-        raise UserError(f"stage: must be one of {', '.join([*stages.STAGES, *stages.GROUPS])}, found {stage!r}")
+    if stage not in stage_table.STAGES and stage not in stage_table.GROUPS:
+        raise UserError(
+            f"stage: must be one of {', '.join([*stage_table.STAGES, *stage_table.GROUPS])}, found {stage!r}"
+        )
     survey = Survey(experiment)
     for name in dict.fromkeys(_with_before(stage)):
         if stages.is_done(name, survey.anew()):
@@ -67,10 +69,10 @@ def run(experiment: Experiment, stage: str) -> None:
 
 def _with_before(name: str) -> Iterator[str]:
     """A stage or group, after all that has to be done before it."""
-    before = stages.GROUPS[name][1] if name in stages.GROUPS else stages.STAGES[name].after
+    before = stage_table.GROUPS[name][1] if name in stage_table.GROUPS else stage_table.STAGES[name].after
     for each in before:
         yield from _with_before(each)
-    if name in stages.STAGES:
+    if name in stage_table.STAGES:
         yield name
 
 

@@ -12,7 +12,7 @@ from pipeline.plan import data_report
 from pipeline.plan.data_report import DataReport
 from pipeline.plan.plan import Plan
 from pipeline.process.progress import Progress, say
-from pipeline.settings.fields import Experiment
+from pipeline.settings.experiment import Experiment
 
 
 def model_is_here(experiment: Experiment) -> bool:

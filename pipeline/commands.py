@@ -27,7 +27,8 @@ from pipeline.runs import listing
 from pipeline.settings import described as settings
 from pipeline.settings.fields import PRESETS
 from pipeline.settings.reading import load_experiment
-from pipeline.stages import STAGES, described, num_ranks, run
+from pipeline.stage_table import STAGES, described
+from pipeline.stages import num_ranks, run
 from pipeline.study import figures, plot, study, subject
 from pipeline.study import report as study_report
 

@@ -1,4 +1,4 @@
-"""What runs after what: a Luigi task for each row of `pipeline.stages`.  ``luigi --module tasks TrainLoRA``
+"""What runs after what: a Luigi task for each row of `pipeline.stage_table`.  ``luigi --module tasks TrainLoRA``
 
 `tasks.table` makes them; here they are as people import them, ``tasks.TrainLoRA``.
 """

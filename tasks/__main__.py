@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from pipeline import stages
+from pipeline import stage_table
 from pipeline.process.several import VISIBLE, numbers_in
 from tasks import launch, manners, table
 
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(options) -> int:
-    print(stages.described(with_groups=True))
+    print(stage_table.described(with_groups=True))
     print("\nTo run one, with all that it needs:  luigi --module tasks TASK --experiment FILE")
     return 0
 
@@ -56,7 +56,7 @@ def _run(options) -> int:
 
 def _task(name: str) -> str:
     if name not in table.TASKS:
-        said = f"error: {manners.unknown(name, table.TASKS)}\ntasks:\n{stages.described(with_groups=True)}"
+        said = f"error: {manners.unknown(name, table.TASKS)}\ntasks:\n{stage_table.described(with_groups=True)}"
         print(said, file=sys.stderr)
         sys.exit(2)
     return name

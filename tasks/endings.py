@@ -5,7 +5,6 @@ It stands in for Luigi's summary, whose lines have every parameter of every task
 
 import shlex
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import luigi.interface
 from luigi.cmdline_parser import CmdlineParser
@@ -33,11 +32,12 @@ _tellers = ["this process"]
 
 SUMMARY = "\n===== Luigi Execution Summary"
 
-LookedAt = Callable[[Any], Survey]
+LookedAt = Callable[[str], Survey]
+"""Gives the survey of an experiment file as it now is, by its path."""
 
 
 def tell(looked_at: LookedAt) -> None:
-    """Have the ``luigi`` command end so.  looked_at: gives the survey of a task's experiment as it now is.
+    """Have the ``luigi`` command end so.
 
     `luigi.build`, and a command whose task is somebody else's, are left as Luigi has them.
     """
@@ -78,7 +78,7 @@ def say_done(task: luigi.Task, looked_at: LookedAt, front: str, options: str = "
     path = getattr(task, "experiment", "")
     own = f" --experiment {shlex.quote(shown(path))}" if path else ""
     try:
-        found = afterwards.of_stage(task.task_family, looked_at(task), lambda name: f"{front} {name}{own}{options}")
+        found = afterwards.of_stage(task.task_family, looked_at(path), lambda name: f"{front} {name}{own}{options}")
     except (UserError, StoreError, OSError):  # it is done all the same
         found = afterwards.Afterwards()
     say("", *found.lines(str(task)))

@@ -54,8 +54,7 @@ def launch(task: str, experiment: str, numbers: list[str], scheduler_url: str = 
 
 def _say_done(task: str, path: str, numbers: list[str], scheduler_url: str) -> None:
     options = f" --devices {','.join(numbers)}" + (f" --scheduler-url {scheduler_url}" if scheduler_url else "")
-    look = lambda each: table.survey_anew(each.experiment)  # noqa: E731
-    endings.say_done(table.TASKS[task](path), look, "python -m tasks run", options)
+    endings.say_done(table.TASKS[task](path), table.survey_anew, "python -m tasks run", options)
 
 
 def _say_what_idles(path: str, num_devices: int) -> None:

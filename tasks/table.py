@@ -1,4 +1,4 @@
-"""The Luigi tasks, one for each row of `pipeline.stages`.
+"""The Luigi tasks, one for each row of `pipeline.stage_table`.
 
 Each task starts its stage as a process of its own, and is complete when the stage's output is there.
 """
@@ -11,7 +11,7 @@ import sys
 import luigi
 
 from cache import printable_lines
-from pipeline import stages
+from pipeline import stage_table, stages
 from pipeline.data.survey_file import SurveyFile
 from pipeline.devices import device
 from pipeline.errors import UserError
@@ -27,8 +27,8 @@ from tasks.manners import ONLY_ONCE
 from tasks.process import StageFailed, tied_to_luigi
 
 manners.apply()
-endings.tell(lambda task: survey_anew(task.experiment))
-manners.describe(stages.described(with_groups=True))
+endings.tell(lambda path: survey_anew(path))
+manners.describe(stage_table.described(with_groups=True))
 
 
 class ExperimentParameter(luigi.Parameter):
@@ -137,7 +137,7 @@ class StageTask(OfExperiment, luigi.Task):
         if code:
             self._has_said_why.value = code > 0
             raise StageFailed.with_code(part.words(stage), code)
-        if isinstance(stages.STAGES[stage], stages.Preparation):  # it may have learnt of photos, or fetched the model
+        if isinstance(stage_table.STAGES[stage], stage_table.Preparation):  # it may have learnt of photos or model
             look_again(self.experiment)
         if not self.complete():
             raise StageFailed(f"{part.words(stage)} ended without an error, but its output is missing or incomplete")
@@ -147,8 +147,8 @@ class RoomTask(StageTask):
     """Runs its stage before a training even where there is room, so that people see the table."""
 
     def is_finished(self):
-        stage = stages.STAGES[self.stage]
-        assert isinstance(stage, stages.RoomCheck)
+        stage = stage_table.STAGES[self.stage]
+        assert isinstance(stage, stage_table.RoomCheck)
         return self.complete() and stages.is_done(stage.method.stages.train, survey(self.experiment))
 
 
@@ -221,33 +221,33 @@ def is_complete(name: str, experiment: str) -> bool:
 os.register_at_fork(after_in_child=look_again)  # one of several workers: another one may have learnt something
 
 
-def _task(stage: stages.Stage) -> type[luigi.Task]:
+def _task(stage: stage_table.Stage) -> type[luigi.Task]:
     members = _members_of(stage)
-    if isinstance(stage, stages.Work) and stage.is_of_pictures:
+    if isinstance(stage, stage_table.Work) and stage.is_of_pictures:
         members["experiment"] = ExperimentParameter(asks_pictures_of=stage.method)
     return type(stage.name, (_kind(stage),), members)
 
 
-def _kind(stage: stages.Stage) -> type[StageTask]:
-    if isinstance(stage, stages.RoomCheck):
+def _kind(stage: stage_table.Stage) -> type[StageTask]:
+    if isinstance(stage, stage_table.RoomCheck):
         return RoomTask
     return EncodingTask if stages.is_divisible(stage.name) else StageTask
 
 
-def _members_of(stage: stages.Stage) -> dict:
+def _members_of(stage: stage_table.Stage) -> dict:
     about = {"__doc__": stage.about, "__module__": __name__, "stage": stage.name}
     return about | {"after": stage.after, "priority": stage.priority}
 
 
-def _shard_task(stage: stages.Stage) -> type[luigi.Task]:
+def _shard_task(stage: stage_table.Stage) -> type[luigi.Task]:
     return type(f"{stage.name}Shard", (ShardTask,), _members_of(stage) | {"__doc__": f"A shard of {stage.name}."})
 
 
-TASKS: dict[str, type[luigi.Task]] = {stage.name: _task(stage) for stage in stages.TABLE}
-SHARDS = {stage.name: _shard_task(stage) for stage in stages.TABLE if stages.is_divisible(stage.name)}
+TASKS: dict[str, type[luigi.Task]] = {stage.name: _task(stage) for stage in stage_table.TABLE}
+SHARDS = {stage.name: _shard_task(stage) for stage in stage_table.TABLE if stages.is_divisible(stage.name)}
 """The tasks of the shards, by the stage that they are of."""
 
-for _name, (_about, _after) in stages.GROUPS.items():
+for _name, (_about, _after) in stage_table.GROUPS.items():
     _members = {"__doc__": _about, "__module__": __name__, "after": _after}
     TASKS[_name] = type(_name, (OfExperiment, luigi.WrapperTask), _members)
 globals().update(TASKS, **{each.__name__: each for each in SHARDS.values()})

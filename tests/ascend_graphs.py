@@ -146,7 +146,8 @@ def _training(name: str, dtype: str) -> Callable:
     from pipeline.flux import models
     from pipeline.flux.prediction import prediction
     from pipeline.methods import controlnet_model, lora_dropout, lora_layers
-    from pipeline.settings.fields import EMBEDDED, ControlNet, Experiment, Lora
+    from pipeline.settings.experiment import EMBEDDED, Experiment
+    from pipeline.settings.fields import ControlNet, Lora
     from pipeline.training.loss import flow_loss
 
     transformer, policy = models.load_model(EMBEDDED, "transformer", dtype), Policy("fp32", dtype, dtype)
@@ -173,7 +174,7 @@ def _vae(name: str, dtype: str) -> Callable:
     from mindone.diffusers.models.attention_processor import Attention
 
     from pipeline.flux import models
-    from pipeline.settings.fields import EMBEDDED
+    from pipeline.settings.experiment import EMBEDDED
 
     vae = models.load_model(EMBEDDED, "vae", dtype)
     for _, cell in vae.cells_and_names():
@@ -196,7 +197,7 @@ def _encoder(name: str, dtype: str) -> Callable:
     import numpy as np
 
     from pipeline.flux import models, t5
-    from pipeline.settings.fields import EMBEDDED
+    from pipeline.settings.experiment import EMBEDDED
 
     component, output, length = ("text_encoder_2", 0, 32) if name == "t5" else ("text_encoder", 1, 77)
     model = models.load_model(EMBEDDED, component, dtype)

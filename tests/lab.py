@@ -12,7 +12,7 @@ from cache import Entries
 from pipeline import stages
 from pipeline.methods import LORA
 from pipeline.plan.plan import Plan, resolve
-from pipeline.settings.fields import Experiment
+from pipeline.settings.experiment import Experiment
 from pipeline.settings.reading import load_experiment
 from pipeline.synthetic import shapes
 

@@ -73,7 +73,8 @@ def networks(cpu):
     from pipeline.devices.precision import Policy
     from pipeline.flux import models
     from pipeline.methods import controlnet_model
-    from pipeline.settings.fields import EMBEDDED, ControlNet, Experiment
+    from pipeline.settings.experiment import EMBEDDED, Experiment
+    from pipeline.settings.fields import ControlNet
 
     found = {name: models.load_model(EMBEDDED, name, "fp32") for name in ("transformer", "vae", "text_encoder_2")}
     found["text_encoder"] = models.load_model(EMBEDDED, "text_encoder", "fp32")

@@ -19,7 +19,8 @@ from pipeline.errors import UserError
 from pipeline.flux import models, weights
 from pipeline.flux.prediction import prediction
 from pipeline.methods import controlnet_model as controlnet
-from pipeline.settings.fields import ControlNet, Experiment
+from pipeline.settings.experiment import Experiment
+from pipeline.settings.fields import ControlNet
 from pipeline.training import guard, loop, measure
 from pipeline.training.batches import Batches
 from pipeline.training.loss import flow_loss, tensors_of

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import pytest
 
 from cache.tools.arguments import build_parser
-from pipeline import commands, stages
+from pipeline import commands, stage_table
 from pipeline.settings.reading import load_experiment
 from tasks.__main__ import _parser as tasks_parser
 
@@ -78,13 +78,12 @@ TOML = [(page, text) for page in PAGES for text in blocks(page, "toml")]
 def test_every_toml_block_is_an_experiment(tmp_path, page, text):
     path = tmp_path / "my.toml"
     path.write_text(text)
-    load_experiment(path)
+    assert load_experiment(path).folder == tmp_path
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_python_block_compiles(page):
-    for text in blocks(page, "python"):
-        compile(text, page.name, "exec")
+    assert all(compile(text, page.name, "exec") for text in blocks(page, "python"))
 
 
 # --- commands -----------------------------------------------------------------------------------------------------
@@ -135,7 +134,7 @@ def refusal(words: list[str]) -> str:
                     return "" if (ROOT / module.replace(".", "/")).with_suffix(".py").is_file() else "no such module"
                 case ["luigi", "--module", "tasks", task, *options]:
                     unknown = {option for option in options if option.startswith("--")} - OF_LUIGI
-                    known = {*stages.STAGES, *stages.GROUPS, "--help"}
+                    known = {*stage_table.STAGES, *stage_table.GROUPS, "--help"}
                     return "" if task in known and not unknown else f"unknown: {task} {unknown}"
                 case ["make", target, *_]:
                     return "" if re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M) else "no such target"

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 from pipeline.data import images
 from pipeline.flux import flow, models, pretrained
-from pipeline.settings.fields import EMBEDDED
+from pipeline.settings.experiment import EMBEDDED
 from pipeline.synthetic import shapes
 
 FOLDER = EMBEDDED

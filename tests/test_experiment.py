@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pipeline.errors import UserError
 from pipeline.flux import model_configs
 from pipeline.settings.described import as_markdown, json_schema
-from pipeline.settings.fields import EMBEDDED, Experiment, Settings
+from pipeline.settings.experiment import EMBEDDED, Experiment
+from pipeline.settings.fields import Settings
 from pipeline.settings.reading import DEFAULT, load_experiment
 from pipeline.settings.schema import adapter, checked
 

@@ -17,7 +17,8 @@ from pipeline.methods import LORA
 from pipeline.plan.caption_lengths import is_surely_short
 from pipeline.plan.plan import resolve
 from pipeline.plan.survey import Survey
-from pipeline.settings.fields import EMBEDDED, Data
+from pipeline.settings.experiment import EMBEDDED
+from pipeline.settings.fields import Data
 from pipeline.settings.reading import load_experiment
 
 EXPECTED = {

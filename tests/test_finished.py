@@ -43,7 +43,7 @@ def test_luigi_checks_photos_and_starts_no_other_stage(lora_sampled, tmp_path):
     result = run_luigi("Sample", lab)
     assert result.returncode == 0, result.stderr
     there = re.findall(r"its output is there already: (\w+)", result.stderr)
-    assert sorted(there) == sorted(set(STAGES["TrainLoRA"]) - {"CheckData"} | {"CheckRoom", "DrawPrior"})
+    assert sorted(there) == sorted(set(STAGES["TrainLoRA"]) - {"CheckData"} | {"CheckRoom"})
     assert lab.made() == made
 
 

@@ -14,12 +14,12 @@ from safetensors.numpy import load_file
 
 from cache import find_garbage, needs_text
 from cache.core.needs import needs_of_runs
-from pipeline import stages
+from pipeline import stage_table, stages
 from pipeline.methods import CONTROLNET, LORA
 from pipeline.plan import needs
 from pipeline.plan.plan import resolve
 from pipeline.plan.survey import Survey
-from pipeline.settings import fields as settings
+from pipeline.settings.experiment import Experiment
 
 WEIGHTS = {LORA: "pytorch_lora_weights.safetensors", CONTROLNET: "controlnet/diffusion_pytorch_model.safetensors"}
 TRAIN = {LORA: "TrainLoRA", CONTROLNET: "TrainControlNet"}
@@ -50,8 +50,8 @@ def test_finished_stages_of_an_older_version_are_found_finished(labs):
     before = contents(lab)
     lab.run("GetModel", "CheckData", "CheckControls")
     survey = Survey(lab.experiment)
-    assert {name for name in stages.STAGES if not stages.is_done(name, survey)} == NEVER_DONE
-    lab.run(*(name for name in stages.STAGES if name not in NEVER_DONE))
+    assert {name for name in stage_table.STAGES if not stages.is_done(name, survey)} == NEVER_DONE
+    lab.run(*(name for name in stage_table.STAGES if name not in NEVER_DONE))
     assert contents(lab) == before
 
 
@@ -95,12 +95,12 @@ def test_an_interrupted_run_of_an_older_version_goes_on_bit_for_bit(labs, trains
 
 def with_another_setting(table: str, default: int):
     """The class of all settings, with one in a table that no version has yet."""
-    own = {field.name: field for field in dataclasses.fields(settings.Experiment)}[table].type
+    own = {field.name: field for field in dataclasses.fields(Experiment)}[table].type
     extended = dataclasses.make_dataclass(
         own.__name__, [("twist", int, dataclasses.field(default=default))], bases=(own,), frozen=True
     )
     fields = [(table, extended, dataclasses.field(default=extended()))]
-    return dataclasses.make_dataclass("Experiment", fields, bases=(settings.Experiment,), frozen=True)
+    return dataclasses.make_dataclass("Experiment", fields, bases=(Experiment,), frozen=True)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_no_attention_of_a_loaded_model_is_rounded_to_float16(cpu):
     from mindone.diffusers.models.attention_processor import Attention
 
     from pipeline.flux import models
-    from pipeline.settings.fields import EMBEDDED
+    from pipeline.settings.experiment import EMBEDDED
 
     layers = [cell for _, cell in models.load_model(EMBEDDED, "vae", "fp32").cells_and_names()]
     attention = [cell for cell in layers if isinstance(cell, Attention)]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipeline.flux import model_configs, pretrained
-from pipeline.settings.fields import EMBEDDED
+from pipeline.settings.experiment import EMBEDDED
 from pipeline.settings.schema import adapter
 
 FLUX_DEV = pretrained.PUBLISHED_CONFIGS / "FLUX.1-dev"

@@ -140,7 +140,16 @@ def test_time_left_is_not_told_from_steps_that_compile(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.04, "0.0 s"), (9.96, "10 s"), (99, "99 s"), (100, "2 min"), (12_000, "3 h 20 min")]
+    ("seconds", "text"),
+    [
+        (0, "0.0 s"),
+        (0.04, "40 ms"),
+        (0.5, "0.5 s"),
+        (9.96, "10 s"),
+        (99, "99 s"),
+        (100, "2 min"),
+        (12_000, "3 h 20 min"),
+    ],
 )
 def test_durations_are_as_exact_as_anyone_reads_them(seconds, text):
     assert duration(seconds) == text

@@ -18,7 +18,7 @@ from pipeline.estimate import listing, memory, model, preflight, report
 from pipeline.estimate.units import in_units
 from pipeline.flux import pretrained
 from pipeline.methods import CONTROLNET, LORA
-from pipeline.settings.fields import Experiment
+from pipeline.settings.experiment import Experiment
 from pipeline.settings.reading import load_experiment
 from pipeline.synthetic import shapes
 

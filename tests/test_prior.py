@@ -7,7 +7,7 @@ import pytest
 from kills import Killed, kill_at, outcome
 from lab import Lab
 
-from pipeline import stages
+from pipeline import stage_table
 from pipeline.methods import CONTROLNET
 from pipeline.plan import needs, prior
 from pipeline.plan.plan import resolve
@@ -33,7 +33,7 @@ def test_the_bases_pictures_are_drawn_once_for_all_experiments(reminded, tmp_pat
     (series,) = prior.series(lab.run("DrawPrior").plan)
     assert [each.prompt for each in series.pictures.values()] == ["a circle", "a square"] * 2 + ["a circle"]
     assert [each.seed for each in series.pictures.values()] == [5, 6, 7, 8, 9]
-    record = stages.STAGES["DrawPrior"].place(lab.plan) / "records/DrawPrior.json"
+    record = stage_table.STAGES["DrawPrior"].place(lab.plan) / "records/DrawPrior.json"
     assert '"drawn": 2' in record.read_text()
 
 

@@ -12,14 +12,14 @@ from drawn import PROMPTS
 from lab import Lab
 from test_page import EVIL, Seen
 
-from pipeline import stages
+from pipeline import stage_table
 from pipeline.commands import main
 from pipeline.errors import UserError
 from pipeline.flux import noise_levels, pretrained
 from pipeline.plan.run_folder import RunFolder
 from pipeline.report import curves, page
 from pipeline.report.run import read_run
-from pipeline.settings.fields import EMBEDDED
+from pipeline.settings.experiment import EMBEDDED
 from pipeline.training.weighting import drawn_levels
 from tasks import table
 
@@ -74,7 +74,7 @@ def test_the_stage_leaves_a_page_with_pictures_curves_stages_and_the_way_to_make
 
 def test_the_file_on_the_page_is_the_experiment(lab, run, tmp_path):
     from pipeline.report.origin import experiment_file
-    from pipeline.settings.fields import settings_of
+    from pipeline.settings.experiment import settings_of
     from pipeline.settings.reading import load_experiment
 
     again = tmp_path / "again.toml"
@@ -232,4 +232,4 @@ def test_the_loss_by_noise_level_is_found_from_the_losses_of_whole_steps(batch_s
 
 
 def test_reports_of_both_methods_are_stages():
-    assert {"Report", "ReportControlNet"} <= set(stages.STAGES)
+    assert {"Report", "ReportControlNet"} <= set(stage_table.STAGES)

@@ -12,7 +12,7 @@ from drawn import latents_of
 from lab import ENCODERS, Lab
 
 import tasks
-from pipeline import records, stages
+from pipeline import records, stage_table, stages
 from pipeline.errors import UserError
 from pipeline.plan import needs, pictures
 from pipeline.plan.shard import WHOLE, Shard
@@ -24,7 +24,7 @@ TWO = Shard.all_of(2)
 
 def record_of(lab: Lab, stage: str, shard: Shard) -> dict:
     plan = lab.plan
-    folder = stages.STAGES[stage].place(plan)
+    folder = stage_table.STAGES[stage].place(plan)
     return json.loads(records.path_of(stage, folder, shard).read_text())
 
 

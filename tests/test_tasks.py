@@ -13,7 +13,7 @@ from lab import Lab
 
 import tasks
 import tasks.__main__
-from pipeline import afterwards, stages
+from pipeline import afterwards, stage_table
 from pipeline.process import children
 from pipeline.process.children import GRACE_SECONDS
 from tasks.process import StageFailed
@@ -148,7 +148,7 @@ def test_bad_photos_stop_luigi_before_anything_is_encoded(encoded, tmp_path):
     assert result.returncode == TASK_FAILED and ran(result.stderr) == ["CheckData"]
     assert result.stderr.splitlines()[-1] == (
         "TrainLoRA(lab) is not done: CheckData failed; "
-        "CheckRoom, DrawPrior, EncodeCLIP, EncodeImages, EncodeT5, TrainLoRA not run, as what they need failed"
+        "CheckRoom, EncodeCLIP, EncodeImages, EncodeT5, TrainLoRA not run, as what they need failed"
     )
     assert "00000.png: " in result.stderr and "00002.png: empty file" in result.stderr
     assert "Traceback" not in result.stderr
@@ -248,6 +248,6 @@ def test_luigis_help_and_the_pipelines_tell_the_same_of_every_stage():
         ).stdout
         for words in (("luigi", "--module", "tasks"), ("pipeline", "run"))
     )
-    told = stages.described(with_groups=False)
+    told = stage_table.described(with_groups=False)
     assert told in of_luigi and told in of_pipeline and "EncodePrompts" in of_luigi
-    assert all(f"  {name} " in told for name in stages.STAGES) and max(map(len, told.splitlines())) <= 80
+    assert all(f"  {name} " in told for name in stage_table.STAGES) and max(map(len, told.splitlines())) <= 80

@@ -13,7 +13,7 @@ import pytest
 from commands import ROOT, TASK_FAILED, children, environment, stages_under, wait_until
 from lab import Lab
 
-from pipeline import records, stages
+from pipeline import records, stage_table
 from pipeline.plan.shard import Shard
 from pipeline.process.several import numbers_in
 from tasks import central, launch, worker
@@ -79,7 +79,7 @@ def is_encoding(lab: Lab) -> bool:
 
 def num_recorded(lab: Lab) -> int:
     """How many entries the shards' records say were encoded."""
-    folder = stages.STAGES["EncodeImages"].place(lab.plan)
+    folder = stage_table.STAGES["EncodeImages"].place(lab.plan)
     return sum(record["outcome"]["encoded"] for record in records.read(folder) if "shard" in record)
 
 

@@ -27,7 +27,9 @@ def local_time(time_ns: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Such as 6.3 s, 63 s, 12 min, 3 h 20 min."""
+    """Such as 83 ms, 6.3 s, 63 s, 12 min, 3 h 20 min."""
+    if 0 < seconds < 0.0995:
+        return f"{1000 * seconds:.2g} ms"
     if seconds < 99.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -17,7 +17,7 @@ from pipeline.data.indexing import IndexedPhoto
 from pipeline.errors import UserError
 from pipeline.process.bulk import made_in_bulk
 from pipeline.process.progress import say
-from pipeline.settings.fields import Experiment
+from pipeline.settings.experiment import Experiment
 
 VERSION = 2
 """Bump when the file may say something else, or say it in another way."""

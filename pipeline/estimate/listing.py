@@ -7,7 +7,7 @@ from cache import caption_item
 from pipeline.data import indexing
 from pipeline.data.photos import Photo, Problem, list_photos
 from pipeline.plan.plan import Plan
-from pipeline.settings.fields import Experiment
+from pipeline.settings.experiment import Experiment
 
 QUICK_PHOTOS = 64
 """How many photos the plan decodes itself; where more are new, it leaves all of them to CheckData."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.flux import pretrained
-from pipeline.settings.fields import EMBEDDED, Experiment
+from pipeline.settings.experiment import EMBEDDED, Experiment
 
 CONFIGS = pretrained.PUBLISHED_CONFIGS
 OWNER = "black-forest-labs"

@@ -23,7 +23,7 @@ from pipeline.plan import mode
 from pipeline.plan.families import family_of
 from pipeline.plan.method import Method
 from pipeline.plan.plan import Plan, device_and_precision, resolve
-from pipeline.settings.fields import Experiment
+from pipeline.settings.experiment import Experiment
 from pipeline.settings.questions import questions
 
 

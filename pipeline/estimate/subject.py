@@ -10,7 +10,7 @@ from pipeline.flux.family import Flux
 from pipeline.plan import pictures
 from pipeline.plan.method import Method
 from pipeline.plan.plan import shared_by
-from pipeline.settings.fields import Experiment
+from pipeline.settings.experiment import Experiment
 
 PUBLISHED = "bf16"
 """The dtype of FLUX.1's weights as they are published."""

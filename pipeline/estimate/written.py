@@ -19,7 +19,7 @@ from pipeline.plan.needs import CONTROLS, IMAGES, trained_on
 from pipeline.plan.pictures import LARGEST_SHOWN, SMALLEST_SHOWN
 from pipeline.plan.plan import Plan
 from pipeline.plan.whole import is_whole
-from pipeline.settings.fields import Experiment
+from pipeline.settings.experiment import Experiment
 
 OVERHEAD = 1.02
 """What the store adds to the rows of an entry: checksums, indices, alignment; small vectors take a little more."""

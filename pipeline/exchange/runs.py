@@ -17,7 +17,7 @@ from pipeline.exchange.lora_names import CLIP, TRANSFORMER
 from pipeline.exchange.modelspec import About
 from pipeline.flux import pretrained
 from pipeline.plan.run_folder import RunFolder, step_of
-from pipeline.settings.fields import EMBEDDED
+from pipeline.settings.experiment import EMBEDDED
 
 AVERAGE, TRAINED = "ema.", "trained."
 DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"

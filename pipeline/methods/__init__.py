@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from pipeline.methods.controlnet import ControlNet
 from pipeline.methods.lora import LoRA
 from pipeline.plan.method import Method
-from pipeline.settings.fields import Experiment
+from pipeline.settings.experiment import Experiment
 
 LORA, CONTROLNET = LoRA(), ControlNet()
 METHODS: dict[str, Method] = {method.name: method for method in (LORA, CONTROLNET)}

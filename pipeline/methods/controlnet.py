@@ -10,7 +10,7 @@ from pipeline.methods import controlnet_model
 from pipeline.plan import identity, pictures
 from pipeline.plan.method import Method, Saving, Trainee
 from pipeline.plan.plan import Plan
-from pipeline.settings.fields import Experiment
+from pipeline.settings.experiment import Experiment
 
 
 class ControlNet(Method):

@@ -12,7 +12,7 @@ from pipeline.devices import simulation, tensors
 from pipeline.devices.precision import LONG_NAMES, Policy
 from pipeline.errors import UserError
 from pipeline.flux import models, pretrained, weights
-from pipeline.settings.fields import Experiment
+from pipeline.settings.experiment import Experiment
 
 FOLDER, WEIGHTS_NAME = "controlnet", "controlnet/diffusion_pytorch_model.safetensors"
 CONFIG_NAME = "controlnet/config.json"

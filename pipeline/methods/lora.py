@@ -9,7 +9,7 @@ from pipeline.methods import lora_layers, lora_start
 from pipeline.plan import identity
 from pipeline.plan.method import Method, StageNames, Trainee
 from pipeline.plan.plan import Plan
-from pipeline.settings.fields import Experiment
+from pipeline.settings.experiment import Experiment
 
 
 class LoRA(Method):

@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.flux import pretrained
 from pipeline.plan import caption_lengths
 from pipeline.plan.families import family_of
-from pipeline.settings.fields import Experiment
+from pipeline.settings.experiment import Experiment
 
 SHOWN = 3
 """Photos of each kind in a table."""

@@ -10,7 +10,7 @@ from cache import Spelled
 from pipeline.data import variants
 from pipeline.flux import pretrained
 from pipeline.plan import prior
-from pipeline.settings.fields import Experiment
+from pipeline.settings.experiment import Experiment
 
 if TYPE_CHECKING:
     from pipeline.plan.plan import Plan

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pipeline.flux.family import Flux
-from pipeline.settings.fields import Experiment
+from pipeline.settings.experiment import Experiment
 
 if TYPE_CHECKING:
     from pipeline.plan.plan import Plan

@@ -13,7 +13,7 @@ from pipeline.data.variants import Variant
 from pipeline.errors import UserError
 from pipeline.flux import pretrained
 from pipeline.plan.method import Method
-from pipeline.settings.fields import Experiment
+from pipeline.settings.experiment import Experiment
 
 if TYPE_CHECKING:
     from pipeline.plan.plan import Plan

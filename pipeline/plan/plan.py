@@ -27,7 +27,7 @@ from pipeline.plan import caption_lengths, identity, prior
 from pipeline.plan.families import family_of
 from pipeline.plan.method import Method
 from pipeline.plan.run_folder import RunFolder
-from pipeline.settings.fields import Experiment
+from pipeline.settings.experiment import Experiment
 from pipeline.settings.reading import unshared
 
 Photos = tuple[IndexedPhoto, ...]

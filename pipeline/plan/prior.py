@@ -10,7 +10,7 @@ from pipeline.data import variants
 from pipeline.data.variants import Variant
 from pipeline.plan import pictures
 from pipeline.plan.pictures import Drawing, Picture, Series
-from pipeline.settings.fields import Experiment
+from pipeline.settings.experiment import Experiment
 
 if TYPE_CHECKING:
     from pipeline.plan.plan import Plan

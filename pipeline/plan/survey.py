@@ -13,7 +13,7 @@ from pipeline.data.survey_file import SurveyFile
 from pipeline.plan.method import Method
 from pipeline.plan.plan import Photos, Plan, resolve
 from pipeline.process.bulk import made_in_bulk
-from pipeline.settings.fields import Experiment
+from pipeline.settings.experiment import Experiment
 
 
 class Survey:

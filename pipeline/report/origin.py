@@ -9,7 +9,7 @@ import tomli_w
 from pipeline.report.run import Run
 from pipeline.runs import differences
 from pipeline.runs.differences import flattened
-from pipeline.settings.fields import Experiment, settings_of
+from pipeline.settings.experiment import Experiment, settings_of
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.estimate.units import in_units
+from cache.terminal.words import duration, human_bytes
 from pipeline.page import page
 from pipeline.plan.run_folder import RunFolder
 from pipeline.report import curves, gallery, origin, photos, work
@@ -119,7 +119,7 @@ def figures(run: Run) -> list[Figure]:
         found.append(Figure("Training loss at the end", f"{last:.4g}", "moving average"))
     if result and result.step_seconds is not None:
         waited = f"{result.data_wait_share:.1%} waiting for data" if result.data_wait_share is not None else ""
-        found.append(Figure("A step", seconds(result.step_seconds), waited))
+        found.append(Figure("A step", duration(result.step_seconds), waited))
     if result and result.trained_parameters is not None:
         found.append(Figure("Trained parameters", f"{result.trained_parameters:,}", result.mode))
     return found
@@ -143,9 +143,9 @@ def row(run: Run) -> dict[str, str]:
         "training loss": "" if last is None else f"{last:.4g}",
         "loss after": f"{measured.after:.4g}" if measured else "",
         "gain": f"{measured.gain:.3g} ± {measured.standard_error:.1g}" if measured else "",
-        "a step": seconds(result.step_seconds) if result and result.step_seconds is not None else "",
-        "training took": seconds(record.seconds) if record else "",
-        "memory": in_units(max(record.peak_memory_bytes.values())) if record and record.peak_memory_bytes else "",
+        "a step": duration(result.step_seconds) if result and result.step_seconds is not None else "",
+        "training took": duration(record.seconds) if record else "",
+        "memory": human_bytes(max(record.peak_memory_bytes.values())) if record and record.peak_memory_bytes else "",
         "trained parameters": f"{result.trained_parameters:,}" if result and result.trained_parameters else "",
     }
 
@@ -162,19 +162,8 @@ def inputs_digest(folder: RunFolder) -> str:
 # --- how numbers are said -----------------------------------------------------------------------------------------
 
 
-def seconds(number: float) -> str:
-    """Such as 83 ms, 4.2 s, 12 min 5 s, 3 h 20 min."""
-    if number < 1:
-        return f"{number * 1000:.3g} ms"
-    if number < 100:
-        return f"{number:.3g} s"
-    minutes, left = divmod(round(number), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {left} s"
-
-
 def size(number: int | None) -> str:
-    return "" if number is None else in_units(number)
+    return "" if number is None else human_bytes(number)
 
 
 def when(text: str) -> str:
@@ -182,4 +171,4 @@ def when(text: str) -> str:
     return text.replace("T", " ").removesuffix("Z") + (" UTC" if text.endswith("Z") else "")
 
 
-FORMATS = {"seconds": seconds, "size": size, "when": when}
+FORMATS = {"duration": duration, "size": size, "when": when}

@@ -14,7 +14,8 @@ from pipeline.plan.method import Method
 from pipeline.plan.run_folder import FOLDER, RunFolder
 from pipeline.report.metrics import Metrics, read_metrics
 from pipeline.runs import reading
-from pipeline.settings.fields import Experiment, Settings
+from pipeline.settings.experiment import Experiment
+from pipeline.settings.fields import Settings
 from pipeline.settings.schema import adapter, checked
 
 T = TypeVar("T")

@@ -47,7 +47,7 @@ def encoders_records(run: Run) -> list[Record]:
 
 
 def _by_stage(run: Run) -> dict[str, list[NotedNeed]]:
-    """The recipes that encoders made, by stage; pictures are in the run's own records."""
+    """What a training reads, by the stage that made it; pictures with its result are in the run's own records."""
     found: dict[str, list[NotedNeed]] = {}
     for need in run.needs:
         if need.stage != run.method.stages.draw:
@@ -76,10 +76,11 @@ def _encoding(run: Run, stage: str, needs: Sequence[NotedNeed]) -> Work | None:
     if not records:
         return None
     needed = sum(len(need.items) for need in needs)
-    made = min(needed, sum(_count(record.outcome, "encoded") for record in records))
+    counted = next((key for key in MADE if key in records[0].outcome), "")
+    made = min(needed, sum(_count(record.outcome, counted) for record in records))
     earlier = _earlier_user(run, needs, records)
     made = 0 if earlier else made
-    return _summed(stage, "items", made, needed - made, records, earlier)
+    return _summed(stage, MADE.get(counted, ""), made, needed - made, records, earlier)
 
 
 def _earlier_user(run: Run, needs: Sequence[NotedNeed], records: Sequence[Record]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.methods import METHODS
 from pipeline.plan.run_folder import FOLDER
 from pipeline.runs.reading import Run
-from pipeline.settings.fields import Experiment, settings_of
+from pipeline.settings.experiment import Experiment, settings_of
 
 BESIDE = "name", "paths", FOLDER
 """What says where a run is, and nothing of what it is."""

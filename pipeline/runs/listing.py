@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import shutil
-import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,9 +15,6 @@ from pipeline.runs.reading import DAMAGED, FINISHED, FOREIGN, MARKS, Run, read_r
 from pipeline.settings.reading import load_experiment
 
 INDENT = "    "
-STATE_WIDTH = 16 + 2 + 24 + 2 + len("loss 0.1234")
-"""Of a run's date, state and loss."""
-
 MOST_OF_A_VALUE = 60
 """Characters of a setting's value, such as a list of prompts."""
 
@@ -75,20 +70,13 @@ def _row(run: Run, differs: dict[str, Any]) -> dict[str, Any]:
 
 def as_lines(runs: Sequence[Run]) -> Iterator[str]:
     """For people: of each run its name, date, state and loss; below them what is wrong, what differs, its picture."""
-    width = max((len(printable(run.path.name)) for run in runs), default=0)
-    for run, differs in zip(runs, differences(runs)):
-        yield from _beside(printable(run.path.name), width, _state(run))
-        yield from _indented(printable(run.problem))
-        yield from _indented(", ".join(f"{name} {_value(value)}" for name, value in differs.items()))
-        if run.picture:
-            yield f"{INDENT}{printable(shown(run.picture))}"  # whole: it is copied, or clicked
-
-
-def _beside(name: str, width: int, state: str) -> list[str]:
-    """Name and state in one line where the longest name leaves room for all states, else in two."""
-    if width + len(INDENT) + STATE_WIDTH <= _columns():
-        return [f"{name:<{width}}  {state}".rstrip()]
-    return [name, f"{INDENT}{state}"]
+    names = [printable(run.path.name) for run in runs]
+    width = max(map(len, names), default=0)
+    for name, run, differs in zip(names, runs, differences(runs)):
+        about = run.problem, ", ".join(f"{key} {_value(value)}" for key, value in differs.items())
+        picture = shown(run.picture) if run.picture else ""
+        yield f"{name:<{width}}  {_state(run)}"
+        yield from (INDENT + printable(text) for text in (*about, picture) if text)
 
 
 def _state(run: Run) -> str:
@@ -101,15 +89,6 @@ def _state(run: Run) -> str:
     return f"{when}  {DAMAGED if run.state == DAMAGED else far:<24}  {loss}".rstrip()
 
 
-def _indented(text: str) -> list[str]:
-    width = _columns() - len(INDENT)
-    return [INDENT + line for line in textwrap.wrap(text, width, break_on_hyphens=False)]
-
-
 def _value(value: object) -> str:
-    text = printable(value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False))
+    text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= MOST_OF_A_VALUE else f"{text[: MOST_OF_A_VALUE - 3]}..."
-
-
-def _columns() -> int:
-    return shutil.get_terminal_size((80, 24)).columns

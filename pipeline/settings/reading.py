@@ -5,7 +5,8 @@ import tomllib
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.settings.fields import LR_END, Experiment, Settings, settings_of
+from pipeline.settings.experiment import Experiment, settings_of
+from pipeline.settings.fields import LR_END, Settings
 from pipeline.settings.schema import checked
 
 DEFAULT = Path(__file__).with_name("default.toml")

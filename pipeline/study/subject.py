@@ -18,7 +18,8 @@ from pipeline.devices.precision import Policy
 from pipeline.methods import LORA
 from pipeline.plan.families import FLUX
 from pipeline.plan.plan import Plan, resolve
-from pipeline.settings.fields import PRECISION_COMPONENTS, Experiment, PrecisionSettings, Preset
+from pipeline.settings.experiment import Experiment
+from pipeline.settings.fields import PRECISION_COMPONENTS, PrecisionSettings, Preset
 from pipeline.settings.reading import load_experiment
 
 SIDES = OWN, AGAINST = "own", "against"

@@ -19,7 +19,8 @@ from pipeline.plan.run_folder import FOLDER, VERSION, RunFolder
 from pipeline.process.progress import say
 from pipeline.process.ranks import Ranks
 from pipeline.runs import beside
-from pipeline.settings.fields import Train, settings_of
+from pipeline.settings.experiment import settings_of
+from pipeline.settings.fields import Train
 from pipeline.settings.questions import questions
 from pipeline.training import checkpoint, guard, loop, metrics, team
 from pipeline.training.batches import Batches

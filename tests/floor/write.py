@@ -21,7 +21,7 @@ from lab import Lab  # noqa: E402
 from pairs import add_conditions  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from pipeline import stages  # noqa: E402
+from pipeline import stage_table  # noqa: E402
 from pipeline.devices import device  # noqa: E402
 
 ENCODE = ("GetModel", "CheckData", "CheckControls", "EncodeCLIP", "EncodeT5", "EncodeImages", "EncodeControls")
@@ -76,4 +76,4 @@ def _without_facts(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 if __name__ == "__main__":
     main()
-    print(f"{LAB}: {LAB.stat().st_size / 1e6:.2f} MB; stages known: {', '.join(stages.STAGES)}")
+    print(f"{LAB}: {LAB.stat().st_size / 1e6:.2f} MB; stages known: {', '.join(stage_table.STAGES)}")
