@@ -32,6 +32,7 @@ VARIANTS = {
         "lora": {"train_text_encoder": True, "dropout": 0.3},
         "data": {"buckets": True, "flip": True, "crops": 2},
         "train": {"text_encoder_lr": 1e-3, "ema_decay": 0.9, "caption_dropout": 0.3, "lr_scheduler": "cosine"},
+        "prior": {"prompts": ["a circle"], "num_images": 2, "num_inference_steps": 2, "weight": 0.5},
     },
     "fp16": {"precision": {"preset": "fp16"}},
     "compiled": {"train": {"mode": "jit", "ema_decay": 0.9}, "lora": {"dropout": 0.3}},
@@ -156,6 +157,7 @@ def test_two_ranks_have_the_bits_of_one(encoded, tmp_path):
 def test_any_number_of_ranks_has_the_bits_of_one(encoded, tmp_path, variant):
     lab = lab_of(encoded, tmp_path / "lab", **VARIANTS[variant])
     lab.encode()
+    lab.run("DrawPrior")
     labs = {count: lab.copy(tmp_path / str(count)) for count in (2, 4)}
     alone = outcome(lab.run("TrainLoRA").run_folder)
     assert [line["step"] for line in alone["metrics"]] == [1, 2, 3]
@@ -168,6 +170,7 @@ def test_any_number_of_ranks_has_the_bits_of_one(encoded, tmp_path, variant):
 def test_ranks_that_share_the_optimizer_have_the_bits_and_the_checkpoint_of_one(encoded, tmp_path):
     lab = lab_of(encoded, tmp_path / "lab", **VARIANTS["everything"])
     lab.encode()
+    lab.run("DrawPrior")
     other = lab.copy(tmp_path / "other").set("train", checkpoint_every=1)
     alone = outcome(lab.run("TrainLoRA").run_folder)
     process = ranked.start(other.set("parallel", ranks=4, shard_optimizer=True))
@@ -332,6 +335,7 @@ def hosts():
 def test_ranks_on_two_hosts_have_the_same_bits(encoded, tmp_path, hosts):
     lab = lab_of(encoded, tmp_path / "lab", **VARIANTS["everything"])
     lab.encode()
+    lab.run("DrawPrior")
     several = lab.copy(tmp_path / "several").set("parallel", shard_optimizer=True)
     for host in [hosts.msrun(number, several) for number in (0, 1)]:
         said, _ = host.communicate(timeout=600)

@@ -164,9 +164,8 @@ def _decode(content: bytes) -> tuple[Image.Image, Colours, int | None]:
         colours = colours_of(image)  # before anything is decoded, as `colours_in` has it
         image.load()
         orientation = image.getexif().get(ORIENTATION_TAG)
-    if image.format == "JXL" and not getattr(
-        image, "jpeg", False
-    ):  # its decoder has turned it, whatever EXIF says (ISO/IEC 18181-2)
+    # Of JPEG XL, but for a JPEG inside of one, the decoder has turned the pixels already (ISO/IEC 18181-2).
+    if image.format == "JXL" and not getattr(image, "jpeg", False):
         orientation = None
     _check_mode(image)
     return image, colours, orientation
