@@ -1,5 +1,6 @@
 """What the demos share: showing a command and running it, and saying what stages cost and pictures show."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from PIL import Image
 from cache.terminal.output import show
 from cache.terminal.table import Table
 from cache.terminal.words import duration, human_bytes
+from pipeline.process.stopping import INTERRUPTED_EXIT
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo"
@@ -18,9 +20,18 @@ DEMO = ROOT / "demo"
 
 def show_and_run(*command: str) -> None:
     print("  $", " ".join(["python" if part == sys.executable else part for part in command]), flush=True)
-    code = subprocess.call(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    code = _waited_for(subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}))
+    if code == INTERRUPTED_EXIT:
+        sys.exit(code)  # it has said what is kept
     if code:
         sys.exit(f"the command above ended with {code}")
+
+
+def _waited_for(process: subprocess.Popen) -> int:
+    """The exit code of a process, which Ctrl-C reaches as it does this one: it ends in its own time."""
+    while True:
+        with contextlib.suppress(KeyboardInterrupt):
+            return process.wait()
 
 
 def say(text: str) -> None:

@@ -22,7 +22,7 @@ from pipeline.plan import data_report
 from pipeline.plan.shard import WHOLE, Shard
 from pipeline.process import launching, ranks, several
 from pipeline.process.progress import say
-from pipeline.process.stopping import STOPPED_EXIT, Stopped, end_with_parent
+from pipeline.process.stopping import INTERRUPTED_EXIT, STOPPED_EXIT, Stopped, end_with_parent
 from pipeline.runs import listing
 from pipeline.settings import described as settings
 from pipeline.settings.fields import PRESETS
@@ -31,9 +31,6 @@ from pipeline.stage_table import STAGES, described
 from pipeline.stages import num_ranks, run
 from pipeline.study import figures, plot, study, subject
 from pipeline.study import report as study_report
-
-INTERRUPTED_EXIT = 130
-"""What a shell reports for a process ended by SIGINT."""
 
 EXPERIMENT = "experiment file (TOML); without it, the embedded default"
 

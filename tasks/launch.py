@@ -14,10 +14,10 @@ from collections import Counter
 from pipeline.process import children, several
 from pipeline.process.children import GRACE_SECONDS, environment, interrupted_by_sigterm
 from pipeline.process.progress import say
+from pipeline.process.stopping import INTERRUPTED_EXIT
 from pipeline.settings.reading import load_experiment
 from tasks import central, endings, table
 from tasks.manners import EXIT_CODES
-from tasks.process import INTERRUPTED_EXIT
 
 FAILURES = EXIT_CODES["task_failed"], EXIT_CODES["scheduling_error"]
 """Exit codes of workers that another pass would not mend: the scheduler has tried again already."""

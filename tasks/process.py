@@ -7,10 +7,7 @@ import sys
 from collections.abc import Iterator
 
 from pipeline.process import children
-from pipeline.process.stopping import end_with_parent
-
-INTERRUPTED_EXIT = 130
-"""What a shell reports for a process ended by SIGINT."""
+from pipeline.process.stopping import INTERRUPTED_EXIT, end_with_parent
 
 
 class StageFailed(Exception):

@@ -8,9 +8,8 @@ import sys
 from luigi.cmdline import luigi_run
 
 from pipeline.process.children import interrupted_by_sigterm
-from pipeline.process.stopping import end_with_parent
+from pipeline.process.stopping import INTERRUPTED_EXIT, end_with_parent
 from tasks import endings, manners
-from tasks.process import INTERRUPTED_EXIT
 
 DEFAULTS = {
     ("core", "no_lock"): True,  # the same command is run several times here

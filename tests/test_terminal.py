@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import termios
+from pathlib import Path
 
 import pytest
 from commands import environment
 from lab import Lab
 
+ROOT = Path(__file__).parent.parent
 ESCAPES = "\x1b]0;taken over\x07\x1b[2J"
 
 
@@ -51,6 +53,16 @@ def test_ctrl_c_while_modules_load_is_no_traceback(tool):
         process.send_signal(signal.SIGINT)
         said += process.stderr.read()
     assert process.returncode == -signal.SIGINT and "Traceback" not in said
+
+
+def test_ctrl_c_in_a_demo_waits_for_the_command_and_ends_without_a_traceback():
+    waits = "trap 'sleep 0.5; echo kept; exit 130' INT; echo up; sleep 60"
+    said = f"import steps; steps.show_and_run('bash', '-c', {waits!r})"
+    command, options = [sys.executable, "-c", said], {"cwd": ROOT / "examples", "start_new_session": True}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options) as process:
+        assert next(line for line in process.stdout if line == "up\n")
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stdout.read() == "kept\n" and process.wait() == 130
 
 
 def test_text_of_others_reaches_no_terminal_as_it_is(encoded, tmp_path):

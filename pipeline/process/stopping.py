@@ -6,6 +6,9 @@ import signal
 
 PR_SET_PDEATHSIG = 1
 
+INTERRUPTED_EXIT = 130
+"""What a shell reports for a process ended by SIGINT."""
+
 STOPPED_EXIT = 143
 """Of a process that has stopped as asked: what a shell reports for one ended by SIGTERM."""
 
