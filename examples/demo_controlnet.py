@@ -42,11 +42,7 @@ def report() -> bool:
     latents = [need.entries.path for need in (*plan.image_needs, *plan.control_needs)]
     report_costs(plan.pooled.path, plan.txt.path, *latents, folder)
     obeys = report_overlap(drawn(folder), list(plan.experiment.sample_conditions.values()))
-    say(f"What it made, in {folder.relative_to(ROOT)}/:")
-    print("  samples.png      outline, without and with the ControlNet: look at it")
-    print("  controlnet/      config and weights, as FluxControlNetModel.from_pretrained takes them")
-    print("  metrics.jsonl    loss and step time of every step")
-    say("What to type next:")
+    say("What else to type:")
     print("  source .venv/bin/activate")
     print("  # a LoRA on the same pictures: nothing is encoded again")
     print("  luigi --module tasks TrainLoRA", *OPTIONS)

@@ -61,12 +61,7 @@ def report() -> bool:
     folder, latents = plan.run.path, plan.image_needs[0].entries
     report_costs(plan.pooled.path, plan.txt.path, latents.path, folder)
     learned = report_loss(json.loads((folder / "loss.json").read_text()))
-    place = folder.relative_to(ROOT)
-    say(f"What it made, in {place}/:")
-    print("  pytorch_lora_weights.safetensors   the LoRA, in the format that diffusers and others load")
-    print("  metrics.jsonl                      loss and step time of every step")
-    print("and in demo/store/ the encoded captions and images, for every later experiment")
-    say("What to type next:")
+    say("What else to type:")
     print("  source .venv/bin/activate")
     print("  # change learning_rate in examples/cat.toml; this trains again and encodes nothing:")
     print("  luigi --module tasks TrainLoRA --experiment examples/cat.toml")

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
 
+from cache.terminal.output import typed
 from cache.terminal.places import shown
 from cache.terminal.table import Table
 from cache.terminal.words import count
@@ -43,8 +44,7 @@ class Afterwards:
 
 
 def _aligned(rows: Rows) -> Iterator[str]:
-    """Never broken, wherever they are shown: commands are copied."""
-    return (f"  {line}" for line in Table(["", ""], rows).lines()) if rows else iter(())
+    return (typed(f"  {line}") for line in Table(["", ""], rows).lines()) if rows else iter(())
 
 
 def of_stage(name: str, survey: Survey, command: Callable[[str], str]) -> Afterwards:

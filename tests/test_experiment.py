@@ -297,6 +297,16 @@ VALUES = st.recursive(
 )
 TABLES = {name: list(table["properties"]) for name, table in json_schema()["$defs"].items()}
 NAMES = sorted({name for fields in TABLES.values() for name in fields} | set(json_schema()["properties"]))
+
+
+def test_a_file_that_is_not_there_is_said_with_the_one_that_was_meant(tmp_path):
+    written(tmp_path, "")
+    with pytest.raises(UserError, match=f"No such file or directory; did you mean {tmp_path}/my.toml[?]$"):
+        load_experiment(tmp_path / "ym.toml")
+    with pytest.raises(UserError, match="No such file or directory$"):
+        load_experiment(tmp_path / "nowhere/my.toml")
+
+
 DOCUMENTS = st.dictionaries(
     st.sampled_from(list(json_schema()["properties"])) | st.text(max_size=8),
     VALUES | st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4),

@@ -7,7 +7,7 @@ import pytest
 from terminals import terminal
 
 from cache.terminal import progress
-from cache.terminal.output import bad, good, say, show, warning, wrapped
+from cache.terminal.output import bad, good, say, show, typed, warning, wrapped
 from cache.terminal.progress import Progress, busy
 from cache.terminal.table import MOST_ROWS, Table
 from cache.terminal.words import duration
@@ -40,6 +40,13 @@ def test_at_a_terminal_everything_fits_and_nothing_is_lost(columns):
     assert "\x1b[2J" not in seen.raw and "\u202e" not in seen.raw
     if columns >= 80:
         assert ESCAPED in text
+
+
+def test_a_command_is_not_broken_so_that_it_can_be_copied():
+    command = "  see it:  python -m pipeline report runs/cat-0123456789ab"
+    with terminal(30) as seen:
+        show(typed(command))
+    assert seen.raw == f"{command}\n"
 
 
 def test_a_word_that_is_longer_than_a_line_stays_whole_to_be_copied():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from cache.terminal.table import Table
 
-Meaning = Literal["", "good", "warning", "bad", "quiet", "heading"]
+Meaning = Literal["", "good", "warning", "bad", "quiet", "heading", "typed"]
 STYLES: dict[str, str] = {"good": "green", "warning": "yellow", "bad": "red", "quiet": "dim", "heading": "bold"}
 NO_BREAK = "\N{NO-BREAK SPACE}"
 BESIDE_ITS_UNIT = re.compile(r"(?<=\d) (?=([kMGT]?B|s|dB|px)\b)")
@@ -59,6 +59,11 @@ def heading(text: object) -> Marked:
     return Marked(text, "heading")
 
 
+def typed(text: object) -> Marked:
+    """A command or a path that somebody will copy: a terminal breaks it where it must, and nobody else does."""
+    return Marked(text, "typed")
+
+
 def style_of(text: object) -> str:
     """What rich calls the colour of a text."""
     return STYLES.get(getattr(text, "meaning", ""), "")
@@ -92,6 +97,9 @@ def say(*parts: "str | Table", to_stderr: bool = False) -> None:
 
 
 def _print_wrapped(part: str, stream: TextIO) -> None:
+    if getattr(part, "meaning", "") == "typed":
+        print(printable_lines(part), file=stream)
+        return
     text = "\n".join(line for each in part.split("\n") for line in wrapped(each, num_columns(stream)))
     if style := style_of(part):
         from rich.text import Text

@@ -13,6 +13,7 @@ from PIL import Image
 
 from cache import FileFacts, digest, printable
 from cache.core.digests import RACY_NS, has_digest
+from cache.terminal.places import shown
 from pipeline.data.colours import CONVERSION
 from pipeline.data.images import BadImage, PixelBudget, colours_in, examine, num_pixels, read_image
 from pipeline.data.photos import METADATA, Photo, Problem, list_photos, table_in
@@ -278,10 +279,10 @@ def _indexed(photo: Photo | IndexedPhoto, found: dict) -> IndexedPhoto:
 
 def _report(folder: Path, problems: list[Problem]) -> str:
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    table = table_in(folder)
+    table, place = table_in(folder), shown(folder)
     line = f" (and its line in {table})" if table else ""
-    first = f"{folder}: {count}; repair or remove what is listed{line}, then start again"
-    lines = [f"{folder}/{problem.name}: {problem.reason}" for problem in problems[:MAX_LISTED]]
+    first = f"{place}: {count}; repair or remove what is listed{line}, then start again"
+    lines = [f"{place}/{problem.name}: {problem.reason}" for problem in problems[:MAX_LISTED]]
     if len(problems) > MAX_LISTED:
         lines.append(f"and {len(problems) - MAX_LISTED} more, listed once these are repaired")
     return "\n  ".join(printable(line) for line in [first, *lines])

@@ -1,6 +1,7 @@
 """The experiment file: TOML with a default for every field, checked as a whole before anything runs."""
 
 import dataclasses
+import difflib
 import tomllib
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def load_experiment(path: Path | str | None = None) -> Experiment:
         with open(path, "rb") as file:
             document = tomllib.load(file)
     except OSError as error:
-        raise UserError(f"{path}: cannot read the experiment file: {error.strerror}") from None
+        meant = "".join(f"; did you mean {name}?" for name in _named_like(path))
+        raise UserError(f"{path}: cannot read the experiment file: {error.strerror}{meant}") from None
     except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, and that of a number of thousands of digits
         raise UserError(f"{path}: not valid TOML: {error}") from None
     except RecursionError:
@@ -43,6 +45,13 @@ def change_experiment(experiment: Experiment, changes: dict) -> Experiment:
         document[name] = document[name] | value if is_part else value
     changed = _build(document, Path(f"{experiment.name}, changed"), experiment.folder)
     return dataclasses.replace(changed, tables=tuple({**dict.fromkeys(experiment.tables), **changes}))
+
+
+def _named_like(path: Path) -> list[str]:
+    """The experiment file beside a path that has nearly its name; none where there is no such file, or the very one."""
+    files = [each.name for each in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, files, 1)
+    return [str(path.with_name(name)) for name in near if name != path.name]
 
 
 def _build(document: dict, path: Path, folder: Path) -> Experiment:
