@@ -69,7 +69,7 @@ def reminded_without(experiment):
     return dataclasses.replace(experiment, prior=type(experiment.prior)())
 
 
-def test_a_training_with_a_prior_goes_on_exactly_where_it_was_killed(reminded, tmp_path, monkeypatch):
+def test_a_training_with_a_prior_goes_on_exactly_where_it_was_killed(reminded, tmp_path, monkeypatch, capsys):
     whole, broken = (reminded.copy(tmp_path / name).set("train", checkpoint_every=1) for name in ("whole", "broken"))
     whole.run("TrainLoRA")
     kill_at(monkeypatch, [2])
@@ -79,6 +79,7 @@ def test_a_training_with_a_prior_goes_on_exactly_where_it_was_killed(reminded, t
     assert outcome(broken.run_folder) == outcome(whole.run_folder)
     without = encoded_alone(whole, tmp_path)
     assert outcome(without.run_folder)["result"] != outcome(whole.run_folder)["result"]
+    assert "the pictures of [prior]" in capsys.readouterr().out
     kept = {need.stage for need in needs.needed(whole.plan)}
     assert "DrawPrior" in kept and whole.record("TrainLoRA")["inputs"]["entries"].keys() > {"DrawPrior"}
 

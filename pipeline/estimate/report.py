@@ -10,6 +10,7 @@ from cache.terminal.table import Table
 from pipeline.estimate.estimates import Estimate
 from pipeline.estimate.subject import PUBLISHED
 from pipeline.estimate.units import in_units
+from pipeline.plan import prior
 
 if TYPE_CHECKING:
     from pipeline.estimate.preflight import Disk, PlanEstimate, PlannedTraining
@@ -106,8 +107,8 @@ def _number_of_npus(found: "PlanEstimate") -> str:
 def _rows(found: "PlanEstimate") -> dict[str, Estimate]:
     """What each stage takes, in their order."""
     stages, training = found["stages"], found["training"]
-    encoders = {name: row for name, row in stages.items() if name.startswith("Encode")}
-    return {**encoders, training["stage"]: training, **stages}
+    before = {name: row for name, row in stages.items() if name.startswith("Encode") or name == prior.STAGE}
+    return {**before, training["stage"]: training, **stages}
 
 
 def _memory(found: "PlanEstimate") -> Iterator[Part]:

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from cache.terminal.places import shown
 from pipeline.page.page import save
 from pipeline.plan.plan import Plan
 from pipeline.process.progress import say
@@ -21,7 +22,7 @@ def write(plan: Plan) -> dict:
     """Write the page, whatever there is for it."""
     path = plan.run.report
     save(path, page.report([plan.run.path]))
-    say(f"report: {path}")
+    say(f"report: {shown(path)}")
     return {}
 
 

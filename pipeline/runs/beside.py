@@ -15,6 +15,7 @@ WORDS = (
     ("entries.latents", "how photos are encoded"),
     ("entries.", "how captions are encoded"),
     ("controls.", "conditions"),
+    ("prior.pictures", "the pictures of [prior]"),
     ("transformer.", "the pretrained transformer"),
     ("vae.", "the pretrained VAE"),
     ("scheduler.", "the model's noise schedule"),
