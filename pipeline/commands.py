@@ -280,9 +280,11 @@ def _data(options) -> int:
         print(data_report.as_json(found))
     else:
         show(*data_report.parts(found, experiment))
-    if not found.findings or not experiment.data.strict:
+    refused = data_report.forbidden(found.findings, experiment)
+    if not refused:
         return 0
-    return _fail(f"{experiment.images}: [data] strict = true makes an error of this")
+    kinds = ", ".join(finding.kind for finding in refused)
+    return _fail(f"{experiment.images}: [data] strict forbids {kinds}; mend it, or change strict")
 
 
 def _precision(options) -> None:

@@ -70,6 +70,20 @@ def test_a_misspelt_field_is_told_what_may_have_been_meant(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "text, meant",
+    [
+        ("[data]\nstrict = ['cut-by-t6']", "cut-by-t5"),
+        ("[data]\nstrict = ['captions cut by T5']", "cut-by-t5"),  # as its table says
+        ("[device]\ntarget = 'cpu'", "CPU"),
+        ("[lora]\ntargets = 'all_linear'", "all-linear"),
+    ],
+)
+def test_a_misspelt_value_is_told_what_may_have_been_meant(tmp_path, text, meant):
+    (line,) = problems(tmp_path, text)
+    assert line.endswith(f"; did you mean {meant}?")
+
+
+@pytest.mark.parametrize(
     "text, field, said",
     [
         ("sead = 3", "sead", "unknown field; known here: name, seed, paths"),
@@ -123,6 +137,9 @@ def test_a_misspelt_field_is_told_what_may_have_been_meant(tmp_path):
         (f"name = '{'字' * 34}'", "name", "must be a plain name"),
         ("[data]\nrepeats = 0", "data.repeats", "must be at least 1, found 0"),
         ("[device]\ntarget = 'cpu'", "device.target", "must be one of auto, Ascend, CPU, found 'cpu'"),
+        ("[data]\nstrict = 'twice'", "data.strict", "must be true, false or a list such as ["),
+        ("[data]\nstrict = ['twice', 'twice']", "data.strict", "names 'twice' twice"),
+        ("[data]\nstrict = [3]", "data.strict[0]", "must be one of cut-by-clip, cut-by-t5, "),
         ("[train]\nadam_epsilon = 1e-300", "train.adam_epsilon", "must be at least 1e-30"),
         ("[train]\nlearning_rate = 1001", "train.learning_rate", "must be at most 1000"),
         ("[sample]\nprompts = ['a', 3]", "sample.prompts[1]", "must be a text, found 3"),

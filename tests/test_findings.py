@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from photo_files import age, photo
@@ -18,7 +19,7 @@ from pipeline.plan.caption_lengths import is_surely_short
 from pipeline.plan.plan import resolve
 from pipeline.plan.survey import Survey
 from pipeline.settings.experiment import EMBEDDED
-from pipeline.settings.fields import Data
+from pipeline.settings.fields import Data, FindingKind
 from pipeline.settings.reading import load_experiment
 
 EXPECTED = {
@@ -77,7 +78,7 @@ def experiment_in(folder: Path, **data) -> Path:
 def test_each_kind_of_fault_is_found_and_counted(faulty):
     photos = checks.look_at_data(load_experiment(faulty))
     found = {each.kind: (each.count, *each.worst[0]) for each in photos.findings}
-    assert found == EXPECTED
+    assert found == EXPECTED and tuple(found) == get_args(FindingKind)
     assert photos.num_photos == 13 and photos.num_captions == 12 and photos.are_tokens_counted
 
 
@@ -114,7 +115,7 @@ def test_strict_makes_one_error_of_all_of_it(faulty, capsys):
     with pytest.raises(UserError) as error:
         stages.run("CheckData", experiment)
     lines = str(error.value).splitlines()
-    assert lines[0].endswith("10 kinds of faults, and [data] strict = true; mend what is listed, or leave strict out")
+    assert lines[0].endswith("10 kinds of faults that [data] strict forbids; mend what is listed, or change strict")
     for _, name, what in EXPECTED.values():
         assert f"    {name}: {what}" in lines
     assert not stages.is_done("CheckData", Survey(experiment))  # though every photo is known by now
@@ -122,14 +123,37 @@ def test_strict_makes_one_error_of_all_of_it(faulty, capsys):
     assert stages.is_done("CheckData", Survey(load_experiment(faulty)))
 
 
-def test_strict_refuses_cut_captions_once_the_model_is_here(tmp_path):
+def test_strict_makes_errors_of_the_kinds_it_names(faulty, capsys):
+    path = experiment_in(faulty.parent, strict=["cut-by-t5", "twice"])
+    with pytest.raises(UserError) as error:
+        stages.run("CheckData", load_experiment(path))
+    first, *lines = str(error.value).splitlines()
+    assert "2 kinds of faults" in first and [line.strip().partition(":")[0] for line in lines] == [
+        *("captions cut by T5 (cut-by-t5)", "longest.png", "long.png"),
+        *("photos more than once (twice)", "one.png"),
+    ]
+    assert not stages.is_done("CheckData", Survey(load_experiment(path)))
+    assert commands.main(["data", str(path)]) == 1
+    assert "photos enlarged" in capsys.readouterr().out
+
+
+def test_strict_lets_pass_what_it_does_not_name(tmp_path, capsys):
+    photo(tmp_path / "photos", "small.png", "a red circle", (20, 20))
+    path = experiment_in(tmp_path, strict=["cut-by-t5", "twice"])
+    stages.run("CheckData", load_experiment(path))
+    assert "photos enlarged" in capsys.readouterr().out
+    assert stages.is_done("CheckData", Survey(load_experiment(path))) and commands.main(["data", str(path)]) == 0
+
+
+@pytest.mark.parametrize("strict", [True, ["cut-by-clip", "cut-by-t5"]])
+def test_strict_refuses_cut_captions_once_the_model_is_here(tmp_path, strict):
     photo(tmp_path / "photos", "long.png", "a red circle on white, " * 40, (64, 64))
-    experiment = load_experiment(experiment_in(tmp_path, strict=True))
+    experiment = load_experiment(experiment_in(tmp_path, strict=strict))
     with pytest.raises(UserError, match="2 kinds of faults"):
         stages.run("CheckData", experiment)
     assert stages.is_done("CheckData", Survey(experiment))  # as far as is known without tokens
     assert not stages.is_done("CheckRoom", Survey(experiment))
-    with pytest.raises(UserError, match="captions cut by T5: 1 photo; "):
+    with pytest.raises(UserError, match=r"captions cut by T5 \(cut-by-t5\): 1 photo; "):
         checks.check_captions(resolve(experiment, LORA))
 
 
@@ -142,8 +166,9 @@ def test_strict_passes_a_sound_folder(tmp_path, capsys):
 
 
 def test_strict_changes_no_identity(faulty):
-    several = [resolve(load_experiment(path), LORA) for path in (faulty, experiment_in(faulty.parent, strict=True))]
-    assert len({plan.run_id for plan in several}) == 1
+    several = [False, True, ["cut-by-t5", "twice"]]
+    plans = [resolve(load_experiment(experiment_in(faulty.parent, strict=strict)), LORA) for strict in several]
+    assert len({plan.run_id for plan in plans}) == 1
 
 
 def test_without_the_model_cut_captions_are_said_to_be_unknown(faulty, tmp_path, capsys):

@@ -89,13 +89,20 @@ def advice(found: Sequence[Finding]) -> Iterator[str]:
         yield quiet(f"{finding.title}: {finding.advice}")
 
 
+def forbidden(found: Sequence[Finding], experiment: Experiment) -> list[Finding]:
+    """Those that [data] strict makes errors of."""
+    strict = experiment.data.strict
+    return [finding for finding in found if strict is True or (strict and finding.kind in strict)]
+
+
 def refuse(found: Sequence[Finding], experiment: Experiment) -> None:
-    """Raise UserError that lists everything, where [data] strict asks for it and anything was found."""
-    if not experiment.data.strict or not found:
+    """Raise UserError that lists what [data] strict forbids, where any of it was found."""
+    refused = forbidden(found, experiment)
+    if not refused:
         return
-    kinds = count(len(found), "kind of fault", "kinds of faults")
-    lines = [f"{experiment.images}: {kinds}, and [data] strict = true; mend what is listed, or leave strict out"]
-    for finding in found:
-        lines.append(f"  {finding.title}: {count(finding.count, 'photo')}; {finding.advice}")
+    kinds = count(len(refused), "kind of fault", "kinds of faults")
+    lines = [f"{experiment.images}: {kinds} that [data] strict forbids; mend what is listed, or change strict"]
+    for finding in refused:
+        lines.append(f"  {finding.title} ({finding.kind}): {count(finding.count, 'photo')}; {finding.advice}")
         lines += [f"    {name}: {what}" for name, what in finding.worst[:SHOWN]]
     raise UserError("\n".join(lines))

@@ -34,6 +34,20 @@ WeightingScheme = Literal["none", "sigma_sqrt", "logit_normal", "mode", "cosmap"
 Preset = Literal["bf16", "fp16", "bf16-text-fp32", "fp16-text-fp32", "fp32"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 Mode = Literal["auto", "pynative", "jit"]
+FindingKind = Literal[
+    "cut-by-clip",
+    "cut-by-t5",
+    "enlarged",
+    "cropped",
+    "twice",
+    "profile-ignored",
+    "caption-repeated",
+    "control-characters",
+    "several-lines",
+    "blank",
+]
+"""What `CheckData` may find, as `python -m pipeline data --json` calls it; `data.findings` looks for it."""
+
 PRECISION_COMPONENTS = ("vae", "text_encoder", "text_encoder_2", "transformer", "trained")
 
 BILLION = 1_000_000_000
@@ -60,6 +74,12 @@ def _number_or_auto(minimum: int, maximum: int) -> BeforeValidator:
         return value
 
     return BeforeValidator(check)
+
+
+def _flag_or_list(value: object) -> object:
+    if type(value) is not bool and not isinstance(value, list | tuple):
+        raise ValueError(f'must be true, false or a list such as ["enlarged", "twice"], found {value!r}')
+    return value
 
 
 Names = Annotated[tuple[Word, ...], *DISTINCT]
@@ -136,9 +156,10 @@ class Data:
     """How often each photo counts in an epoch."""
     max_sequence_length: Annotated[Whole, between(1, 4096)] = 512
     """Length of a caption in T5 tokens. Longer captions are cut, shorter ones padded."""
-    strict: Flag = False
-    """Whatever `CheckData` finds is an error: captions that are cut, photos that are enlarged or occur twice, and the
-    like ([Your photos and captions](data.md#what-checkdata-says))."""
+    strict: Annotated[Flag | Annotated[tuple[FindingKind, ...], *DISTINCT], BeforeValidator(_flag_or_list)] = False
+    """What is an error of what `CheckData` finds ([Your photos and captions](data.md#what-checkdata-says)). `true`: all
+    of it, captions that are cut, photos that are enlarged or occur twice, and the like. A list names kinds, such as
+    `["cut-by-t5", "twice"]`; the others are only said."""
 
 
 @OnlyKnown

@@ -60,6 +60,9 @@ EXPECTED = {
 }
 """What a value must be, by the type of pydantic's error."""
 
+LONGEST_NAME = 100
+"""Characters of a wrong value that are looked at for what was meant."""
+
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 200
 
@@ -107,14 +110,20 @@ def _said(error, name: str, known: list[str], value) -> str:
         case "dataclass_type" | "dict_type":
             return f"must be a table, [{name}]"
         case "unexpected_keyword_argument" | "extra_forbidden":
-            meant = difflib.get_close_matches(str(error["loc"][-1]), known, 1)
-            said = f"unknown field; known here: {', '.join(known)}"
-            return said + "".join(f"; did you mean {each}?" for each in meant)
+            return f"unknown field; known here: {', '.join(known)}{_meant(error['loc'][-1], known)}"
         case "literal_error":
-            expected = "one of " + ", ".join(re.findall("'([^']*)'", rules["expected"]))
+            choices = re.findall("'([^']*)'", rules["expected"])
+            return f"must be one of {', '.join(choices)}, found {_short.repr(value)}{_meant(value, choices)}"
         case "float_type" if type(value) is int:  # of more digits than a float has
             expected = EXPECTED["finite_number"]
         case _:
             whole = {name: int(rule) for name, rule in rules.items() if isinstance(rule, float) and rule.is_integer()}
             expected = EXPECTED[kind].format(**rules | whole)
     return f"must be {expected}, found {_short.repr(value)}"
+
+
+def _meant(value, known: list[str]) -> str:
+    """What nearly has the name of a wrong value, if anything; "Cut by T5" means cut-by-t5."""
+    written = str(value)[:LONGEST_NAME].lower().replace(" ", "-").replace("_", "-")
+    plain = {name.lower().replace("_", "-"): name for name in known}
+    return "".join(f"; did you mean {plain[near]}?" for near in difflib.get_close_matches(written, plain, 1))
