@@ -126,6 +126,29 @@ def test_text_of_others_is_escaped_wherever_it_comes_from(run, lab):
         assert "alert(1)" in found.text and "onerror" not in {key for _, each in found.elements for key in each}
 
 
+def test_the_page_says_what_checkdata_notices_in_the_photos_that_it_knows(lab, run):
+    change(run.experiment, lambda settings: settings.update(folder=str(lab.folder)))  # that of the copied lab
+    rows = [{**row, "text": f"number {number}"} for number, row in enumerate(lab.captions())]
+    lab.write_captions(rows)
+    assert "Nothing: no caption is cut" in seen(run.path).text
+    long, same = lab.pictures / "long.png", lab.pictures / "same.png"
+    for copy in (long, same):
+        shutil.copyfile(lab.pictures / "00000.png", copy)
+    lab.write_captions([*rows, {"file_name": long.name, "text": f"{EVIL} " * 20}, {**rows[1], "file_name": same.name}])
+    found = seen(run.path)
+    assert "Not known: 2 photos are new or changed; `python -m pipeline data EXPERIMENT.toml`" in found.text
+    lab.settle()
+    lab.run("CheckData")
+    found = seen(run.path)
+    assert "captions cut by T5" in found.texts and "photos more than once" in found.texts
+    assert "long.png" in found.texts and len([text for text in found.texts if text.startswith("16 of ")]) == 1
+    assert "photos enlarged" not in found.texts and "Not known" not in found.text
+    change(run.experiment, lambda settings: settings["model"].update(path="nobody/nothing"))
+    assert "whether captions are cut: the model is not on this machine" in seen(run.path).text
+    (lab.folder / "store/facts.sqlite").write_bytes(b"SQLite format 3\0" + b"x" * 5000)
+    assert "What CheckData notices: the store knows none of the photos" in seen(run.path).text
+
+
 def test_what_is_damaged_or_missing_is_named_and_the_rest_is_shown(run):
     lines = run.metrics.read_text().splitlines(keepends=True)
     run.metrics.write_text("{nonsense}\n" + "".join(lines))

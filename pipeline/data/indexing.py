@@ -187,6 +187,11 @@ def remembered(photos: Sequence[Photo | IndexedPhoto], facts: FileFacts) -> list
     return indexed
 
 
+def known(photos: Sequence[Photo], facts: FileFacts) -> list[IndexedPhoto]:
+    """Those of the photos that ``inspect`` would not have to decode."""
+    return [found for found in _looked_up(photos, facts) if found is not None]
+
+
 def num_unseen(photos: Sequence[Photo], facts: FileFacts) -> int:
     """How many of the photos ``inspect`` would have to decode."""
     return sum(found is None for found in _looked_up(photos, facts))

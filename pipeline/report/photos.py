@@ -1,20 +1,28 @@
-"""The photos and captions that a run was trained on, as they lie in their folder now, and what is wrong there."""
+"""The photos and captions that a run was trained on, as they lie in their folder now, and what is noticed there."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cache import Store, StoreError
+from cache.terminal.words import count
+from pipeline.data import indexing
+from pipeline.data.findings import Finding
 from pipeline.data.photos import Photo, list_photos
 from pipeline.errors import UserError
 from pipeline.page.pictures import Shown, embed
+from pipeline.plan import data_report
 from pipeline.report.run import Run
+from pipeline.settings.experiment import Experiment
 from pipeline.study.subject import evenly
 
-MOST_SHOWN, MOST_NOTICED = 36, 20
+MOST_SHOWN, MOST_FAULTS = 36, 20
 SIDE = 192
 """The longest side of a thumbnail, in pixels."""
 
 BUDGET_BYTES = 1_500_000
+
+LOOK_AGAIN = "{}; `python -m pipeline data EXPERIMENT.toml` looks at them"
 
 
 @dataclass(frozen=True)
@@ -26,15 +34,28 @@ class Thumbnail:
 
 
 @dataclass(frozen=True)
+class Noticed:
+    """What CheckData would say of the photos that are known, at most `data_report.SHOWN` of each finding by name.
+
+    unknown: what could not be looked at, a line each.
+    """
+
+    num_photos: int
+    findings: Sequence[Finding]
+    unknown: Sequence[str]
+
+
+@dataclass(frozen=True)
 class DataSet:
-    """shown: some photos at even distances.  noticed: what is wrong with files, the first ones; of num_noticed."""
+    """shown: some photos at even distances.  problems: what is wrong with files, the first ones; of num_problems."""
 
     folder: str
     num_photos: int
     num_captions: int
     shown: Sequence[Thumbnail]
-    noticed: Sequence[str]
-    num_noticed: int
+    problems: Sequence[str]
+    num_problems: int
+    noticed: Noticed | None
 
 
 def of_run(run: Run) -> DataSet | None:
@@ -49,15 +70,36 @@ def of_run(run: Run) -> DataSet | None:
     except (UserError, OSError) as error:
         run.missing.append(f"Photos: {error}")
         return None
-    noticed = [f"{problem.name}: {problem.reason}" for problem in problems]
+    faults = [f"{problem.name}: {problem.reason}" for problem in problems]
     return DataSet(
         str(run.experiment.images),
         len(photos),
         len({photo.caption for photo in photos}),
         _thumbnails(evenly(photos, MOST_SHOWN), run),
-        noticed[:MOST_NOTICED],
-        len(noticed),
+        faults[:MOST_FAULTS],
+        len(faults),
+        _noticed(photos, run, run.experiment),
     )
+
+
+def _noticed(photos: Sequence[Photo], run: Run, experiment: Experiment) -> Noticed | None:
+    """None where nothing can be said of any photo, which is noted in the run.  No photo is decoded for it."""
+    try:
+        known = indexing.known(photos, Store(*experiment.stores).facts)
+        report = data_report.of(experiment, known) if known else None
+    except (UserError, StoreError, OSError) as error:
+        run.missing.append(f"What CheckData notices: {error}")
+        return None
+    if report is None:
+        if photos:
+            run.missing.append(f"What CheckData notices: {LOOK_AGAIN.format('the store knows none of the photos')}")
+        return None
+    findings = [replace(finding, worst=finding.worst[: data_report.SHOWN]) for finding in report.findings]
+    unknown = [] if report.are_tokens_counted else ["whether captions are cut: the model is not on this machine"]
+    if len(photos) > len(known):
+        new = count(len(photos) - len(known), "photo is", "photos are")
+        unknown.append(LOOK_AGAIN.format(f"{new} new or changed"))
+    return Noticed(len(known), findings, unknown)
 
 
 def _thumbnails(photos: Sequence[Photo], run: Run) -> list[Thumbnail]:
