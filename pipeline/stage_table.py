@@ -359,6 +359,16 @@ for _method in METHODS.values():
 STAGES: dict[str, Row] = {stage.name: stage for stage in TABLE}
 
 
+def _all_before(name: str) -> set[str]:
+    """The stages and groups that come before one, however far."""
+    after = GROUPS[name][1] if name in GROUPS else STAGES[name].after
+    return set(after).union(*map(_all_before, after))
+
+
+BEFORE_TRAINING = frozenset().union(*(_all_before(method.stages.train) for method in METHODS.values()))
+"""Stages and groups that read nothing of what a method or [train] says, but for what `sweep.shared` names."""
+
+
 def described(with_groups: bool) -> str:
     """A line for each stage, and for each group of stages if asked for, as ``--help`` shows them."""
     abouts = {stage.name: stage.about for stage in TABLE}

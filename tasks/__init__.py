@@ -10,6 +10,7 @@ _is_main = threading.current_thread() is threading.main_thread()
 if _is_main:  # Ctrl-C while modules load is not worth a traceback
     _before = signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+from tasks.sweep import Sweep  # noqa: E402, F401
 from tasks.table import *  # noqa: E402, F403
 
 if _is_main:

@@ -1,4 +1,4 @@
-"""Tasks without the ``luigi`` command: their list, and one run by several workers of Luigi, one for each device."""
+"""Tasks without the ``luigi`` command: their list, one run by a worker for each device, and sweeps of settings."""
 
 import argparse
 import os
@@ -6,7 +6,9 @@ import sys
 
 from pipeline import stage_table
 from pipeline.process.several import VISIBLE, numbers_in
-from tasks import launch, manners, table
+from tasks import launch, manners, sweep_command, table
+
+WITH = "another setting that changes with the --set before it: as many values"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,7 +41,40 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--scheduler-url", default="", metavar="URL", help="of the luigid that all hosts share")
     run.set_defaults(command=_run)
+    _add_sweep(commands)
     return parser
+
+
+def _add_sweep(commands) -> None:
+    sweep = commands.add_parser(
+        "sweep",
+        help="train with every combination of some settings' values, and compare",
+        description="Writes an experiment file for each combination to NAME-sweep/, encodes once what they share, "
+        "trains each, and ends with a table and a page that compare them. What is done already is not run again.",
+        epilog="A value is TOML; a text needs no quotes. For two settings that change together: --set lora.rank=4,16 "
+        "--with lora.alpha=4,16",
+    )
+    sweep.add_argument("experiment", nargs="?", default="", metavar="FILE", help="TOML; without it, the default")
+    for option, what in (("--set", "a setting and its values; again for another one"), ("--with", WITH)):
+        sweep.add_argument(option, dest="words", action=sweep_command.Words, metavar="NAME=VALUE,...", help=what)
+    sweep.add_argument(
+        "--task",
+        action="append",
+        choices=sweep_command.OF_RUNS,
+        metavar="TASK",
+        help="what is run of each, as MeasureLoss; may be given again (pictures, where [sample] asks for some, else "
+        "the training)",
+    )
+    sweep.add_argument("--dry-run", action="store_true", help="list the combinations and what of them is done")
+    sweep.add_argument(
+        "--devices",
+        type=_devices,
+        default=os.environ.get(VISIBLE),
+        metavar="LIST",
+        help="as 0-7: so many train at a time",
+    )
+    sweep.add_argument("--scheduler-url", default="", metavar="URL", help="of a luigid")
+    sweep.set_defaults(command=sweep_command.sweep)
 
 
 def _list(options) -> int:

@@ -30,6 +30,8 @@ NOT_DONE = (
 _tellers = ["this process"]
 """Who says the end: nobody, in a worker of several."""
 
+OURS = "tasks.table", "tasks.sweep"
+
 SUMMARY = "\n===== Luigi Execution Summary"
 
 LookedAt = Callable[[str], Survey]
@@ -47,7 +49,8 @@ def tell(looked_at: LookedAt) -> None:
         result = schedule_and_run(tasks, *args, **kwargs)
         if is_ours() and _tellers:
             (task,) = tasks
-            _say(task, luigi.execution_summary._summary_dict(result.worker), looked_at)
+            say_end = getattr(task, "say_end", None)  # of a sweep, which knows more than what this worker saw
+            say_end() if say_end else _say(task, luigi.execution_summary._summary_dict(result.worker), looked_at)
         return result
 
     luigi.interface._schedule_and_run = told  # Luigi offers no other way
@@ -61,7 +64,7 @@ def leave_to_others() -> None:
 def is_ours() -> bool:
     """Whether this is the ``luigi`` command with a task of this package."""
     command = CmdlineParser.get_instance()
-    return command is not None and command.get_task_obj().__module__ == "tasks.table"
+    return command is not None and command.get_task_obj().__module__ in OURS
 
 
 def _say(task: luigi.Task, by_state: dict[str, set[luigi.Task]], looked_at: LookedAt) -> None:

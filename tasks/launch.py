@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from pipeline.process import children, several
 from pipeline.process.children import GRACE_SECONDS, environment, interrupted_by_sigterm
@@ -33,43 +35,64 @@ PAUSE_SECONDS, LONG_PAUSE_SECONDS = 5, 30
 """Between two passes; the longer one where another host is at what is left."""
 
 
+@dataclass(frozen=True)
+class Goal:
+    """What is to be complete.
+
+    name: for people.  words: of the ``luigi`` command, its task and the task's parameters.  is_complete: looks anew.
+    encoders: as [parallel] says.  say_done: is told the options that the command had besides.
+    """
+
+    name: str
+    words: list[str]
+    is_complete: Callable[[], bool]
+    encoders: int
+    say_done: Callable[[str], None]
+
+
 def launch(task: str, experiment: str, numbers: list[str], scheduler_url: str = "") -> int:
     """Run a task and all that it needs, a worker on each device.  Returns the exit code: 0 once all of it is there."""
     path = dict(table.TASKS[task].get_params())["experiment"].parse(experiment)
+
+    def say_done(options: str) -> None:
+        endings.say_done(table.TASKS[task](path), table.survey_anew, "python -m tasks run", options)
+
+    words = [task, *(["--experiment", path] if path else [])]
+    encoders = load_experiment(path).parallel.encoders
+    return reach(Goal(task, words, lambda: table.is_complete(task, path), encoders, say_done), numbers, scheduler_url)
+
+
+def reach(goal: Goal, numbers: list[str], scheduler_url: str = "") -> int:
+    """Have workers, one on each device, work until all is done.  Returns the exit code: 0 once it is."""
+    options = f" --devices {','.join(numbers)}" + (f" --scheduler-url {scheduler_url}" if scheduler_url else "")
     try:
         with interrupted_by_sigterm():
-            if table.is_complete(task, path):
-                _say_done(task, path, numbers, scheduler_url)
+            if goal.is_complete():
+                goal.say_done(options)
                 return 0
-            _say_what_idles(path, len(numbers))
+            _say_what_idles(goal.encoders, len(numbers))
             with central.found(scheduler_url, len(numbers)) as scheduler:
-                code = _until_complete(task, path, numbers, scheduler)
+                code = _until_complete(goal, numbers, scheduler)
             if code == 0:
-                _say_done(task, path, numbers, scheduler_url)
+                goal.say_done(options)
             return code
     except KeyboardInterrupt:
         say("interrupted, and all workers; what was done is kept, the same command goes on from there", to_stderr=True)
         return INTERRUPTED_EXIT
 
 
-def _say_done(task: str, path: str, numbers: list[str], scheduler_url: str) -> None:
-    options = f" --devices {','.join(numbers)}" + (f" --scheduler-url {scheduler_url}" if scheduler_url else "")
-    endings.say_done(table.TASKS[task](path), table.survey_anew, "python -m tasks run", options)
-
-
-def _say_what_idles(path: str, num_devices: int) -> None:
-    encoders = load_experiment(path).parallel.encoders
+def _say_what_idles(encoders: int, num_devices: int) -> None:
     if encoders < num_devices:
         found = f"[parallel] encoders = {encoders}: no more devices than that encode the same kind of thing at a time"
         say(f"{found}; {num_devices} are named, encoders = {num_devices} would use them all", to_stderr=True)
 
 
-def _until_complete(task: str, path: str, numbers: list[str], scheduler: central.Scheduler) -> int:
+def _until_complete(goal: Goal, numbers: list[str], scheduler: central.Scheduler) -> int:
     num_short = 0
     while True:
         began = time.monotonic()
-        codes = _Pass(task, path, numbers, scheduler).codes()
-        if table.is_complete(task, path):
+        codes = _Pass(goal.words, numbers, scheduler).codes()
+        if goal.is_complete():
             return 0
         if failures := [code for code in codes if code in FAILURES]:
             return max(failures)
@@ -78,7 +101,7 @@ def _until_complete(task: str, path: str, numbers: list[str], scheduler: central
         num_short = num_short + 1 if is_short else 0
         if num_short == MOST_SHORT_PASSES:
             reason = f"is not complete, and {num_short} times nothing came of running it; look at {scheduler.url}"
-            say(f"error: {task}: {reason}", to_stderr=True)
+            say(f"error: {goal.name}: {reason}", to_stderr=True)
             return max([*codes, EXIT_CODES["not_run"]])
         time.sleep(LONG_PAUSE_SECONDS if is_elsewhere else PAUSE_SECONDS)
         scheduler.keep_up()
@@ -88,9 +111,9 @@ def _until_complete(task: str, path: str, numbers: list[str], scheduler: central
 class _Pass:
     """A worker for each device, until none of them finds anything to do."""
 
-    def __init__(self, task: str, path: str, numbers: list[str], scheduler: central.Scheduler):
+    def __init__(self, words: list[str], numbers: list[str], scheduler: central.Scheduler):
         self._command = [sys.executable, "-P", "-m", "tasks.worker", str(os.getpid()), "--module", "tasks"]
-        self._command += [task, *(["--experiment", path] if path else []), "--scheduler-url", scheduler.url]
+        self._command += [*words, "--scheduler-url", scheduler.url]
         self._scheduler, self._are_several = scheduler, len(numbers) > 1
         self._workers = {number: self._start(number) for number in numbers}
 

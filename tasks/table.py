@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import sys
+from collections.abc import Iterable
 
 import luigi
 
@@ -22,6 +23,7 @@ from pipeline.plan.shard import WHOLE, Shard
 from pipeline.plan.survey import Survey
 from pipeline.process import children
 from pipeline.settings.reading import load_experiment
+from pipeline.sweep import shared
 from tasks import endings, manners, scheduler
 from tasks.manners import ONLY_ONCE
 from tasks.process import StageFailed, tied_to_luigi
@@ -72,7 +74,7 @@ class OfExperiment:
         scheduler.choose(self.task_family)  # Luigi makes the command's task, then looks where its scheduler is
 
     def requires(self):
-        return [TASKS[name](self.experiment) for name in self.after]
+        return [task_of(name, self.experiment) for name in self.after]
 
     def __repr__(self):
         """What people read of it in Luigi's lines: the experiment's name instead of its path."""
@@ -90,9 +92,8 @@ class StageTask(OfExperiment, luigi.Task):
     stage: str
 
     def requires(self):
-        return [
-            TASKS[name](self.experiment) for name in stages.comes_after(self.stage, load_experiment(self.experiment))
-        ]
+        names = stages.comes_after(self.stage, load_experiment(self.experiment))
+        return [task_of(name, self.experiment) for name in names]
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -188,13 +189,28 @@ class ShardTask(StageTask):
 
 
 _surveys: dict[str, Survey] = {}
+_twins: dict[str, str] = {}
+"""Of the experiments of a sweep, by their paths: the first that needs the same encodings."""
+
+
+def share(paths: Iterable[str]) -> None:
+    """Have each task before the trainings be one for all those experiments that need the same of it."""
+    first: dict[str, str] = {}
+    for path in paths:
+        _twins[path] = first.setdefault(shared.key(load_experiment(path)), path)
+
+
+def task_of(name: str, path: str) -> luigi.Task:
+    """A task of an experiment; one before the training may be that of another with the same needs."""
+    return TASKS[name](_twins.get(path, path) if name in stage_table.BEFORE_TRAINING else path)
 
 
 def survey(path: str) -> Survey:
     """The survey of an experiment file as it now is, made once and kept, and handed on to the stages' processes."""
     experiment, known = load_experiment(path), _surveys.get(path)
     if known is None or known.experiment != experiment:
-        files = {with_conditions: SurveyFile() for with_conditions in (False, True)}
+        twin = _twins.get(path, path)  # its photos are the same ones
+        files = survey(twin).files if twin != path else {is_paired: SurveyFile() for is_paired in (False, True)}
         known = _surveys[path] = Survey(experiment, files)
     return known
 
@@ -212,9 +228,14 @@ def survey_anew(path: str) -> Survey:
     return survey(path)
 
 
+def forget() -> None:
+    """Have all be looked at anew: photos may have come or gone."""
+    _surveys.clear()
+
+
 def is_complete(name: str, experiment: str) -> bool:
-    """Whether all of a task is there, looked at anew: photos may have come or gone."""
-    _surveys.pop(experiment, None)
+    """Whether all of a task is there, looked at anew."""
+    forget()
     return TASKS[name](experiment).complete()
 
 

@@ -4,12 +4,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import tomli_w
-
 from pipeline.report.run import Run
 from pipeline.runs import differences
 from pipeline.runs.differences import flattened
-from pipeline.settings.experiment import Experiment, settings_of
+from pipeline.settings.experiment import settings_of
+from pipeline.settings.written import as_toml
 
 
 @dataclass(frozen=True)
@@ -41,19 +40,7 @@ def as_text(value: object) -> str:
 
 def experiment_file(run: Run) -> str:
     """The experiment file with all that is not at its default, as TOML; "" where the settings are not known."""
-    if run.experiment is None:
-        return ""
-    return tomli_w.dumps(_without_defaults(settings_of(run.experiment), settings_of(Experiment())))
-
-
-def _without_defaults(tables: Mapping, defaults: Mapping) -> dict:
-    found = {}
-    for name, value in tables.items():
-        default = defaults.get(name)
-        if value == default:
-            continue
-        found[name] = _without_defaults(value, default) if isinstance(default, Mapping) else value
-    return found
+    return "" if run.experiment is None else as_toml(run.experiment)
 
 
 def commands(run: Run) -> list[str]:

@@ -74,7 +74,7 @@ def of_several(runs: Sequence[Run]) -> str:
     return page.render(
         TEMPLATES / "comparison.html",
         title=f"{len(runs)} runs",
-        made_from="",
+        made_from=digest_of([run.folder for run in runs]),
         runs=named,
         rows={label: row(run) for label, run in named.items()},
         differing=differing,
@@ -157,6 +157,15 @@ def inputs_digest(folder: RunFolder) -> str:
         content = path.read_bytes() if path.is_file() else b""
         found.update(len(content).to_bytes(8, "little") + content)
     return found.hexdigest()
+
+
+def digest_of(several: Sequence[RunFolder]) -> str:
+    """As `inputs_digest`, of the page of one run or of several."""
+    digests = [inputs_digest(folder) for folder in several]
+    if len(digests) == 1:
+        return digests[0]
+    names = [f"{folder.path.name} {digest}\n" for folder, digest in zip(several, digests)]
+    return hashlib.blake2b("".join(names).encode(), digest_size=16).hexdigest()
 
 
 # --- how numbers are said -----------------------------------------------------------------------------------------

@@ -54,13 +54,16 @@ BILLION = 1_000_000_000
 MOST = 65_536
 """More than any machine holds of what it is said of."""
 
+MOST_OF_A_NAME = 100
+"""Bytes of an experiment's name: file systems take 255 for a folder's, to which the run's ID is added."""
+
 OnlyKnown = with_config({"extra": "forbid"})
 
 
 def _plain_name(name: str) -> str:
-    is_plain = name and name[0] not in ".-" and all(c.isalnum() or c in "._-" for c in name)
-    if not is_plain or len(name.encode()) > 100:
-        wanted = "letters, digits, '.', '_', '-', not first a '.' or '-'; 100 bytes at most"
+    is_plain = name and name[0] not in ".-=,+" and all(c.isalnum() or c in "._-=,+" for c in name)
+    if not is_plain or len(name.encode()) > MOST_OF_A_NAME:
+        wanted = "letters, digits, any of ._-=,+ but only _ in front; 100 bytes at most"
         raise ValueError(f"must be a plain name ({wanted}), found {name!r}")
     return name
 

@@ -54,9 +54,17 @@ def _named_like(path: Path) -> list[str]:
     return [str(path.with_name(name)) for name in near if name != path.name]
 
 
-def _build(document: dict, path: Path, folder: Path) -> Experiment:
+def examined(document: dict) -> tuple[Settings, list[str]]:
+    """The settings in a document, and what is wrong with them, a line each that begins with the field.
+
+    Where anything is wrong, the settings are of no use.
+    """
     settings, problems = checked(Settings, document)
-    problems = problems or _contradictions(settings)
+    return settings, problems or _contradictions(settings)
+
+
+def _build(document: dict, path: Path, folder: Path) -> Experiment:
+    settings, problems = examined(document)
     if problems:
         noun = "problem" if len(problems) == 1 else "problems"
         raise UserError("\n  ".join([f"{path}: {len(problems)} {noun} in the experiment file", *problems]))
