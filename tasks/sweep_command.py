@@ -90,11 +90,11 @@ def _state(experiment: Experiment, method: Method, tasks: Sequence[str]) -> str:
     survey = Survey(experiment)
     try:
         if survey.photos(method) is None:
-            return "to do"
+            return sweep_end.TO_DO
         is_done = all(stages.is_done(name, survey) for name in tasks)
         return sweep_end.state_of(survey.plan(method), is_done)
     except sweep_end.FAULTS:  # no model yet
-        return "to do"
+        return sweep_end.TO_DO
 
 
 def _run(path: str, scheduler_url: str) -> int:

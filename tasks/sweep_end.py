@@ -21,7 +21,7 @@ from pipeline.runs import reading
 if TYPE_CHECKING:
     from tasks.sweep import Sweep
 
-DONE = "done"
+DONE, TO_DO, NOT_DONE = "done", "to do", "not done"
 FAULTS = UserError, StoreError, OSError
 
 
@@ -69,17 +69,17 @@ def state_of(plan: Plan, is_done: bool) -> str:
     if found.state == reading.FINISHED:
         return f"trained, {found.step:,} steps"
     of = f" of {found.steps:,}" if found.steps else ""
-    return f"at step {found.step:,}{of}" if found.step else "to do"
+    return f"at step {found.step:,}{of}" if found.step else TO_DO
 
 
 def _row(sweep: "Sweep", path: Path) -> Row:
     try:
         is_done = all(sweep.task(name, path).complete() for name in sweep.files.tasks)
         plan = sweep.plan(path)
-        state = state_of(plan, is_done)
+        state = state_of(plan, is_done).replace(TO_DO, NOT_DONE)
         run = read_run(plan.run.path)
     except FAULTS:
-        return Row(path, "to do")
+        return Row(path, NOT_DONE)
     return Row(path, state, plan.run.path, last_loss(run), run.measured.after if run.measured else None)
 
 

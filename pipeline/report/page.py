@@ -91,9 +91,16 @@ def labels(runs: Sequence[Run]) -> list[str]:
     """Short and different: the experiment's name where no two have the same, else the folder's."""
     names = [run.known.name for run in runs]
     if len(set(names)) == len(names):
-        return names
+        return _without_sweep(names)
     folders = [run.name for run in runs]
     return folders if len(set(folders)) == len(folders) else [str(run.folder.path) for run in runs]
+
+
+def _without_sweep(names: list[str]) -> list[str]:
+    """Names of one sweep, cat-rank=4,seed=1, without the experiment that all have before it: rank=4, seed=1."""
+    starts = {name[: name.rfind("-", 0, name.find("=")) + 1] if "=" in name else "" for name in names}
+    (start, *others) = starts
+    return names if others or not start else [name.removeprefix(start).replace(",", ", ") for name in names]
 
 
 def status(run: Run) -> str:
