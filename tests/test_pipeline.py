@@ -229,7 +229,7 @@ def test_records_say_which_dtypes_were_found(encoded, trained):
 def test_a_full_disk_is_said_before_the_training(lab, monkeypatch):
     usage = preflight.shutil.disk_usage(lab.folder)
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(UserError, match="1.0 kB are free"):
+    with pytest.raises(UserError, match="1 kB are free"):
         lab.run("TrainLoRA")
 
 

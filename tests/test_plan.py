@@ -12,10 +12,10 @@ from lab import Lab
 from terminals import terminal
 
 from cache.terminal.output import show
+from cache.terminal.words import human_bytes
 from pipeline.devices import device
 from pipeline.errors import UserError
 from pipeline.estimate import listing, memory, model, preflight, report
-from pipeline.estimate.units import in_units
 from pipeline.flux import pretrained
 from pipeline.methods import CONTROLNET, LORA
 from pipeline.settings.experiment import Experiment
@@ -132,17 +132,17 @@ def test_a_lora_at_1024_px_needs_checkpointing_on_64_gb_and_the_plan_says_so(tmp
     assert not (found := real(tmp_path, text + "false\n"))["training"]["fits"]
     assert found["training"]["advice"]["settings"] == ["[train] gradient_checkpointing = true"]
     assert one_line(found).startswith(
-        "does not fit: TrainLoRA takes ~104.6 GB, one device has 64.0 GB set [train] gradient_checkpointing = true: ~"
+        "does not fit: TrainLoRA takes ~105 GB, one device has 64 GB set [train] gradient_checkpointing = true: ~"
     )
     assert (found := real(tmp_path, text + "true\n"))["training"]["fits"]
-    assert one_line(found).startswith("fits one device: TrainLoRA takes the most, ~42.6 GB of 64.0 GB")
+    assert one_line(found).startswith("fits one device: TrainLoRA takes the most, ~42.6 GB of 64 GB")
 
 
 def test_what_no_setting_makes_fit_is_said(tmp_path):
     said = one_line(real(tmp_path, memory_gb=8))
     assert "GB even with [train] gradient_checkpointing = true and [data] resolution = 128: it takes a device" in said
     said = one_line(real(tmp_path, "[data]\nmax_sequence_length = 64\n", memory_gb=8))
-    assert "EncodeT5 takes ~9.5 GB, one device has 8.0 GB no setting changes that: it takes a device with more" in said
+    assert "EncodeT5 takes ~9.54 GB, one device has 8 GB no setting changes that: it takes a device with more" in said
 
 
 def one_line(found: dict) -> str:
@@ -325,5 +325,5 @@ def test_the_table_has_80_columns_and_marks_what_is_estimated(tmp_path, trains, 
     assert max(len(line) for line in lines if "/" not in line) <= 80
     for name, row in found["stages"].items():
         memory_line, disk_line = (line for line in lines if line.startswith(f"{name} "))
-        assert f"~{in_units(row['peak_bytes'])}" in memory_line and f" {row['parameters']:,} " in memory_line
+        assert f"~{human_bytes(row['peak_bytes'])}" in memory_line and f" {row['parameters']:,} " in memory_line
         assert ("~" in disk_line) == any(row.get(key) and key in row["estimated"] for key in ("items", "item_bytes"))

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, NotRequired, TypedDict
 
+from cache.terminal.words import human_bytes
 from pipeline.data import variants
 from pipeline.devices import device
 from pipeline.errors import UserError
@@ -17,7 +18,6 @@ from pipeline.estimate.estimates import Epoch, Estimate, TrainingEstimate
 from pipeline.estimate.listing import Listing
 from pipeline.estimate.model import Model, model_of
 from pipeline.estimate.subject import Subject
-from pipeline.estimate.units import in_units
 from pipeline.flux import pretrained
 from pipeline.plan import mode
 from pipeline.plan.families import family_of
@@ -249,6 +249,6 @@ def check_room(plan: Plan) -> None:
     for disk in of_plan(plan)["disks"]:
         if not disk["fits"]:
             raise UserError(
-                f"{' and '.join(disk['folders'])}: {in_units(disk['needed_bytes'])} will be written there, "
-                f"{in_units(disk['free_bytes'])} are free; make room, or change [paths]"
+                f"{' and '.join(disk['folders'])}: {human_bytes(disk['needed_bytes'])} will be written there, "
+                f"{human_bytes(disk['free_bytes'])} are free; make room, or change [paths]"
             )

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from cache.terminal.output import bad, good, quiet, warning
 from cache.terminal.places import shown
 from cache.terminal.table import Table
+from cache.terminal.words import human_bytes
 from pipeline.estimate.estimates import Estimate
 from pipeline.estimate.subject import PUBLISHED
-from pipeline.estimate.units import in_units
 from pipeline.plan import prior
 
 if TYPE_CHECKING:
@@ -50,12 +50,12 @@ def _verdict(found: "PlanEstimate") -> Iterator[Part]:
     too_large = {name: row for name, row in rows.items() if not row["fits"]}
     for name, row in too_large.items():
         yield bad(
-            f"does not fit: {name} takes {_cell(row, 'peak_bytes')}, one device has {in_units(row['memory_bytes'])}"
+            f"does not fit: {name} takes {_cell(row, 'peak_bytes')}, one device has {human_bytes(row['memory_bytes'])}"
         )
         yield warning(f"  {_change(row)}")
     if not too_large:
         name, row = max(rows.items(), key=lambda each: each[1]["peak_bytes"])
-        most = f"{name} takes the most, {_cell(row, 'peak_bytes')} of {in_units(row['memory_bytes'])}"
+        most = f"{name} takes the most, {_cell(row, 'peak_bytes')} of {human_bytes(row['memory_bytes'])}"
         yield good(f"fits one device: {most}")
     yield from map(_room, found["disks"])
 
@@ -66,14 +66,14 @@ def _change(row: Estimate) -> str:
     larger = "it takes a device with more memory"
     if not advice["settings"]:
         return f"no setting changes that: {larger}"
-    settings, peak = " and ".join(advice["settings"]), in_units(advice["peak_bytes"])
+    settings, peak = " and ".join(advice["settings"]), human_bytes(advice["peak_bytes"])
     return f"set {settings}: ~{peak}" if advice["fits"] else f"~{peak} even with {settings}: {larger}"
 
 
 def _room(disk: "Disk") -> Part:
     least = "" if disk["is_complete"] else "at least "
     fits, mark = ("fits", good) if disk["fits"] else ("does not fit", bad)
-    needed, free = f"{least}{_cell(disk, 'needed_bytes')}", in_units(disk["free_bytes"])
+    needed, free = f"{least}{_cell(disk, 'needed_bytes')}", human_bytes(disk["free_bytes"])
     return mark(f"{fits} the disk: {needed} for {', '.join(map(shown, disk['folders']))}; {free} are free")
 
 
@@ -84,8 +84,8 @@ def _heading(found: "PlanEstimate") -> Iterator[Part]:
     model = found["model"]
     where = "" if model["is_here"] else ", to be downloaded" if model["download_bytes"] else ", not here"
     published = "" if model["is_here"] else f" in {PUBLISHED}"
-    weights = f"{in_units(model['weights_bytes'])} of weights{published}{where}"
-    device = f"{found['device']}, {in_units(found['training']['memory_bytes'])}{_number_of_npus(found)}"
+    weights = f"{human_bytes(model['weights_bytes'])} of weights{published}{where}"
+    device = f"{found['device']}, {human_bytes(found['training']['memory_bytes'])}{_number_of_npus(found)}"
     yield Table(
         ["", ""], [("device", device), ("precision", found["preset"]), ("model", f"{model['name']}, {weights}")]
     )
@@ -130,7 +130,7 @@ def _memory_row(name: str, row: Estimate) -> tuple[str, ...]:
 def _of_ranks(found: "PlanEstimate") -> str:
     """What a host takes that has all ranks."""
     assert found["ranks_host_bytes"] is not None
-    many, least = f"{found['devices_used']} ranks", in_units(found["ranks_host_bytes"])
+    many, least = f"{found['devices_used']} ranks", human_bytes(found["ranks_host_bytes"])
     if found["device"] == "CPU":
         return f"{many} on one host take ~{least} of its memory: each its own, the mapped weights once"
     return f"{many} on one host take up to ~{least} of its memory while they load, besides the pages of the files"
@@ -138,7 +138,7 @@ def _of_ranks(found: "PlanEstimate") -> str:
 
 def _of_files(rows: Iterable[Estimate]) -> str:
     most = max(row["files_bytes"] for row in rows)
-    return f"it then holds pages of the files, {in_units(most)} at most, which it can take back"
+    return f"it then holds pages of the files, {human_bytes(most)} at most, which it can take back"
 
 
 # --- disk ---------------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def _training(own: "PlannedTraining", num_ranks: int) -> Iterator[Part]:
 
 
 def _cell(row: Figures, key: str) -> str:
-    return f"{_mark(row, key)}{'?' if row[key] is None else in_units(row[key])}"
+    return f"{_mark(row, key)}{'?' if row[key] is None else human_bytes(row[key])}"
 
 
 def _number(row: Figures, key: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from cache.terminal.output import bad, good, quiet, warning
 from cache.terminal.table import Table
-from pipeline.estimate.units import in_units
+from cache.terminal.words import human_bytes
 from pipeline.study import distances
 from pipeline.study.figures import Component, Report
 from pipeline.study.subject import AGAINST, IMAGE_ENCODER, OWN, SIDES
@@ -61,7 +61,7 @@ def _verdict(report: Report) -> Iterator[Part]:
         yield from _loss(loss)
     saved = sum(row["weights_bytes"][AGAINST] - row["weights_bytes"][OWN] for row in rows)
     own = sum(row["weights_bytes"][OWN] for row in rows)
-    yield f"weights of all models: {in_units(own)}, {_signed(saved)} saved"
+    yield f"weights of all models: {human_bytes(own)}, {_signed(saved)} saved"
 
 
 def _loss(loss: distances.Change) -> Iterator[Part]:
@@ -105,13 +105,13 @@ def _bytes(name: str, row: Component) -> tuple[str, ...]:
 
 
 def _saved(pair: dict[str, int] | None) -> list[str]:
-    return (
-        ["-"] * 3 if pair is None else [*(in_units(pair[side]) for side in SIDES), _signed(pair[AGAINST] - pair[OWN])]
-    )
+    if pair is None:
+        return ["-"] * 3
+    return [*(human_bytes(pair[side]) for side in SIDES), _signed(pair[AGAINST] - pair[OWN])]
 
 
 def _signed(number: int) -> str:
-    return "-" * (number < 0) + in_units(abs(number))
+    return "-" * (number < 0) + human_bytes(abs(number))
 
 
 def _said(form: str, number: float | None) -> str:
