@@ -84,20 +84,26 @@ def test_steps_are_those_of_the_scheduler():
 
 
 @pytest.mark.parametrize(
-    "is_dev", [pytest.param(True, id="dev"), pytest.param(False, id="schnell", marks=pytest.mark.slow)]
+    ("is_dev", "mode"),
+    [
+        pytest.param(True, "jit", id="dev, compiled"),
+        pytest.param(True, "pynative", id="dev", marks=pytest.mark.slow),
+        pytest.param(False, "auto", id="schnell", marks=pytest.mark.slow),
+    ],
 )
-def test_final_latents_are_those_of_mindones_flux_pipeline(tmp_path, tiny_model, is_dev):
+def test_final_latents_are_those_of_mindones_flux_pipeline(tmp_path, tiny_model, is_dev, mode):
     import mindspore as ms
     from mindone.diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
     folder = tiny_model if is_dev else tiny.write_tiny_model(tmp_path / "schnell", guidance_embeds=False)
     lab = Lab(tmp_path / "lab", folder, num_pictures=1).set("data", resolution=48)
-    lab.set("sample", prompts=PROMPTS, num_inference_steps=4, guidance_scale=2.0, seed=7)
+    lab.set("sample", prompts=PROMPTS, num_inference_steps=4, guidance_scale=2.0, seed=7, mode=mode, batch_size=2)
     lab.encode()
     plan = lab.plan
     series, frozen = pictures.base(plan), plan.load_frozen()
     transformer, several = frozen[lora.TRANSFORMER], list(series.pictures.values())
-    denoise.draw(plan, untrained(plan, frozen), plan.pooled.read_many, series, series.missing())
+    chosen = denoise.draw(plan, untrained(plan, frozen), plan.pooled.read_many, series, series.missing())
+    assert chosen == ("jit" if mode == "jit" else "pynative")  # four predictions do not repay compiling
     settings = pretrained.config(folder, "scheduler")
     vae = models.load_model(folder, "vae", "fp32")
     pipeline = FluxPipeline(
@@ -119,6 +125,17 @@ def test_final_latents_are_those_of_mindones_flux_pipeline(tmp_path, tiny_model,
     np.testing.assert_allclose(found, expected.asnumpy(), atol=2e-5)
     assert series.entries.recipe["guidance_scale"] == (2 if is_dev else None)
     assert pictures.base(lab.set("sample", guidance_scale=3.0).plan).entries.id == series.entries.id or is_dev
+
+
+def test_batches_are_of_one_size_and_few():
+    assert denoise.in_batches(list("abcdefg"), 3) == [list("abc"), list("def"), list("ggg")]
+    assert denoise.in_batches(list("abcdef"), 4) == [list("abc"), list("def")]
+    assert denoise.in_batches(list("ab"), 8) == [list("ab")]
+    for number in range(1, 40):
+        for most in range(1, 12):
+            batches = denoise.in_batches([str(item) for item in range(number)], most)
+            assert len(batches) == -(-number // most) and len({len(batch) for batch in batches}) == 1 <= most
+            assert [*dict.fromkeys(item for batch in batches for item in batch)] == [str(i) for i in range(number)]
 
 
 def test_noise_is_the_seeds_alone(lora_trained):

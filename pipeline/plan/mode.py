@@ -6,11 +6,26 @@ from pipeline.settings.fields import Mode, Train
 STEPS_THAT_REPAY_COMPILING = 100
 """On CPU, for each size of batch: three to ten times what ``benchmarks.step`` gives, so that it is repaid surely."""
 
+PREDICTIONS_THAT_REPAY_COMPILING = 60
+"""On CPU, for pictures of one size: about twice what ``benchmarks.drawing`` gives."""
+
 COMPILING_SECONDS = 0.8, 0.027
 """What compiling a step takes for each block of the models, and how much more for each block that there is; on CPU.
 
 Fitted to 6, 24 and 57 blocks of a tiny width (7, 34 and 132 s); the width decides little.
 """
+
+
+def choose_for_drawing(device: str, asked: Mode, num_predictions: int) -> tuple[Mode, str]:
+    """As `choose`, of pictures of one size.  num_predictions: of all batches together, each counted once a step."""
+    if asked != "auto":
+        return asked, "as the experiment says"
+    if device != "CPU":
+        return "pynative", f'as nobody has measured compiled drawing on {device}; [sample] mode = "jit" compiles'
+    repaid = PREDICTIONS_THAT_REPAY_COMPILING
+    if num_predictions >= repaid:
+        return "jit", f"as {num_predictions} predictions repay compiling"
+    return "pynative", f"as compiling is repaid by about {repaid} predictions, and there are {num_predictions}"
 
 
 def compiling(device: str, num_blocks: int) -> str:

@@ -3,22 +3,23 @@
 As diffusers' FluxPipeline does it (arXiv:2209.03003, by Euler's method); the text is in the store, the VAE comes later.
 """
 
+import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
 
 import numpy as np
 
 from cache import caption_item
 from pipeline import draws
 from pipeline.data import conditions
-from pipeline.devices import tensors
+from pipeline.devices import device, tensors
 from pipeline.devices.tensors import to_storage
 from pipeline.draws import Purpose
 from pipeline.flux import flow
 from pipeline.methods import observed
 from pipeline.methods.tokens import pooled_reader
-from pipeline.plan import pictures, prior
+from pipeline.plan import mode, pictures, prior
 from pipeline.plan.method import Trainee, untrained
 from pipeline.plan.needs import note_needs
 from pipeline.plan.pictures import TRAINED, Drawing, Picture, Series
@@ -26,6 +27,7 @@ from pipeline.plan.plan import Plan
 from pipeline.plan.shard import WHOLE, Shard
 from pipeline.process.progress import Progress, say
 from pipeline.process.stopping import StopRequest
+from pipeline.settings.fields import Mode
 
 Velocity = Callable[[np.ndarray, np.float32], np.ndarray]
 """Of x, (batch, tokens, channels), packed, and its noise level, in float32: what `flow.denoised` follows."""
@@ -61,15 +63,16 @@ def _drawn(plan: Plan, series: Sequence[Series], shard: Shard) -> dict:
     network = plan.family.network
     frozen = plan.load_frozen() if todo.get(TRAINED) else {network: plan.load(network)}
     found: dict[str, dict] = {}
+    modes: dict[str, str] = {}
     for each in series:  # the base first: it is without the layers that are put in place for a LoRA
         if todo[each.name]:
             is_trained = each.name == TRAINED
             model = plan.method.load(plan, frozen) if is_trained else untrained(plan, {network: frozen[network]})
             pooled = pooled_reader(plan) if is_trained else plan.pooled.read_many
             found |= observed_precision(plan, each.drawing, model, pooled, todo[each.name])
-            draw(plan, model, pooled, each, todo[each.name])
+            modes[each.name] = draw(plan, model, pooled, each, todo[each.name])
     counts = {name: len(missing) for name, missing in todo.items()}
-    return {"drawn": drawn, "pictures": counts, "precision": found}
+    return {"drawn": drawn, "pictures": counts, "modes": modes, "precision": found}
 
 
 def _missing(series: Series, shard: Shard) -> dict[str, Picture]:
@@ -82,21 +85,46 @@ def _say_guidance(series: Series) -> None:
         say("guidance_scale: not used, as this model has no guidance embedding")
 
 
-def draw(plan: Plan, model: Trainee, pooled: Pooled, series: Series, missing: dict[str, Picture]) -> None:
-    """Write the final latents of ``missing`` pictures, batch by batch.  Raises Stopped after one of them."""
-    drawing, items = series.drawing, iter(missing.items())
+def draw(plan: Plan, model: Trainee, pooled: Pooled, series: Series, missing: dict[str, Picture]) -> Mode:
+    """Write the final latents of ``missing`` pictures, batch by batch.  Raises Stopped after one of them.
+
+    Returns the mode that predictions were computed in.
+    """
+    drawing, batches = series.drawing, in_batches(list(missing), series.drawing.batch_size)
     sigmas = noise_levels(plan, drawing)
-    size = drawing.batch_size
-    total = -(-len(missing) // size) * drawing.num_inference_steps
+    total = len(batches) * drawing.num_inference_steps
+    chosen, reason = mode.choose_for_drawing(plan.device, plan.experiment.sample.mode, total)
+    if chosen == "jit":
+        say(f"mode: jit, {reason}")
+        model = dataclasses.replace(model, predict=device.compiled(model.predict))
     with StopRequest() as stop, Progress(f"sample {series.name}", total, "step") as progress:
+        if chosen == "jit":
+            progress.say_now(mode.compiling(plan.device, num_blocks(plan, model)))
         with series.entries.writer() as writer:
-            while batch := dict(islice(items, size)):
-                velocity = counted(velocity_of(plan, drawing, model, pooled, list(batch.values())), progress)
-                latents = flow.denoised(noise(plan, drawing, batch.values()), sigmas, velocity)
+            for items in batches:
+                batch = [missing[item] for item in items]
+                velocity = counted(velocity_of(plan, drawing, model, pooled, batch), progress)
+                latents = flow.denoised(noise(plan, drawing, batch), sigmas, velocity)
                 plan.confirm(plan.family.network)
-                for item, each in zip(batch, plan.family.unpack(latents, *series.entries.shape[1:])):
+                for item, each in dict(zip(items, plan.family.unpack(latents, *series.entries.shape[1:]))).items():
                     writer.write(item, each, series.words(item))
                 stop.check()
+    return chosen
+
+
+def in_batches(items: Sequence[str], most: int) -> list[list[str]]:
+    """Batches of one size, the smallest in which none is larger than ``most`` and there are as few as can be.
+
+    What lacks in the last one is its last item once more: another size would have to be compiled for itself.
+    """
+    size = math.ceil(len(items) / math.ceil(len(items) / most))
+    starts = range(0, len(items), size)
+    return [[items[min(at, len(items) - 1)] for at in range(start, start + size)] for start in starts]
+
+
+def num_blocks(plan: Plan, model: Trainee) -> int:
+    """Of all networks that predict."""
+    return sum(len(plan.family.blocks_of(each)) for each in model.networks.values())
 
 
 def noise_levels(plan: Plan, drawing: Drawing) -> np.ndarray:

@@ -346,6 +346,9 @@ class Sampling:
     """For a ControlNet: an image file for each prompt, in the same order."""
     base: Flag = True
     """Draw each prompt also without what was trained, from the same noise."""
+    mode: Mode = "auto"
+    """`jit` compiles the prediction, once for all steps and pictures of one size, those of `[prior]` too; `pynative` does
+    not. `auto` chooses by the number of predictions. It changes a picture by rounding only."""
 
 
 @OnlyKnown
