@@ -38,7 +38,8 @@ def main() -> None:
 
 def measure(plan) -> np.ndarray:
     """Seconds of every step but the first ones: (steps, 3), of the device, of waiting for batches, and whole."""
-    from pipeline.training import ahead, loop, metrics, train
+    from pipeline.process import ahead
+    from pipeline.training import loop, metrics, train
 
     spent = {"device": 0.0, "batches": 0.0}
     rows = []

@@ -6,16 +6,18 @@ One item at a time: its bytes then depend on the item and the recipe only, not o
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 from cache import Entries
 from pipeline.data import conditions, images, indexing
 from pipeline.data.buckets import crop_box
 from pipeline.data.variants import Variant
-from pipeline.devices import dtypes, tensors
+from pipeline.devices import device, dtypes, tensors
 from pipeline.devices.tensors import to_storage
 from pipeline.plan import needs
 from pipeline.plan.plan import ImageNeed, Plan
 from pipeline.plan.shard import WHOLE, Shard
+from pipeline.process.ahead import made_ahead
 from pipeline.process.progress import Progress
 from pipeline.process.stopping import StopRequest
 
@@ -37,17 +39,23 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A loaded model; ``compute(source)`` gives its output for one item, a batch of one, on the device.
+    """A loaded model.
 
+    prepare: makes of an item's sources, one for each recipe, what `compute` takes; without the device, in any thread.
+    compute: the model's output for one of them, a batch of one, on the device.
     confirm: raises StoreError where the model's files, of which parts may be read only now, have changed.
     found: of its dtypes, as `dtypes.found_in` has them, once the first item is computed; that raises UserError where
     they are not what the policy says.
     """
 
     model: object
-    compute: Callable
+    prepare: Callable[[Sequence], list]
+    compute: Callable[[Any], Any]
     confirm: Callable[[], None]
     found: dict
+
+    def __call__(self, source):
+        return self.compute(*self.prepare([source]))
 
 
 def encode_captions(plan: Plan, kind: str, shard: Shard = WHOLE) -> dict:
@@ -95,11 +103,14 @@ def load_caption_encoder(plan: Plan, kind: str) -> Encoder:
     encoder, length = plan.family.caption_encoders[kind], plan.entries_of(kind).recipe["max_length"]
     tokenizer, model = plan.load(encoder.tokenizer), plan.load(encoder.component)
 
-    def embed(caption):
-        tokens = tokenizer(caption, padding="max_length", max_length=length, truncation=True, return_tensors="np")
-        return model(ms.Tensor(tokens.input_ids.astype("int32")))[encoder.output]
+    def tokens(captions):
+        fitted = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "np"}
+        return [tokenizer(caption, **fitted).input_ids.astype("int32") for caption in captions]
 
-    return _checked(plan, model, embed, encoder.component)
+    def embed(ids):
+        return model(ms.Tensor(ids))[encoder.output]
+
+    return _checked(plan, model, tokens, embed, encoder.component)
 
 
 def load_picture_encoder(plan: Plan, picture_in: Callable = photo_in) -> Encoder:
@@ -108,17 +119,25 @@ def load_picture_encoder(plan: Plan, picture_in: Callable = photo_in) -> Encoder
 
     component = plan.family.image_encoder
     policy, vae = plan.policy(component), plan.load(component)
-    read_photo = Newest(indexing.read_photo)  # its variants are encoded one after another
 
-    def posterior(source):
-        pixels = images.to_array(picture_in(*source, read_photo))
-        return vae.encode(tensors.as_input(ms.Tensor(pixels[None]), policy))[0]
+    budget = images.PixelBudget()
 
-    return _checked(plan, vae, posterior, component)
+    def pictures(sources):
+        photo = sources[0][0]
+        largest = max(each.width * each.height for each in (photo, photo.condition or photo))
+        with budget.taken(largest):
+            read_photo = Newest(indexing.read_photo)
+            return [picture_in(*source, read_photo) for source in sources]
+
+    def posterior(picture):
+        pixels = images.to_array(picture)[None]
+        return vae.encode(tensors.as_input(ms.Tensor(pixels), policy))[0]
+
+    return _checked(plan, vae, pictures, posterior, component)
 
 
 class Newest:
-    """Reads photos and keeps the newest decoded; the one before is gone before another is read."""
+    """Reads a photo once for several variants of it."""
 
     def __init__(self, read: Callable):
         self._read, self._image = read, None
@@ -126,24 +145,23 @@ class Newest:
 
     def __call__(self, photo: indexing.IndexedPhoto):
         if photo != self._photo:
-            self._photo = self._image = None
             self._photo, self._image = photo, self._read(photo)
         return self._image
 
 
-def _checked(plan: Plan, model, compute: Callable, component: str) -> Encoder:
+def _checked(plan: Plan, model, prepare: Callable, compute: Callable, component: str) -> Encoder:
     """An encoder whose first output is looked at."""
     policy = plan.policy(component)
     found: dict = {}
 
-    def checked(source):
-        output = compute(source)
+    def checked(prepared):
+        output = compute(prepared)
         if not found:
             found.update(dtypes.found_in(model, output, policy))
             dtypes.check(component, policy, found, plan.family.keeps_fp32(component))
         return output
 
-    return Encoder(model, checked, lambda: plan.confirm(component), found)
+    return Encoder(model, prepare, checked, lambda: plan.confirm(component), found)
 
 
 def _encode_pictures(plan: Plan, several: Sequence[ImageNeed], picture_in: Callable, unit: str, shard: Shard) -> dict:
@@ -151,7 +169,8 @@ def _encode_pictures(plan: Plan, several: Sequence[ImageNeed], picture_in: Calla
         return lambda photo: (photo.name, (photo, variant))
 
     wanted = [_lacking(need.entries, need.items, need.photos, in_variant(need.variant), shard) for need in several]
-    return _encode(wanted, lambda: load_picture_encoder(plan, picture_in), shard.words("VAE"), unit)
+    threads = device.num_host_threads(plan.device)
+    return _encode(wanted, lambda: load_picture_encoder(plan, picture_in), shard.words("VAE"), unit, threads)
 
 
 def _lacking(entries: Entries, items: Sequence[str], inputs: Sequence, of: Callable, shard: Shard) -> Wanted:
@@ -161,8 +180,10 @@ def _lacking(entries: Entries, items: Sequence[str], inputs: Sequence, of: Calla
     return Wanted(entries, {item: each for item, each in zip(items, inputs) if item in missing} if missing else {}, of)
 
 
-def _encode(wanted: Sequence[Wanted], load: Callable[[], Encoder], label: str, unit: str) -> dict:
+def _encode(wanted: Sequence[Wanted], load: Callable[[], Encoder], label: str, unit: str, num_threads: int = 1) -> dict:
     """Write what the encoder computes of every input; load it only if there is any.
+
+    num_threads: that prepare inputs while the device computes.
 
     Returns how many entries were encoded, and the dtypes that were found, not assumed.  Raises UserError, before
     anything is written, where these are not what the policy says.
@@ -174,19 +195,26 @@ def _encode(wanted: Sequence[Wanted], load: Callable[[], Encoder], label: str, u
     encoder = load()
     with StopRequest() as stop, Progress(label, total, unit) as progress:
         for start in range(0, len(todo), MAX_WRITERS):
-            _write(todo[start : start + MAX_WRITERS], encoder, progress, stop)
+            _write(todo[start : start + MAX_WRITERS], encoder, progress, stop, num_threads)
     return {"encoded": total, "precision": encoder.found}
 
 
-def _write(todo: Sequence[Wanted], encoder: Encoder, progress: Progress, stop: StopRequest) -> None:
-    """Compute and write it all, item by item, each for all its recipes."""
+def _write(todo: Sequence[Wanted], encoder: Encoder, progress: Progress, stop: StopRequest, num_threads: int) -> None:
+    """Compute and write it all, item by item, each for all its recipes; threads prepare the next items meanwhile."""
+    items = list(dict.fromkeys(item for each in todo for item in each.inputs))
+
+    def prepared(item):
+        several = [(each.entries, *each.of(each.inputs[item])) for each in todo if item in each.inputs]
+        made = encoder.prepare([source for _, _, source in several])
+        return [(entries, name, each) for (entries, name, _), each in zip(several, made)]
+
     with ExitStack() as stack:
         writers = {each.entries.id: stack.enter_context(each.entries.writer()) for each in todo}
-        for item in dict.fromkeys(item for each in todo for item in each.inputs):
-            for each in (each for each in todo if item in each.inputs):
-                name, source = each.of(each.inputs[item])
-                output = to_storage(encoder.compute(source)[0], each.entries.dtype)
+        ahead = stack.enter_context(made_ahead(prepared, items, num_threads + 1, num_threads))
+        for item in items:
+            for entries, name, each in ahead.next():
+                output = to_storage(encoder.compute(each)[0], entries.dtype)
                 encoder.confirm()
-                writers[each.entries.id].write(item, output, name)
+                writers[entries.id].write(item, output, name)
                 progress.advance()
                 stop.check()

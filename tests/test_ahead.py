@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from pipeline.training.ahead import made_ahead
+from pipeline.process.ahead import made_ahead
 
 
 def threads():
-    return [thread for thread in threading.enumerate() if thread.name == "batches"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
 
 
 def test_results_come_in_order():
@@ -22,10 +22,28 @@ def test_no_more_than_the_depth_is_made_before_it_is_asked_for():
     made = []
     with made_ahead(made.append, range(100), depth=3) as ahead:
         time.sleep(0.2)
-        assert made == [0, 1, 2, 3]  # three ready, one waiting to be put down
+        assert made == [0, 1, 2]
         ahead.next()
         time.sleep(0.2)
-        assert made == [0, 1, 2, 3, 4]
+        assert made == [0, 1, 2, 3]
+
+
+def test_several_threads_keep_the_order_and_the_depth():
+    at_once, most, lock = 0, 0, threading.Lock()
+
+    def make(number):
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.03 * (5 - number % 5))
+        with lock:
+            at_once -= 1
+        return number
+
+    with made_ahead(make, range(20), depth=6, num_threads=3) as ahead:
+        assert [ahead.next() for _ in range(20)] == list(range(20))
+    assert most == 3 and threads() == []
 
 
 def test_an_error_is_raised_where_its_result_is_asked_for():

@@ -49,6 +49,16 @@ def test_auto_takes_ascend_where_both_the_npu_and_its_plugin_are_there(
     assert device.choose("auto") == chosen
 
 
+def test_beside_an_npu_threads_prepare_inputs_on_its_share_of_the_cores(monkeypatch, tmp_path):
+    monkeypatch.setattr(device, "DEVICES", tmp_path)
+    monkeypatch.setattr(device.os, "sched_getaffinity", lambda process: range(32))
+    for number in range(8):
+        (tmp_path / f"davinci{number}").touch()
+    assert device.num_host_threads("Ascend") == 4 and device.num_host_threads("CPU") == 1
+    monkeypatch.setattr(device.os, "sched_getaffinity", lambda process: range(192))
+    assert device.num_host_threads("Ascend") == 8
+
+
 @pytest.mark.parametrize("target", ["Ascend", "CPU"])
 def test_a_named_device_is_taken_at_its_word(target):
     assert device.choose(target) == target

@@ -53,6 +53,19 @@ def num_visible(device: str) -> int:
     return len(named.split(",")) if named else num_npus()
 
 
+MOST_HOST_THREADS = 8
+
+
+def num_host_threads(device: str) -> int:
+    """How many threads prepare inputs while the device computes: of this process's share of the cores.
+
+    On CPU, where all cores compute, one.
+    """
+    if device == "CPU":
+        return 1
+    return max(1, min(MOST_HOST_THREADS, len(os.sched_getaffinity(0)) // max(1, num_npus())))
+
+
 def _has_ascend_plugin() -> bool:
     spec = importlib.util.find_spec("mindspore")
     return bool(spec and spec.origin and any(Path(spec.origin).parent.glob("lib/plugin/libmindspore_ascend*")))

@@ -347,8 +347,8 @@ class Sampling:
     base: Flag = True
     """Draw each prompt also without what was trained, from the same noise."""
     mode: Mode = "auto"
-    """`jit` compiles the prediction, once for all steps and pictures of one size, those of `[prior]` too; `pynative` does
-    not. `auto` chooses by the number of predictions. It changes a picture by rounding only."""
+    """`jit` compiles the prediction, once for all steps and pictures of one size, those of `[prior]` too; `pynative`
+    does not. `auto` chooses by the number of predictions. It changes a picture by rounding only."""
 
 
 @OnlyKnown

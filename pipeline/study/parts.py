@@ -45,7 +45,7 @@ def _captions(job: Job, plans: Mapping[str, Plan]) -> None:
     kind = CAPTION_ENCODERS[job.component]
     encoder, entries = encode.load_caption_encoder(plan, kind), plan.entries_of(kind)
     items, texts, _ = plan.captions
-    arrays = (_as_stored(encoder.compute(caption), entries.dtype) for caption in texts)
+    arrays = (_as_stored(encoder(caption), entries.dtype) for caption in texts)
     _write(job.output(), dict.fromkeys(items, entries.shape), _counted(job, plan, arrays, len(items), "caption"))
 
 
@@ -54,7 +54,7 @@ def _images(job: Job, plans: Mapping[str, Plan]) -> None:
     plan = plans[job.side]
     encoder, needs = encode.load_picture_encoder(plan), plan.image_needs
     sources = [(need, photo) for need in needs for photo in need.photos]
-    arrays = (_as_stored(encoder.compute((photo, need.variant)), need.entries.dtype) for need, photo in sources)
+    arrays = (_as_stored(encoder((photo, need.variant)), need.entries.dtype) for need, photo in sources)
     shapes = {photo.item: need.entries.shape for need, photo in sources}
     _write(job.output(), shapes, _counted(job, plan, arrays, len(sources), "image"))
     if job.side == AGAINST and job.output(OWN).exists():

@@ -9,11 +9,11 @@ import numpy as np
 
 from pipeline.devices import device
 from pipeline.plan.run_folder import RunFolder
+from pipeline.process.ahead import made_ahead
 from pipeline.process.progress import Progress
 from pipeline.process.stopping import StopRequest
 from pipeline.settings.fields import Train
 from pipeline.training import checkpoint
-from pipeline.training.ahead import made_ahead
 from pipeline.training.gradients import Accumulator, LossScale
 from pipeline.training.metrics import Metrics, Outcome
 from pipeline.training.optimizer import Optimizer
