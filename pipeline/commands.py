@@ -34,7 +34,7 @@ from pipeline.study import report as study_report
 
 EXPERIMENT = "experiment file (TOML); without it, the embedded default"
 
-INNER = "precision-part", "doctor-part", "meet"
+INNER = "precision-part", "doctor-part", "meet", "track"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -161,12 +161,16 @@ def _inner_parser() -> argparse.ArgumentParser:
     """Of commands that other commands start, and people do not."""
     parser = argparse.ArgumentParser(prog="python -m pipeline")
     commands = parser.add_subparsers(required=True)
-    of_precision, of_doctor, meet = (commands.add_parser(name) for name in INNER)
+    of_precision, of_doctor, meet, track = (commands.add_parser(name) for name in INNER)
     meet.set_defaults(command=_meet)
     of_precision.add_argument("job", type=Path)
     of_precision.set_defaults(command=_precision_part)
     for name, kind in (("part", str), ("target", str), ("out", Path)):
         of_doctor.add_argument(name, type=kind)
+    track.add_argument("service")
+    track.add_argument("run", type=Path)
+    track.add_argument("first_step", type=int)
+    track.set_defaults(command=_track)
     of_doctor.set_defaults(command=_doctor_part)
     for part in (of_precision, of_doctor, meet):
         part.add_argument("--parent", type=int, default=0)
@@ -253,6 +257,12 @@ def _run_ranks(options, count: int) -> int:
 def _meet(options) -> None:
     end_with_parent(options.parent, signal.SIGKILL)
     launching.meet()
+
+
+def _track(options) -> int:
+    from pipeline.training import trackers
+
+    return trackers.follow(options.service, options.run, options.first_step)
 
 
 def _as_child(options) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 """Bump when the code that encodes or trains may compute other bytes from the same recipe; all is then made again."""
 
-UNDECISIVE = ("log_every", "checkpoint_every", "keep_checkpoints", "strict")
+UNDECISIVE = ("log_every", "checkpoint_every", "keep_checkpoints", "tracker", "strict")
 """Settings of [train] and [data] that decide no weight."""
 
 FIRST_SETTINGS = {

@@ -298,6 +298,9 @@ class Train:
     """Steps between two checkpoints. 0: only at the end, and when the training is stopped."""
     keep_checkpoints: Annotated[Whole, between(1, 1_000_000)] = 2
     """How many of the newest checkpoints are kept."""
+    tracker: Literal["none", "wandb", "swanlab"] = "none"
+    """Also send the numbers of metrics.jsonl and the settings to Weights & Biases or SwanLab
+    ([trackers](several-experiments.md#weights-biases-and-swanlab))."""
 
 
 @OnlyKnown

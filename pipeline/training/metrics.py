@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from pipeline.errors import NotFinite
 from pipeline.plan.run_folder import RunFolder
 from pipeline.process.progress import say
 from pipeline.process.ranks import ALONE, Ranks
-from pipeline.runs import metrics_file
+from pipeline.runs import hyperparameters, metrics_file
 from pipeline.settings.fields import Train
+from pipeline.training.trackers import Tracker
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ class Metrics:
     def __init__(self, run: RunFolder, first_step: int, settings: Train, writes: bool = True):
         self.settings = settings
         self._lines, self._waited = Lines(run.metrics, first_step), 0.0
-        self._writers: list[Lines | Board] = [self._lines, Board(run.tensorboard, first_step + 1)] if writes else []
+        self._writers: list[Lines | Board | Tracker] = [self._lines, Board(run, first_step + 1)] if writes else []
+        if writes and settings.tracker != "none":
+            self._writers.append(Tracker(settings.tracker, run, first_step))
         self._attempt(lambda writer: writer.open())
         kept = [json.loads(line) for line in self._lines.kept]
         self._seconds, self._loss = [line["step_seconds"] for line in kept], kept[-1]["loss"] if kept else None
@@ -62,7 +65,7 @@ class Metrics:
         return self
 
     def __exit__(self, *error):
-        self._attempt(lambda writer: writer.close())
+        self._attempt(lambda writer: writer.close(self._step == self.settings.steps))
 
     def _attempt(self, work: Callable[[Any], object]) -> None:
         """Have all writers do it, and give up those that cannot."""
@@ -129,43 +132,53 @@ class Lines:
     def sync(self) -> None:
         os.fsync(self._file.fileno())
 
-    def close(self) -> None:
+    def close(self, is_finished: bool) -> None:
         self._file.close()
 
 
 class Board:
-    """TensorBoard's scalars, written by the thread that trains.
+    """TensorBoard's scalars, and the settings for its tab HPARAMS, written by the thread that trains.
 
     tensorboardX's own SummaryWriter writes from a thread of its own: where that cannot write, its queue fills up, and
     the training waits for ever.  first_step: older files in the folder count for the steps before it alone.
     """
 
-    def __init__(self, folder: Path, first_step: int):
-        self.path, self._first_step = folder, first_step
+    def __init__(self, run: RunFolder, first_step: int):
+        self.path, self._first_step, self._run = run.tensorboard, first_step, run
 
     def open(self) -> None:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import hparams
 
         self.path.mkdir(exist_ok=True)
         self._file = EventsWriter(str(self.path / "events"))
         self._file.write_event(Event(step=self._first_step, session_log=SessionLog(status=SessionLog.START)))
+        shown = {f"train/{name}": None for name in ("loss", "step_seconds")}  # in the table, as of the last step
+        *begin, self._end = hparams(hyperparameters.of_run(self._run), shown)
+        self._write(begin)
+
+    def _write(self, summaries: Iterable, step: int = 0) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        for summary in summaries:
+            self._file.write_event(Event(step=step, wall_time=time.time(), summary=summary))
+        self._file.flush()
 
     def add(self, line: dict) -> None:
-        from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
         values = [
             scalar(f"train/{name}", value) for name, value in line.items() if name != "step" and value is not None
         ]
-        for value in values:
-            self._file.write_event(Event(step=line["step"], wall_time=time.time(), summary=value))
-        self._file.flush()
+        self._write(values, line["step"])
 
     def sync(self) -> None:
         """Nothing: the scalars are in metrics.jsonl too."""
 
-    def close(self) -> None:
+    def close(self, is_finished: bool) -> None:
+        if is_finished:
+            self._write([self._end])
         self._file.close()
 
 
