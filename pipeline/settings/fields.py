@@ -300,7 +300,7 @@ class Train:
     """How many of the newest checkpoints are kept."""
     tracker: Literal["none", "wandb", "swanlab"] = "none"
     """Also send the numbers of metrics.jsonl and the settings to Weights & Biases or SwanLab
-    ([trackers](several-experiments.md#weights-biases-and-swanlab))."""
+    ([trackers](several-experiments.md#trackers))."""
 
 
 @OnlyKnown
