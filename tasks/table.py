@@ -139,7 +139,7 @@ class StageTask(OfExperiment, luigi.Task):
             self._has_said_why.value = code > 0
             raise StageFailed.with_code(part.words(stage), code)
         if isinstance(stage_table.STAGES[stage], stage_table.Preparation):  # it may have learnt of photos or model
-            look_again(self.experiment)
+            look_again()  # those of experiments that share this task too
         if not self.complete():
             raise StageFailed(f"{part.words(stage)} ended without an error, but its output is missing or incomplete")
 

@@ -197,6 +197,18 @@ def test_experiments_that_share_their_encodings_need_the_same_of_the_store(encod
     assert len(asked) == 1 and len({plan.run_id for plan in plans}) == 8
 
 
+def test_what_a_shared_check_has_learnt_is_known_to_all_that_share_it(tiny_model, tmp_path):
+    lab = Lab(tmp_path / "lab", tiny_model)
+    several = of("lora.rank=2,4", experiment=lab.experiment)
+    found = tasks.Sweep(str(files.write(lab.experiment, several, ["TrainLoRA"]).path))
+    assert not found.complete()
+    known = [tasks.table.survey(str(path)) for path in found.files.experiments]
+    assert [survey.photos(LORA) for survey in known] == [None, None]
+    tasks.CheckData(str(found.files.experiments[0])).run()
+    photos = [tasks.table.survey(str(path)).photos(LORA) for path in found.files.experiments]
+    assert photos[0] == photos[1] and len(photos[0]) == 3
+
+
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
