@@ -8,23 +8,24 @@ import os
 import re
 import sqlite3
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeVar
 
 from cache.core.address import DIGEST_BYTES, hasher
 from cache.core.errors import StoreError
-from cache.core.files import make_folder, named
+from cache.core.files import make_folder
 from cache.core.parsing import load_json
+from cache.core.reading import NotWanted, as_done, chunks, fits_in_memory, num_threads
 
 AnyPath = str | Path
 Stamp = tuple[int, int, int, int, bool]
 Path_ = TypeVar("Path_", bound=str | Path)
 Result = TypeVar("Result")
 
-CHUNK_BYTES = 1 << 22
 DIGEST = re.compile(f"[0-9a-f]{{{2 * DIGEST_BYTES}}}")
 LOCKED_SECONDS = 30
 QUERY_PATHS = 500  # that one query asks for; SQLite takes 999 at least
@@ -84,33 +85,26 @@ class FileFacts:
         return self.file_digests([path])[path]
 
     def file_digests(self, paths: Iterable[Path_]) -> dict[Path_, str]:
-        """As ``file_digest`` for many files: digests by path. New ones are saved about once a second."""
+        """As ``file_digest`` for many files: digests by path. New ones are saved about once a second.
+
+        Several files are read at a time, the largest first; they stay in the kernel's cache only if all of them fit.
+        """
         paths = list(paths)
         known = {path: facts["digest"] for path, facts in self.get_many(paths).items() if has_digest(facts)}
         for path in known:
             self._digested.setdefault(_name(path), self._seen[_name(path)])
         fresh: dict[Path_, dict] = {}
         saved = time.monotonic()
-        for path in dict.fromkeys(path for path in paths if path not in known):
-            known[path] = self._read(path)
-            fresh[path] = {"digest": known[path]}
+        for path, stamp, digest in _read_several(dict.fromkeys(path for path in paths if path not in known)):
+            self._seen[_name(path)] = stamp
+            self._digested.setdefault(_name(path), stamp)
+            known[path] = digest
+            fresh[path] = {"digest": digest}
             if time.monotonic() - saved > 1:
                 self.put_many(fresh)
                 fresh, saved = {}, time.monotonic()
         self.put_many(fresh)
         return {path: known[path] for path in paths}
-
-    def _read(self, path: AnyPath) -> str:
-        for _ in range(3):
-            before, name = _stamp(path), hasher()
-            with named(path), open(path, "rb") as file:
-                while chunk := file.read(CHUNK_BYTES):
-                    name.update(chunk)
-            if before and _is_same(before, _stamp(path)):
-                self._seen[_name(path)] = before
-                self._digested.setdefault(_name(path), before)
-                return name.hexdigest()
-        raise StoreError(f"{path}: changes while it is read; wait until it is complete, then run again")
 
     def confirm(self, paths: Iterable[AnyPath]) -> None:
         """Raise StoreError where a file has changed since this object first gave out its digest.
@@ -163,6 +157,33 @@ def has_digest(facts: dict) -> bool:
     """Whether a file's digest is among its facts. What others may have written there in its place is none."""
     found = facts.get("digest")
     return isinstance(found, str) and DIGEST.fullmatch(found) is not None
+
+
+def _read_several(paths: Iterable[Path_]) -> Iterator[tuple[Path_, Stamp, str]]:
+    """Each file with its stamp and its digest, as they are read."""
+    sizes = {path: (_stamp(path) or (0,))[0] for path in paths}
+    stay_cached = fits_in_memory(sum(sizes.values()))
+
+    def read(path: Path_, stop: threading.Event) -> tuple[Stamp, str]:
+        return _read(path, stop, stay_cached)
+
+    if len(sizes) < 2:
+        yield from ((path, *read(path, threading.Event())) for path in sizes)
+        return
+    for path, (stamp, digest) in as_done(read, sorted(sizes, key=lambda path: -sizes[path]), num_threads()):
+        yield path, stamp, digest
+
+
+def _read(path: AnyPath, stop: threading.Event, stays_cached: bool) -> tuple[Stamp, str]:
+    for _ in range(3):
+        before, name = _stamp(path), hasher()
+        for chunk in chunks(path, stays_cached):
+            name.update(chunk)
+            if stop.is_set():
+                raise NotWanted
+        if before and _is_same(before, _stamp(path)):
+            return before, name.hexdigest()
+    raise StoreError(f"{path}: changes while it is read; wait until it is complete, then run again")
 
 
 def _name(path: AnyPath) -> bytes:

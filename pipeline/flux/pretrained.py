@@ -6,10 +6,11 @@ Imports no MindSpore, so that the scheduler can ask; safetensors only.  Raises U
 from pathlib import Path
 
 from cache import canonical, digest, load_json
+from cache.terminal.words import human_bytes
 from pipeline.errors import UserError
 from pipeline.flux import model_configs
 from pipeline.flux.model_configs import CONFIGS, class_of
-from pipeline.process.progress import say
+from pipeline.process.progress import busy
 
 PUBLISHED_CONFIGS = Path(__file__).with_name("configs")
 """Configs of the published models, a folder each in diffusers' layout."""
@@ -232,7 +233,9 @@ def component_digest(folder: Path, component: str, facts, variant: str = "", tra
 
     facts: cache.FileFacts, so that unchanged files are read once.
     """
-    weights = [facts.file_digest(path) for path in weight_files(folder, component, variant, transformer)]
+    files = weight_files(folder, component, variant, transformer)
+    digests = facts.file_digests(files)
+    weights = [digests[path] for path in files]
     facts.file_digest(_config_path(folder, component))  # for `confirm`: the digest in the address is of its content
     return {"weights": digest(canonical(weights)), "config": digest(canonical(working_config(folder, component)))}
 
@@ -250,9 +253,13 @@ def confirm(folder: Path, component: str, facts, variant: str = "", transformer:
 
 def unread_bytes(folder: Path, facts, variant: str = "", transformer: Path | None = None) -> int:
     """How many bytes of weights must still be read before every component's digest is known."""
-    files = [path for component in WEIGHTS for path in weight_files(folder, component, variant, transformer)]
+    files = _all_weights(folder, variant, transformer)
     known = facts.get_many(files)
     return sum(path.stat().st_size for path in files if "digest" not in known.get(path, {}))
+
+
+def _all_weights(folder: Path, variant: str, transformer: Path | None) -> list[Path]:
+    return [path for component in WEIGHTS for path in weight_files(folder, component, variant, transformer)]
 
 
 def are_weights_known(folder: Path, facts, variant: str = "", transformer: Path | None = None) -> bool:
@@ -261,11 +268,11 @@ def are_weights_known(folder: Path, facts, variant: str = "", transformer: Path 
 
 
 def read_weights(folder: Path, facts, variant: str = "", transformer: Path | None = None) -> None:
-    """Learn the digest of every component's weights: once for each file, at the speed of the disk."""
-    for component in WEIGHTS:
-        for path in weight_files(folder, component, variant, transformer):
-            say(f"reading {path} for its digest ({path.stat().st_size / 1e9:.1f} GB)")
-            facts.file_digest(path)
+    """Learn the digest of every component's weights: once for each file, several at a time."""
+    files = _all_weights(folder, variant, transformer)
+    size = human_bytes(unread_bytes(folder, facts, variant, transformer))
+    with busy(f"reading {size} of weights once, for their digests"):
+        facts.file_digests(files)
 
 
 def working_config(folder: Path, component: str) -> dict:
