@@ -34,16 +34,6 @@ def write_model(folder: Path) -> Path:
     return tiny.write_tiny_model(folder, **MODEL)
 
 
-def cpu_name() -> str:
-    """Kernels differ between kinds of CPUs, and with them the last bits of what is trained.
-
-    The brand alone does not say which: virtual machines call several generations by one name.
-    """
-    pairs = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()]
-    found = {key.strip(): value.strip() for key, _, value in pairs}
-    return ", ".join(f"{key} {found.get(key, '?')}" for key in ("model name", "cpu family", "model", "stepping"))
-
-
 def unpack(folder: Path, model: Path) -> dict[str, Lab]:
     """Both labs, by name, with the model beside them, as files that are an hour old."""
     with tarfile.open(LAB) as tar:

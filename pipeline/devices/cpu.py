@@ -21,6 +21,7 @@ import numpy as np
 from mindspore import mint, ops
 from mindspore.ops import operations as P
 
+from pipeline.devices import cpu_gradients
 from pipeline.devices.attention import attention
 from pipeline.devices.replacing import replace_everywhere
 
@@ -90,12 +91,10 @@ def outer(input, vec2):
 def gelu(input, *, approximate="none"):
     """Gaussian error linear unit (arXiv:1606.08415).
 
-    The tanh form is x * sigmoid(2u), which equals x * (1 + tanh u) / 2 and is several times faster here.  In float16
-    u would overflow, and its gradient become NaN, from |x| = 256 on; the sigmoid is exactly 0 or 1 from |x| = 10 on.
+    The tanh form is x * sigmoid(2u), which equals x * (1 + tanh u) / 2 and is several times faster here.
     """
     if approximate == "tanh":
-        bounded = ops.clamp(input, -10.0, 10.0) if input.dtype == ms.float16 else input
-        return input * ops.sigmoid(1.5957691216057308 * bounded * (1.0 + 0.044715 * bounded * bounded))
+        return cpu_gradients.gelu(input)
     return 0.5 * input * (1.0 + ops.erf(input * 0.7071067811865476))
 
 
@@ -110,12 +109,13 @@ def linear(input, weight, bias=None):
 
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     """Layer normalisation (arXiv:1607.06450) over the last axes, which have ``normalized_shape``."""
-    if weight is None:
-        weight = ops.ones(normalized_shape, input.dtype)
-    if bias is None:
-        bias = ops.zeros(normalized_shape, input.dtype)
-    first = input.ndim - len(normalized_shape)
-    return P.LayerNorm(first, first, eps)(input, weight, bias)[0]
+    flat = input if len(normalized_shape) == 1 else input.flatten(start_dim=input.ndim - len(normalized_shape))
+    output = cpu_gradients.normalized(cpu_gradients.centered(flat), eps).reshape(input.shape)
+    if weight is not None:
+        output = output * weight
+    if bias is not None:
+        output = output + bias
+    return output.astype(input.dtype)
 
 
 def embedding(input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False):
@@ -147,6 +147,8 @@ def dispatch_attention_fn(
 ):
     if is_causal or enable_gqa or dropout_p:
         raise NotImplementedError("attention on CPU: causal, grouped and dropout forms are not supported")
+    if attn_mask is None and scale is None:
+        return cpu_gradients.attention(query, key, value)
     return attention(query, key, value, attn_mask, scale)
 
 
@@ -242,8 +244,7 @@ def _conv2d_construct(self, input):
 
 def _rms_norm_construct(self, hidden_states):
     """Root mean square normalisation (arXiv:1910.07467); x * x instead of a power, whose gradient is a float64 one."""
-    wide = hidden_states.astype(ms.float32)
-    normal = wide * ops.rsqrt((wide * wide).mean(-1, True) + self.eps)
+    normal = cpu_gradients.normalized(hidden_states, self.eps)
     if self.weight is None:
         return normal.astype(hidden_states.dtype)
     if self.weight.dtype == ms.float16:
@@ -288,7 +289,7 @@ def _flux_attention_call(
     if image_rotary_emb is not None:
         query = apply_rotary_emb(query, image_rotary_emb, True, -1, 1)
         key = apply_rotary_emb(key, image_rotary_emb, True, -1, 1)
-    output = attention(query, key, value, attention_mask)
+    output = dispatch_attention_fn(query, key, value, attention_mask)
     output = output.reshape(output.shape[0], output.shape[1], -1).astype(query.dtype)
     if encoder_hidden_states is None:
         return output

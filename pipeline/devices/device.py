@@ -23,6 +23,12 @@ COMPILE_CACHE = "MS_COMPILER_CACHE_ENABLE"
 COMPUTES = {"Ascend": ("bf16", "fp16", "fp32"), "CPU": ("fp32", "fp16")}
 """What each device computes, by preference.  MindSpore's CPU backend has almost no bf16 kernels."""
 
+NUMERICS = {"Ascend": 1, "CPU": 2}
+"""Of what each device computes with, the version of the last bits: it grows when they change and nothing else does.
+
+2: gradients of attention, normalisation and GELU on CPU written by hand, see `cpu_gradients`.
+"""
+
 DEVICES = Path("/dev")
 ASCEND = Path("/usr/local/Ascend")
 CANN = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "ASCEND_OPP_PATH")
@@ -150,6 +156,13 @@ def compiled(function: Callable) -> Callable:
     import mindspore as ms
 
     return ms.jit(function, **_jit_options)
+
+
+def numerics() -> int:
+    """The version, of `NUMERICS`, of the device that this process uses."""
+    import mindspore as ms
+
+    return NUMERICS[ms.get_context("device_target")]
 
 
 def details(device: str, settings: Device) -> dict:

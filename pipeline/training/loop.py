@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.devices import device
 from pipeline.plan.run_folder import RunFolder
 from pipeline.process.ahead import made_ahead
-from pipeline.process.progress import Progress
+from pipeline.process.progress import Progress, say
 from pipeline.process.stopping import StopRequest
 from pipeline.settings.fields import Train
 from pipeline.training import checkpoint
@@ -61,6 +61,8 @@ class Training:
         self.num_batches = num_batches or settings.accumulate
         self.ranks, self._sums = share.ranks, share.sums or (Accumulator() if self.num_batches > 1 else None)
         self.loss_scale = LossScale(FIRST_LOSS_SCALE) if scaled else None
+        self.numerics = [[0, device.numerics()]]
+        """From which step on which version of the device's numerics computed; more than one after going on."""
 
     @property
     def state(self) -> dict:
@@ -77,15 +79,27 @@ class Training:
             "num_updates": self.optimizer.num_updates,
             "loss_scale": scale and scale.scale,
             "good_steps": scale and scale.good_steps,
+            "numerics": self.numerics,
         }
 
     def restore(self, found: checkpoint.Checkpoint) -> None:
-        """Go on from a checkpoint.  Raises UserError where it holds other tensors."""
+        """Go on from a checkpoint, and say if its numerics are others.  Raises UserError if it holds other tensors."""
         checkpoint.restore(found, self.state, self.optimizer.kept_elsewhere())
         self.step, counters = found.step, found.counters
         self.optimizer.num_updates = counters["num_updates"]
         if self.loss_scale:
             self.loss_scale.scale, self.loss_scale.good_steps = counters["loss_scale"], counters["good_steps"]
+        self._note_numerics(counters.get("numerics", [[0, 1]]))
+
+    def _note_numerics(self, before: list[list[int]]) -> None:
+        """Say where the steps so far were computed with other numerics than those to come."""
+        last, now = before[-1][1], device.numerics()
+        self.numerics = before if last == now else [*before, [self.step, now]]
+        if last != now:
+            say(
+                f"the steps up to {self.step} were computed by numerics {last}, those from here on by {now}: the "
+                "result will differ by rounding from that of an unbroken run"
+            )
 
     def check_equal(self) -> None:
         """Raise UserError where the ranks are not at the same step with the same state."""

@@ -78,7 +78,7 @@ def train(plan: Plan) -> dict:
             return {"steps": settings.steps}
         path = trainee.save(run.path, made, _lineage(plan, settings))
         result |= {"steps": settings.steps, "trained_parameters": sum(parameter.size for parameter in trainee.trained)}
-        result |= {"mode": settings.mode, "precision": found}
+        result |= {"mode": settings.mode, "precision": found, "numerics": training.numerics}
         write_atomically(run.result, json.dumps({"version": VERSION} | result, indent=2) + "\n")
     say(f"{label}: {shown(path)}")
     return result

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from floor_lab import LAB, SETTINGS, cpu_name, write_model  # noqa: E402
+from floor_lab import LAB, SETTINGS, write_model  # noqa: E402
 from lab import Lab  # noqa: E402
 from pairs import add_conditions  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -47,7 +47,6 @@ def main() -> None:
             shutil.rmtree(run / "tensorboard", ignore_errors=True)
         for run in (interrupted / "runs").iterdir():
             _interrupt(run)
-        (finished.folder / "cpu.txt").write_text(cpu_name())
         with tarfile.open(LAB, "w:gz") as tar:
             for each in (finished.folder, interrupted):
                 if each == interrupted:  # its photos and entries are those of the finished one

@@ -1,0 +1,134 @@
+"""What a step on CPU spends most of its time on beside matrix products, with gradients written by hand.
+
+MindSpore's own gradients of softmax and normalisations reduce and broadcast along rows, which its CPU kernels do many
+times slower than they multiply matrices.  Here a row's sum is a product with a column of ones, and what would be
+subtracted from a row is one more term of a product that is taken anyway.  Nothing here is used on Ascend.
+"""
+
+import math
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn, ops
+from mindspore.ops import operations as P
+
+_matmul = P.MatMul()
+_batch_matmul = P.BatchMatMul()
+_batch_matmul_transposed = P.BatchMatMul(transpose_b=True)
+_batch_transposed_matmul = P.BatchMatMul(transpose_a=True)
+
+
+@ms.ops.constexpr
+def _filled(shape, value, dtype):
+    return ms.Tensor(np.full(shape, value), dtype)
+
+
+def _mean(rows):
+    """(rows, n) to (rows, 1)."""
+    return _matmul(rows, _filled((rows.shape[-1], 1), 1 / rows.shape[-1], rows.dtype))
+
+
+class _Cell(nn.Cell):
+    """A cell that lives as long as the interpreter: what nn.Cell does in the end would fail then, and be printed."""
+
+    def __del__(self):
+        pass
+
+
+# --- attention ----------------------------------------------------------------------------------------------------
+
+
+class _Attention(_Cell):
+    """softmax(query key^T) value, and that softmax, which the gradient needs; all (batch, heads, tokens, size)."""
+
+    def construct(self, query, key, value):
+        weights = ops.softmax(_batch_matmul_transposed(query, key), -1)
+        return _batch_matmul(weights, value), weights
+
+    def bprop(self, query, key, value, out, dout):
+        """As FlashAttention (arXiv:2205.14135) has it: weights * (dout value^T - sum(dout * output))."""
+        output, weights = out
+        towards = dout[0]
+        size = towards.shape[-1]
+        along = _mean((towards * output).reshape(-1, size)).reshape(towards.shape[:-1] + (1,))
+        minus = _filled(value.shape[:-1] + (1,), -size, value.dtype)
+        scores = weights * _batch_matmul_transposed(ops.cat((towards, along), -1), ops.cat((value, minus), -1))
+        dvalue = _batch_transposed_matmul(towards, weights).swapaxes(-1, -2)  # faster than with weights transposed
+        dkey = _batch_transposed_matmul(query, scores).swapaxes(-1, -2)
+        return _batch_matmul(scores, key), dkey, dvalue
+
+
+_attention = _Attention()
+
+
+def attention(query, key, value):
+    """As `pipeline.devices.attention.attention`, without mask and with the scale 1/sqrt(head_dim)."""
+    scale = 1.0 / math.sqrt(query.shape[-1])
+    query = query.permute(0, 2, 1, 3) * scale
+    key = key.astype(query.dtype).permute(0, 2, 1, 3)
+    value = value.astype(query.dtype).permute(0, 2, 1, 3)
+    return _attention(query, key, value)[0].permute(0, 2, 1, 3)
+
+
+# --- normalisation ------------------------------------------------------------------------------------------------
+
+
+class _Scaled(_Cell):
+    """rows * inverse, where ``inverse`` is 1 / sqrt(mean(rows * rows) + eps) and has no gradient besides."""
+
+    def construct(self, rows, inverse):
+        return rows * inverse
+
+    def bprop(self, rows, inverse, out, dout):
+        return (dout - out * _mean(dout * out)) * inverse, ops.zeros_like(inverse)
+
+
+_scaled = _Scaled()
+
+
+def normalized(x, eps):
+    """x / sqrt(mean(x * x) + eps) over the last axis, float32."""
+    rows = x.astype(ms.float32).reshape(-1, x.shape[-1])
+    inverse = ops.stop_gradient(ops.rsqrt(_mean(rows * rows) + eps))
+    return _scaled(rows, inverse).reshape(x.shape)
+
+
+def centered(x):
+    """x - mean(x) over the last axis, float32."""
+    rows = x.astype(ms.float32).reshape(-1, x.shape[-1])
+    minus_means = _matmul(_mean(rows), _filled((1, x.shape[-1]), -1.0, ms.float32))
+    return (rows + minus_means).reshape(x.shape)
+
+
+# --- activation ---------------------------------------------------------------------------------------------------
+
+_LINEAR = 1.5957691216057308
+_CUBIC = 0.044715 * _LINEAR
+
+
+class _Gelu(_Cell):
+    """x * sigmoid(2u), and that sigmoid, which the gradient needs; u as in `pipeline.devices.cpu.gelu`."""
+
+    def construct(self, x):
+        bounded = _bounded(x)
+        share = ops.sigmoid(bounded * (bounded * bounded * _CUBIC + _LINEAR))
+        return x * share, share
+
+    def bprop(self, x, out, dout):
+        output, share = out
+        bounded = _bounded(x)
+        slope = bounded * bounded * (3 * _CUBIC) + _LINEAR
+        return (dout[0] * (share + (output - output * share) * slope),)
+
+
+def _bounded(x):
+    """Where u would overflow float16, and its gradient become NaN, x as far as the sigmoid is not 0 or 1."""
+    return ops.clamp(x, -10.0, 10.0) if x.dtype == ms.float16 else x
+
+
+_gelu = _Gelu()
+
+
+def gelu(x):
+    """The tanh form of the Gaussian error linear unit."""
+    return _gelu(x)[0]
