@@ -29,7 +29,7 @@ from pipeline.settings.fields import PRESETS
 from pipeline.settings.reading import load_experiment
 from pipeline.stage_table import STAGES, described
 from pipeline.stages import num_ranks, run
-from pipeline.study import figures, plot, study, subject
+from pipeline.study import figures, study, subject
 from pipeline.study import report as study_report
 
 EXPERIMENT = "experiment file (TOML); without it, the embedded default"
@@ -197,7 +197,7 @@ def _add_precision(commands) -> None:
         "--devices", type=_devices, default=[], metavar="LIST", help="as 0-7 or 0,2,3: so many models compute at a time"
     )
     precision.add_argument("--json", action="store_true", help="for programs")
-    precision.add_argument("--picture", type=Path, metavar="FILE", help="PNG (RUNS/NAME-precision.png)")
+    precision.add_argument("--page", type=Path, metavar="FILE", help="HTML (RUNS/NAME-precision.html)")
     precision.set_defaults(command=_precision)
 
 
@@ -304,15 +304,17 @@ def _precision(options) -> None:
     except KeyboardInterrupt:
         print("interrupted; nothing of it is kept", file=sys.stderr)
         raise SystemExit(INTERRUPTED_EXIT) from None
-    path = options.picture or experiment.runs / f"{experiment.name}-precision.png"
-    if found.has_picture:
-        found.report["picture"] = str(path)
+    path = options.page or experiment.runs / f"{experiment.name}-precision.html"
+    if found.has_page:
+        found.report["page"] = str(path)
     if options.json:
         print(figures.as_json(found.report), flush=True)
     else:
         show(*study_report.parts(found.report))
-    if found.has_picture:
-        plot.save(found, path)  # last: where the disk refuses it, the figures are there
+    if found.has_page:
+        from pipeline.study import page
+
+        page.save(found, path)  # last: where the disk refuses it, the figures are there
 
 
 def _precision_part(options) -> None:

@@ -115,7 +115,7 @@ def test_values_of_the_wrong_kind_are_no_traceback(run, capsys, field, value):
 def test_folders_that_are_no_runs_are_a_line_and_other_files_are_none(run, capsys):
     runs = run.path.parent
     (runs / "thesis").mkdir()
-    (runs / "lab-precision.png").write_bytes(b"")
+    (runs / "lab-precision.html").write_bytes(b"")
     (runs / ".hidden").mkdir()
     assert [run.state for run in runs_in(runs)] == [FINISHED, FOREIGN]
     main(["runs", str(runs)])

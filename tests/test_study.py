@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lab import Lab
-from PIL import Image
 from safetensors.numpy import load_file, save_file
 from terminals import terminal
+from test_page import Seen
 
 from cache.terminal.output import show
 from pipeline.commands import main
 from pipeline.devices.precision import Policy
 from pipeline.flux.prediction import prediction
 from pipeline.process import children
-from pipeline.study import figures, parts, plot, report, study
+from pipeline.study import figures, page, parts, report, study
 from pipeline.study.subject import AGAINST, COMPONENTS, OWN, Job, evenly, label, plans_of
 from pipeline.training.batches import Batches
 from pipeline.training.loss import item_loss, tensors_of
@@ -176,9 +176,9 @@ def test_what_overflows_in_half_precision_is_counted_and_named_with_what_to_try(
     weights = load_file(path)
     weights["encoder.final_layer_norm.weight"][5] = 1e6  # one channel; float16 ends at 65504
     save_file(weights, path, {"format": "pt"})
-    picture = tmp_path / "new" / "picture.png"
+    path = tmp_path / "new" / "page.html"
     capsys.readouterr()
-    assert main(["precision", str(other.path), "--items", "2", "--json", "--picture", str(picture)]) == 0
+    assert main(["precision", str(other.path), "--items", "2", "--json", "--page", str(path)]) == 0
     found = strict(capsys.readouterr().out)
     row = found["components"]["text_encoder_2"]
     assert row["not_finite"] == {OWN: {"items": 2, "values": 2 * 16}, AGAINST: {"items": 0, "values": 0}}
@@ -189,7 +189,9 @@ def test_what_overflows_in_half_precision_is_counted_and_named_with_what_to_try(
     assert problem == ('text_encoder_2, fp16: 2 of 2 items are not finite; try [precision] preset = "fp16-text-fp32"')
     assert "training loss: none, as not everything is finite" in report.parts(found)
     assert found["components"]["transformer"]["relative_error"]["worst"] > 0.5  # it clips such input, and says nothing
-    assert Image.open(picture).width == plot.WIDTH
+    seen = Seen(path.read_text())
+    assert "text_encoder_2: of 2 items not drawn: 2 not finite" in seen.texts and problem in seen.texts
+    assert "text_encoder_2" not in [plot["name"] for plot in json.loads(seen.inline[1])]
 
 
 @pytest.mark.parametrize(("preset", "against"), [("bf16", "fp32"), ("fp16", "bf16")])
@@ -239,9 +241,9 @@ def test_the_whole_command_in_processes_of_their_own(lab, tmp_path):
     process = command(other, "--items", "2")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    picture = other.folder / "runs" / "lab-precision.png"
-    assert f"picture: {picture}" in out and "training loss" in out
-    assert [path.name for path in picture.parent.iterdir()] == [picture.name]
+    path = other.folder / "runs" / "lab-precision.html"
+    assert f"page: {path}" in out and "training loss" in out
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
 def test_the_parent_imports_no_mindspore(lab, tmp_path):
@@ -280,16 +282,23 @@ def test_policies_are_named_for_people():
     assert label(Policy("bf16", "bf16", "bf16", simulated=True)) == "bf16 simulated"
 
 
-def test_the_picture_has_panels_and_the_images_where_there_are_any(found):
-    full = plot.draw(found)
-    plots = plot.HEAD + 2 * (plot.PANEL[1] + plot.MARGIN)
-    assert full.size == (
-        plot.WIDTH,
-        plots + plot.TILE_HEAD + plot.TILE + plot.MARGIN,
-    )
-    assert plot.draw(study.Study(found.report)).size == (plot.WIDTH, plots)
-    pixels = np.asarray(full)[:plots].reshape(-1, 3)
-    assert (pixels == plot.BAR).all(axis=1).sum() > 1000
+def test_the_page_has_histograms_all_figures_and_the_images_where_there_are_any(found):
+    seen = Seen(page.of_study(found))
+    plots = json.loads(seen.inline[1])
+    rows = found.report["components"]
+    assert [plot["name"] for plot in plots] == list(COMPONENTS) and all(plot["logX"] for plot in plots)
+    for plot in plots:
+        (bars,) = plot["lines"]
+        errors = [item["relative_error"] for item in rows[plot["name"]]["by_item"]]
+        assert bars["kind"] == "bars" and sum(bars["ys"]) == sum(error > 0 for error in errors)
+        for error in filter(None, errors):
+            place = np.searchsorted(bars["xs"], error, "right") - 1
+            assert bars["ys"][place] > 0
+    assert len({tuple(plot["lines"][0]["xs"]) for plot in plots}) == 1  # one axis
+    cells = [str(cell) for table in report.tables(found.report) for row in table.rows for cell in row]
+    assert set(filter(None, cells)) <= set(seen.texts)
+    assert len([each for each in seen.named("img") if "src" in each]) == 3
+    assert not [each for each in Seen(page.of_study(study.Study(found.report))).named("img") if "src" in each]
 
 
 def test_long_names_are_cut_inside():
@@ -299,9 +308,9 @@ def test_long_names_are_cut_inside():
 
 
 def test_differences_are_amplified_as_far_as_they_stay_in_range():
-    assert plot.amplification(np.array([0.5, -1.2])) == 100
-    assert plot.amplification(np.array([200.0])) == 1
-    assert plot.amplification(np.array([12.0])) == 10
+    assert page.amplification(np.array([0.5, -1.2])) == 100
+    assert page.amplification(np.array([200.0])) == 1
+    assert page.amplification(np.array([12.0])) == 10
 
 
 @pytest.mark.slow

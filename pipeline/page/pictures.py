@@ -77,14 +77,19 @@ def _encoded(path: Path, side: int) -> _Encoded | Unreadable:
     return _Encoded(encoded(image, side), *image.size)
 
 
-def encoded(image: Image.Image, side: int) -> bytes:
+def embedded(image: Image.Image, side: int) -> Embedded:
+    """A picture of at most ``side`` pixels, without loss."""
+    return Embedded(uri_of(encoded(image, side, lossless=True)), *image.size)
+
+
+def encoded(image: Image.Image, side: int, lossless: bool = False) -> bytes:
     """WebP of at most ``side`` pixels; small pictures without loss, so that every pixel can be seen."""
-    is_small = max(image.size) <= SMALL
+    lossless = lossless or max(image.size) <= SMALL
     if max(image.size) > side:
         image = image.copy()
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
     content = io.BytesIO()
-    image.save(content, "WEBP", quality=QUALITY, lossless=is_small, method=4)
+    image.save(content, "WEBP", quality=QUALITY, lossless=lossless, method=4)
     return content.getvalue()
 
 

@@ -14,7 +14,8 @@ DIGITS = 5
 LOG_FROM = 100
 """How many times the least value the greatest is, at least, where an axis is logarithmic by itself."""
 
-Kind = Literal["line", "faint", "dashed", "dots"]
+Kind = Literal["line", "faint", "dashed", "dots", "bars"]
+"""How a line is drawn.  "bars": a histogram, a bar from each x to the next; the last x ends the last bar."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Plot:
     x_kind: Literal["step", "number"] = "step"
     log_y: bool | None = False
     note: str = ""
+    log_x: bool = False
 
     def spec(self) -> dict:
         log_y = self._spans_decades() if self.log_y is None else self.log_y
@@ -60,6 +62,7 @@ class Plot:
             "title": self.title,
             "xLabel": self.x_label,
             "xKind": self.x_kind,
+            "logX": self.log_x,
             "logY": log_y,
             "lines": [line.spec() for line in self.lines],
         }

@@ -63,7 +63,7 @@ class Component(TypedDict):
 
 
 class Report(TypedDict):
-    """All figures of a study.  loss: None where none can be compared.  picture: the path of the picture, if any."""
+    """All figures of a study.  loss: None where none can be compared.  page: its path, if there is one."""
 
     experiment: str
     device: str
@@ -72,7 +72,7 @@ class Report(TypedDict):
     components: dict[str, Component]
     loss: distances.Change | None
     problems: list[str]
-    picture: str | None
+    page: str | None
 
 
 def heading(plans: Mapping[str, Plan], pairs: int) -> Report:
@@ -96,7 +96,7 @@ def heading(plans: Mapping[str, Plan], pairs: int) -> Report:
         },
         "loss": None,
         "problems": [],
-        "picture": None,
+        "page": None,
     }
 
 

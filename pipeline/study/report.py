@@ -1,8 +1,10 @@
 """What a study has found, for people: first what the cheaper precision costs and saves, then the figures."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from cache.terminal.output import bad, good, quiet, warning
+from cache.terminal.places import shown
 from cache.terminal.table import Table
 from cache.terminal.words import human_bytes
 from pipeline.study import distances
@@ -24,31 +26,37 @@ LEGEND = (
 
 def parts(report: Report) -> Iterator[Part]:
     """Lines and tables to be shown; names of captions and files are cut where they are long."""
-    sample, presets, rows = report["sample"], report["presets"], report["components"]
+    sample, presets = report["sample"], report["presets"]
     beside = f"{presets[OWN]} (own) beside {presets[AGAINST]} (the reference)"
     yield f"{report['experiment']} on {report['device']}: {beside}"
     yield f"{sample['captions']} captions, {sample['photos']} photos, {sample['pairs']} pairs of noise and noise level"
     yield ""
-    yield from _verdict(report)
+    yield from verdict(report)
+    for table in tables(report):
+        yield ""
+        yield table
     yield ""
+    yield from map(quiet, LEGEND)
+    if report["page"]:
+        yield f"page: {shown(Path(report['page']))}"
+
+
+def tables(report: Report) -> Iterator[Table]:
+    """The figures: how far both sides are apart, where most, and the bytes that are saved."""
+    rows = report["components"]
     columns = "precision", "own", "reference", ">error, mean", ">worst", ">cosine, worst"
     yield Table(columns, [_difference(name, row) for name, row in rows.items()])
     if worst := list(_worst(report)):
-        yield ""
         yield Table(["worst at", ""], worst)
-    yield ""
     taken = "bytes", ">weights, own", ">reference", ">saved", ">item, own", ">reference", ">saved"
     yield Table(taken, [_bytes(name, row) for name, row in rows.items()])
-    yield ""
-    yield from map(quiet, LEGEND)
-    if report["picture"]:
-        yield f"picture: {report['picture']}"
 
 
 # --- the answer ---------------------------------------------------------------------------------------------------
 
 
-def _verdict(report: Report) -> Iterator[Part]:
+def verdict(report: Report) -> Iterator[str]:
+    """What the cheaper precision costs and saves, in lines."""
     rows = report["components"].values()
     if all(row["same_policy"] for row in rows):
         yield good("nothing to compare: each component is computed alike on both sides")
@@ -64,7 +72,7 @@ def _verdict(report: Report) -> Iterator[Part]:
     yield f"weights of all models: {human_bytes(own)}, {_signed(saved)} saved"
 
 
-def _loss(loss: distances.Change) -> Iterator[Part]:
+def _loss(loss: distances.Change) -> Iterator[str]:
     error = loss["standard_error"]
     change = f"changes by {loss['change']:+.2e}, standard error {_said('{:.1e}', error)} ({loss['pairs']} pairs)"
     yield f"training loss: {loss['against']:.5f} with the reference, {loss['own']:.5f} own: {change}"

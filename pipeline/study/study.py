@@ -59,8 +59,8 @@ class Study:
     worst_image: WorstImage | None = None
 
     @property
-    def has_picture(self) -> bool:
-        """Whether anything was computed that can be drawn."""
+    def has_page(self) -> bool:
+        """Whether anything was computed that a page can show."""
         return any(not row["same_policy"] for row in self.report["components"].values())
 
 

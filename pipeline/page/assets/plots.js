@@ -3,6 +3,7 @@
 
 const HEIGHT = 250;
 const DASH = [5, 4];
+const WHOLE = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 1e5, 1e6]; // steps of an axis that counts
 
 function colours() {
   const style = getComputedStyle(document.documentElement);
@@ -35,6 +36,10 @@ function lineOf(line, colour) {
   if (line.kind === "dots") {
     return { ...common, width: 1.5, points: { show: true, size: 7, fill: colour("--paper"), width: 1.5 } };
   }
+  if (line.kind === "bars") {
+    const paths = uPlot.paths.bars({ size: [0.92, Infinity], align: 1 });
+    return { ...common, width: 0, fill: stroke, paths };
+  }
   if (line.kind === "faint") return { ...common, width: 1, alpha: 0.3 };
   return { ...common, width: 1.8, dash: line.kind === "dashed" ? DASH : undefined };
 }
@@ -51,6 +56,8 @@ function axesOf(spec, colour) {
   const up = { ...common, size: 58, values: (plot, splits) => splits.map((at) => (at === null ? "" : number(at))) };
   if (spec.logY) Object.assign(up, { grid: { ...common.grid, filter: powers } });
   const across = { ...common, size: 32, grid: { show: false }, values: (plot, splits) => splits.map(number) };
+  if (spec.logX) Object.assign(across, { values: (plot, splits) => powers(plot, splits).map((at) => (at === null ? "" : number(at))) });
+  if (spec.lines.some((line) => line.kind === "bars")) Object.assign(up, { incrs: WHOLE });
   if (spec.xKind !== "step") Object.assign(across, { label: spec.xLabel, labelSize: 20 });
   return [across, up];
 }
@@ -66,7 +73,7 @@ function options(spec, width, colour) {
   return {
     width,
     height: HEIGHT,
-    scales: { x: { time: false }, y: spec.logY ? { distr: 3 } : { range: rangeOf } },
+    scales: { x: { time: false, ...(spec.logX ? { distr: 3, range: (plot, low, high) => [low, high] } : {}) }, y: spec.logY ? { distr: 3 } : { range: rangeOf } },
     axes: axesOf(spec, colour),
     series: [
       { label: spec.xLabel, value: (plot, value) => number(value) },
