@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cache import StoreError, print_anything
 from cache.terminal import log_lines
+from cache.terminal.arguments import Parser
 from cache.terminal.output import bad, good, show
 from pipeline import checks
 from pipeline.doctor import doctor
@@ -78,7 +79,7 @@ def _fail(message: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
+    parser = Parser(prog="python -m pipeline", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     stage = commands.add_parser(

@@ -4,9 +4,11 @@ import argparse
 import os
 import sys
 
+from cache.terminal.arguments import USAGE_EXIT, Parser, fail, unknown
+from cache.terminal.output import bad, say
 from pipeline import stage_table
 from pipeline.process.several import VISIBLE, numbers_in
-from tasks import launch, manners, sweep_command, table
+from tasks import launch, sweep_command, table
 
 WITH = "another setting that changes with the --set before it: as many values"
 
@@ -17,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tasks", description=__doc__)
+    parser = Parser(prog="python -m tasks", description=__doc__)
     parser.set_defaults(command=_list)
     commands = parser.add_subparsers(metavar="COMMAND")
 
@@ -85,15 +87,15 @@ def _list(options) -> int:
 
 def _run(options) -> int:
     if not options.devices:
-        sys.exit(f"error: --devices: name them, as 0-7, or set {VISIBLE}")
+        fail(f"--devices: name them, as 0-7, or set {VISIBLE}")
     return launch.launch(options.task, options.experiment, options.devices, options.scheduler_url)
 
 
 def _task(name: str) -> str:
     if name not in table.TASKS:
-        said = f"error: {manners.unknown(name, table.TASKS)}\ntasks:\n{stage_table.described(with_groups=True)}"
-        print(said, file=sys.stderr)
-        sys.exit(2)
+        said = bad(f"error: {unknown(name, table.TASKS)}"), f"tasks:\n{stage_table.described(with_groups=True)}"
+        say(*said, to_stderr=True)
+        sys.exit(USAGE_EXIT)
     return name
 
 

@@ -1,12 +1,10 @@
 """How Luigi behaves here where the user's own configuration says nothing: exit codes, and a log one can read."""
 
 import argparse
-import difflib
 import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import luigi
@@ -15,7 +13,9 @@ from luigi.rpc import RemoteScheduler, RPCError
 from luigi.scheduler import FAILED
 from luigi.task_register import Register
 
-from cache import StoreError, printable
+from cache import StoreError
+from cache.terminal.arguments import refuse, unknown
+from cache.terminal.output import bad, say
 from pipeline.errors import UserError
 from tasks import endings
 from tasks.process import StageFailed
@@ -36,6 +36,8 @@ DEFAULTS: dict[tuple[str, str], object] = {
     ("core", "lock_pid_dir"): os.path.join(tempfile.gettempdir(), f"luigi-{os.getuid()}"),
 }
 DEFAULTS |= {("retcode", name): code for name, code in EXIT_CODES.items()}
+
+ASKS = {"--help", "--help-all"}
 
 ONLY_ONCE = 1
 """Of a task's tries, once it is known that more of them would be in vain."""
@@ -60,7 +62,9 @@ def describe(tasks: str) -> None:
     def with_tasks(*args, **kwargs):
         name, known = kwargs.get("root_task"), Register.task_names()
         if name and name not in known:  # Luigi itself ends with a traceback
-            sys.exit(f"error: {unknown(name, known)}\ntasks:\n{tasks}")
+            _end(unknown(name, known), tasks)
+        if "root_task" in kwargs and not name and not ASKS.intersection(sys.argv):
+            _end("no task is named", tasks)
         parser = build(*args, **kwargs)
         parser.error = lambda message: _refuse(parser, message)
         parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, f"tasks:\n{tasks}"
@@ -69,10 +73,9 @@ def describe(tasks: str) -> None:
     CmdlineParser._build_parser = staticmethod(with_tasks)  # type: ignore[method-assign]  # Luigi offers no other way
 
 
-def unknown(name: str, known: Iterable[str], kind: str = "task") -> str:
-    """What to say of a name that is none of those known."""
-    meant = "".join(f"; did you mean {each}?" for each in difflib.get_close_matches(name, known, 1))
-    return f"there is no {kind} {printable(name)}{meant}"
+def _end(message: str, tasks: str) -> NoReturn:
+    say(bad(f"error: {message}"), f"tasks:\n{tasks}", to_stderr=True)
+    raise SystemExit(1)
 
 
 def _refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
@@ -80,7 +83,7 @@ def _refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
     name = next((word for word in message.split() if word.startswith("--")), "")
     is_unknown = message.startswith("unrecognized arguments") and name
     said = unknown(name.partition("=")[0], parser._option_string_actions, "option") if is_unknown else message
-    parser.exit(2, f"error: {said}; luigi --module tasks --help says what there is\n")
+    refuse(said, "luigi --module tasks")
 
 
 def set_default(section: str, option: str, value: object) -> None:

@@ -1,11 +1,10 @@
 """A sweep as one graph of Luigi: the tasks of all its experiments, and the page that compares their runs."""
 
-import sys
 from pathlib import Path
 
 import luigi
 
-from cache import printable_lines
+from cache.terminal.arguments import fail
 from pipeline.errors import UserError
 from pipeline.methods import METHODS
 from pipeline.plan.method import Method
@@ -26,7 +25,7 @@ class SweepParameter(luigi.Parameter):
         try:
             files.read(path)
         except UserError as error:
-            sys.exit(f"error: {printable_lines(str(error))}")
+            fail(str(error))
         return str(path)
 
 

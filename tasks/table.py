@@ -6,12 +6,11 @@ Each task starts its stage as a process of its own, and is complete when the sta
 import logging
 import multiprocessing
 import os
-import sys
 from collections.abc import Iterable
 
 import luigi
 
-from cache import printable_lines
+from cache.terminal.arguments import fail
 from pipeline import stage_table, stages
 from pipeline.data.survey_file import SurveyFile
 from pipeline.devices import device
@@ -55,7 +54,7 @@ class ExperimentParameter(luigi.Parameter):
                 pictures.check(experiment, self.method)
         except UserError as error:
             where = "" if str(error).startswith(text) else f"{text or 'the embedded experiment'}: "
-            sys.exit(f"error: {printable_lines(where + str(error))}")
+            fail(where + str(error))
         return self.normalize(text)
 
     def normalize(self, text: str) -> str:
@@ -172,7 +171,7 @@ class ShardParameter(luigi.Parameter):
         try:
             return str(Shard.parse(text))
         except UserError as error:
-            sys.exit(f"error: shard: {printable_lines(str(error))}")
+            fail(f"shard: {error}")
 
 
 class ShardTask(StageTask):

@@ -67,6 +67,25 @@ def test_help_fits_80_columns(command, monkeypatch):
     assert max(map(len, screen(command))) <= 80
 
 
+@pytest.mark.parametrize(
+    "command, said",
+    [
+        ("pipeline plna my.toml", "there is no plna; did you mean plan?"),
+        ("pipeline run TrainLora", "there is no TrainLora; did you mean TrainLoRA?"),
+        ("pipeline run nothing", "there is no nothing; choose from GetModel, CheckData, "),
+        ("pipeline plan --jsno", "there is no option --jsno; did you mean --json?"),
+        ("pipeline", "arguments are required: COMMAND"),
+        ("cache lss", "there is no lss; did you mean ls?"),
+        ("tasks sweep my.toml --tsk x", "there is no option --tsk; did you mean --task?"),
+        ("tasks run TrainLora", "there is no task TrainLora; did you mean TrainLoRA?"),
+    ],
+)
+def test_a_misspelt_word_is_told_what_was_meant_in_80_columns(command, said):
+    lines = screen(command)
+    assert max(map(len, lines)) <= 80 and said in " ".join(" ".join(lines).split())
+    assert lines[0].startswith("error: ")
+
+
 @pytest.fixture(scope="module")
 def lab(plainly_trained, tmp_path_factory):
     """A trained lab, and the same experiment with another resolution and a longer text in `other.toml`."""

@@ -186,6 +186,15 @@ def test_a_misspelt_task_is_one_line_and_those_that_there_are(lab):
     assert second == "tasks:" and [line.split()[0] for line in listed] == list(tasks.table.TASKS)  # a line each
 
 
+def test_without_a_task_they_are_listed():
+    result = subprocess.run(
+        [sys.executable, "-m", "luigi", "--module", "tasks"], env=environment(), capture_output=True, text=True
+    )
+    first, second, *listed = result.stderr.splitlines()
+    assert result.returncode == 1 and (first, second) == ("error: no task is named", "tasks:")
+    assert [line.split()[0] for line in listed] == list(tasks.table.TASKS)
+
+
 def test_a_misspelt_option_is_one_line(lab):
     result = run_luigi("TrainLoRA", lab, "--experimnt", "my.toml")
     assert result.returncode == 2 and result.stderr.startswith(

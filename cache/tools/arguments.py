@@ -5,6 +5,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace, _SubParsersAc
 from collections.abc import Callable
 from pathlib import Path
 
+from cache.terminal.arguments import Parser
 from cache.tools import commands
 from cache.tools.export import KINDS
 from cache.tools.show import EXAMPLES
@@ -19,7 +20,7 @@ UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 def build_parser() -> ArgumentParser:
     """The parser of the command line. Parsed options have ``command``: the function of `commands` that runs them."""
-    found = ArgumentParser(prog="python -m cache", description=DESCRIPTION)
+    found = Parser(prog="python -m cache", description=DESCRIPTION)
     subparsers = found.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_ls, _add_stats, _add_verify, _add_why, _add_diff, _add_export, _add_gc):
         add(subparsers).add_argument("--json", action="store_true", help="print everything, as JSON")
