@@ -15,7 +15,7 @@ from luigi.task_register import Register
 
 from cache import StoreError
 from cache.terminal.arguments import refuse, unknown
-from cache.terminal.output import bad, say
+from cache.terminal.output import bad, is_terminal, num_columns, say, wrapped
 from pipeline.errors import UserError
 from tasks import endings
 from tasks.process import StageFailed
@@ -127,10 +127,20 @@ class _Readable(logging.Filter):
             record.exc_info = record.exc_text = None
         elif str(record.msg).startswith(PREFIX) and isinstance(record.args, tuple):
             record.msg, record.args = record.msg.removeprefix(PREFIX), record.args[2:]
-        return record.levelno > logging.INFO or not self._is_noise(str(record.msg), record.args)
+        is_shown = record.levelno > logging.INFO or not self._is_noise(str(record.msg), record.args)
+        if is_shown and is_terminal(sys.stderr):
+            record.msg, record.args = "%s", (_wrapped(record),)
+        return is_shown
 
     def _is_noise(self, message: str, args: object) -> bool:
         """Also of a group of tasks, which does nothing itself; and Luigi's summary, where `endings` has said it."""
         is_of_group = isinstance(args, tuple) and bool(args) and isinstance(args[0], luigi.WrapperTask)
         is_told = message.startswith(endings.SUMMARY) and endings.is_ours()
         return message.startswith(NOISE) or (message.startswith(OF_A_TASK) and is_of_group) or is_told
+
+
+def _wrapped(record: logging.LogRecord) -> str:
+    """The message of a line of log in lines that a terminal has room for, below the name of its level."""
+    said = f"{record.levelname}: {record.getMessage()}"
+    several = [part for line in said.split("\n") for part in wrapped(line, num_columns(sys.stderr))]
+    return "\n".join(several).removeprefix(f"{record.levelname}: ")

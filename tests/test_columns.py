@@ -1,8 +1,10 @@
 """No command prints a line that is wider than a terminal of 80 columns; nor does any ``--help``."""
 
 import contextlib
+import logging
 import os
 import signal
+import sys
 
 import pytest
 from terminals import terminal
@@ -10,6 +12,7 @@ from terminals import terminal
 from cache import __main__ as cache_tools
 from pipeline import commands
 from tasks import __main__ as tasks_tools
+from tasks import manners
 
 COMMANDS = {"pipeline": commands.main, "cache": cache_tools.main, "tasks": tasks_tools.main}
 WITH_HELP = {
@@ -84,6 +87,20 @@ def test_a_misspelt_word_is_told_what_was_meant_in_80_columns(command, said):
     lines = screen(command)
     assert max(map(len, lines)) <= 80 and said in " ".join(" ".join(lines).split())
     assert lines[0].startswith("error: ")
+
+
+def test_a_line_of_luigis_log_fits_80_columns():
+    log = logging.Logger("tasks")
+    with terminal(80) as seen:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        handler.addFilter(manners._Readable())
+        log.addHandler(handler)
+        log.error("%s failed (exit code 1; what it said stands above)", "SampleControlNetLatents" * 2)
+        log.info("done      %s", "Sample(cat)")
+    first, second, third = filter(None, seen.lines)
+    assert max(map(len, seen.lines)) <= 80 and first.startswith("ERROR: SampleControlNet")
+    assert second == "  it said stands above)" and third == "INFO: done      Sample(cat)"
 
 
 @pytest.fixture(scope="module")

@@ -178,6 +178,14 @@ def test_invalid_toml_is_one_line_that_names_the_file(tmp_path, text):
     assert "\n" not in str(refusal.value)
 
 
+def test_a_text_without_quotes_and_a_folder_for_a_file_are_told_what_to_write(tmp_path):
+    (tmp_path / "my.toml").write_text("name = cat")
+    for path, said in ((tmp_path / "my.toml", "; texts need quotes"), (tmp_path, "Is a directory; name a TOML file")):
+        with pytest.raises(UserError) as refusal:
+            load_experiment(path)
+        assert str(refusal.value).endswith(said)
+
+
 @pytest.mark.parametrize("name, reason", [("none.toml", "No such file or directory"), ("", "Is a directory")])
 def test_a_file_that_cannot_be_read_is_one_line_that_names_it(tmp_path, name, reason):
     with pytest.raises(UserError) as refusal:

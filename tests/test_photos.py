@@ -303,10 +303,17 @@ def test_a_file_name_that_is_not_utf8_is_a_problem(folder):
     assert problems(folder, "a cat") == {"K\udce4se.png": "its name is not valid UTF-8 text"}
 
 
-@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.touch()])
-def test_a_missing_folder_is_a_user_error(tmp_path, make):
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda path: None, "no such folder; set .* holds the photos$"),
+        (lambda path: path.touch(), "a file, and no folder; set"),
+        (lambda path: path.with_name("photo").mkdir(), "no such folder; .*; did you mean photo[?]$"),
+    ],
+)
+def test_a_missing_folder_is_a_user_error(tmp_path, make, said):
     make(tmp_path / "photos")
-    with pytest.raises(UserError, match="photos: no such folder; set"):
+    with pytest.raises(UserError, match=f"photos: {said}"):
         list_photos(tmp_path / "photos")
 
 

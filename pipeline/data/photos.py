@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import difflib
 import io
 import json
 import os
@@ -20,6 +21,7 @@ METADATA = "metadata.jsonl"
 TABLES = METADATA, "metadata.csv", "metadata.parquet"
 """Lists of photos and captions; the first that is there is taken."""
 
+AS_FOLDER = "; set [data] images to the folder that holds the photos"
 CAPTION_SUFFIXES = ".txt", ".caption"
 """Of files beside photos; the first that is there is taken."""
 
@@ -59,7 +61,8 @@ def list_photos(folder: Path, prompt: str = "") -> tuple[list[Photo], list[Probl
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; set [data] images to the folder that holds the photos")
+        what = f"a file, and no folder{AS_FOLDER}" if folder.is_file() else f"no such folder{AS_FOLDER}{_meant(folder)}"
+        raise UserError(f"{folder}: {what}")
     table = table_in(folder)
     if table:
         photos, problems = _from_table(_Folder(folder), table, prompt.strip())
@@ -68,6 +71,13 @@ def list_photos(folder: Path, prompt: str = "") -> tuple[list[Photo], list[Probl
     if not photos and not problems:
         raise UserError(f"{folder}: no photo in it; expected {METADATA}, or images with NAME.txt beside NAME.png")
     return sorted(photos, key=lambda photo: photo.name), sorted(problems)
+
+
+def _meant(folder: Path) -> str:
+    """The folder beside that has nearly the name of one that is not there."""
+    parent = folder.parent
+    beside = [each.name for each in parent.iterdir() if each.is_dir()] if os.access(parent, os.R_OK) else []
+    return "".join(f"; did you mean {name}?" for name in difflib.get_close_matches(folder.name, beside, 1))
 
 
 def table_in(folder: Path) -> str:

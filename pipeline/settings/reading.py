@@ -26,9 +26,11 @@ def load_experiment(path: Path | str | None = None) -> Experiment:
             document = tomllib.load(file)
     except OSError as error:
         meant = "".join(f"; did you mean {name}?" for name in _named_like(path))
+        meant = "; name a TOML file" if isinstance(error, IsADirectoryError) else meant
         raise UserError(f"{path}: cannot read the experiment file: {error.strerror}{meant}") from None
     except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, and that of a number of thousands of digits
-        raise UserError(f"{path}: not valid TOML: {error}") from None
+        hint = "; texts need quotes" if str(error).startswith("Invalid value") else ""
+        raise UserError(f"{path}: not valid TOML: {error}{hint}") from None
     except RecursionError:
         raise UserError(f"{path}: not valid TOML: nested too deep") from None
     return _build(document, path, folder=path.resolve().parent)
