@@ -223,8 +223,11 @@ def _optimizer(name: str, dtype: str) -> Callable:
     """The steps of all optimizers, with averages of the weights and clipping."""
     import mindspore as ms
 
+    from pipeline.devices import device
     from pipeline.settings.fields import Train
     from pipeline.training import optimizer
+
+    device.is_cpu = lambda: False
 
     def update():
         for kind in optimizer.MAKERS:

@@ -23,10 +23,10 @@ COMPILE_CACHE = "MS_COMPILER_CACHE_ENABLE"
 COMPUTES = {"Ascend": ("bf16", "fp16", "fp32"), "CPU": ("fp32", "fp16")}
 """What each device computes, by preference.  MindSpore's CPU backend has almost no bf16 kernels."""
 
-NUMERICS = {"Ascend": 1, "CPU": 2}
+NUMERICS = {"Ascend": 2, "CPU": 2}
 """Of what each device computes with, the version of the last bits: it grows when they change and nothing else does.
 
-2: gradients of attention, normalisation and GELU on CPU written by hand, see `cpu_gradients`.
+2: the squares of all gradients are summed at once; on CPU also the gradients of `cpu_gradients`, and a fused AdamW.
 """
 
 DEVICES = Path("/dev")
@@ -165,6 +165,36 @@ def numerics() -> int:
     return NUMERICS[ms.get_context("device_target")]
 
 
+def make_sum_of_squares() -> Callable:
+    """A function of a tensor, for compiled functions: its scalar product with itself, float32.
+
+    On CPU that is one matrix product: each operation costs there what some ten thousand numbers do.
+    """
+    from mindspore import ops
+
+    product = ops.MatMul(transpose_b=True)
+
+    def by_product(tensor):
+        return product(tensor.reshape(1, -1), tensor.reshape(1, -1))
+
+    def by_sum(tensor):
+        return ops.sum(tensor * tensor)
+
+    return by_product if is_cpu() else by_sum
+
+
+def has_fused_adamw() -> bool:
+    """Whether MindSpore's AdamWeightDecay, which decays and steps, is one operation here: on Ascend it is several."""
+    return is_cpu()
+
+
+def is_cpu() -> bool:
+    """Whether this process computes on CPU."""
+    import mindspore as ms
+
+    return ms.get_context("device_target") == "CPU"
+
+
 def details(device: str, settings: Device) -> dict:
     """Of the device that this process uses, for the record: which, its memory in bytes, and what else it was told."""
     found: dict = {"memory_bytes": memory_bytes(device, settings.memory_gb), "machine": platform.machine()}
@@ -196,9 +226,7 @@ def wait_asleep(tensors) -> None:
     (AsyncRQueue::Wait) on a core that the graph's kernels need: on two cores a step then takes up to five times as
     long.  Asking for a shape waits without spinning.  Include the results that are computed last.
     """
-    import mindspore as ms
-
-    if ms.get_context("device_target") == "CPU":
+    if is_cpu():
         for tensor in tensors:
             tensor.shape  # noqa: B018
 

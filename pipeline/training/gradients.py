@@ -59,52 +59,38 @@ def _plus(one, other):
 
 
 class Norm:
-    """The norm of all gradients together, and the factor that clips it to ``max_norm``; 0: to nothing."""
+    """The norm of all gradients together: a float32 scalar, infinite or NaN where any of the gradients is."""
 
-    def __init__(self, max_norm: float):
-
-        self._add_squares, self._clip = device.compiled(_make_add_squares()), device.compiled(_make_clip(max_norm))
+    def __init__(self):
+        self._squares, self._norm = device.compiled(make_squares()), device.compiled(_make_norm())
 
     def of(self, gradients: Sequence):
-        """A float32 scalar: infinite or NaN where any of the gradients is."""
-        import mindspore as ms
-
-        total = ms.Tensor(0.0, ms.float32)
+        squares = []
         for part in slices(0, len(gradients)):
-            total = self._add_squares(total, *gradients[part])
-            device.wait_asleep([total])
-        return total.sqrt()
-
-    def clipped(self, norm, divide_by):
-        """The norm of the gradients divided by ``divide_by``, and what to multiply the gradients by; float32 scalars.
-
-        As torch.nn.utils.clip_grad_norm_ has it.
-        """
-        return self._clip(norm, divide_by)
+            squares.append(self._squares(*gradients[part]))
+            device.wait_asleep(squares[-1:])
+        return self._norm(*squares)
 
 
-def _make_add_squares():
+def make_squares():
+    """A function of some gradients: the sums of their squares, (gradients,)."""
     from mindspore import ops
 
-    def add_squares(total, *gradients):
-        for gradient in gradients:
-            total = total + ops.sum(gradient * gradient)
-        return total
+    total = device.make_sum_of_squares()
 
-    return add_squares
+    def squares(*gradients):
+        return ops.cat([total(gradient).reshape(1) for gradient in gradients])
+
+    return squares
 
 
-def _make_clip(max_norm: float):
+def _make_norm():
     from mindspore import ops
 
-    def clip(norm, divide_by):
-        norm = norm / divide_by
-        factor = 1 / divide_by
-        if max_norm > 0:
-            factor = factor * ops.minimum(max_norm / (norm + 1e-6), ops.ones_like(norm))
-        return norm, factor
+    def norm(*squares):
+        return ops.cat(squares).sum().sqrt()
 
-    return clip
+    return norm
 
 
 class LossScale:

@@ -6,12 +6,13 @@ Compiled functions step the parameters: on CPU that is several times faster than
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from pipeline.devices import device
 from pipeline.settings.fields import Train
-from pipeline.training.gradients import Norm, slices
+from pipeline.training.gradients import Norm, make_squares, slices
 from pipeline.training.sharding import Shards
 
 
@@ -35,7 +36,7 @@ class Optimizer:
         self._kept = [trained[place] for place in self._places]
         self.moments = [[_zeros(parameter, prefix) for parameter in self._kept] for prefix in ("m", "v")]
         self.averages = [_copy(parameter, "ema") for parameter in self._kept] if settings.ema_decay else []
-        self._norm = Norm(settings.max_grad_norm)
+        self._norm, self._rule = Norm(), rule_of(settings)
         self._steps = self._make_steps()
 
     def update(self, gradients: Sequence, learning_rates: Sequence[float], divide_by: float = 1.0):
@@ -45,25 +46,19 @@ class Optimizer:
         divide_by: what the gradients were multiplied by: the loss scale times the number of accumulated batches.
         """
         self.num_updates += 1
-        s, number = self.settings, self.num_updates
-        correction = 1 - s.adam_beta2**number
-        scalars = {
-            "beta1_power": s.adam_beta1**number,
-            "beta2_power": 1 - correction,
-            # MindSpore's Adam adds epsilon before the correction, PyTorch's after it
-            "epsilon": s.adam_epsilon * np.sqrt(correction),
-            "ema_weight": 1 - min(s.ema_decay, (1 + number) / (10 + number)),  # as diffusers' EMAModel
-        }
-        norm, factor = self._norm.clipped(self._norm.of(gradients), _scalar(divide_by))
-        common = list(map(_scalar, scalars.values()))
+        number = self.num_updates
+        ema_weight = 1 - min(self.settings.ema_decay, (1 + number) / (10 + number))  # as diffusers' EMAModel
+        is_one = len(self._steps) == 1 and len(self._kept) == len(self.trained)  # which then takes the norm too
+        norm: Any = None if is_one else self._norm.of(gradients)
         kept = [gradients[place] for place in self._places]
+        common, stepped = (_scalar(divide_by), _scalar(ema_weight)), None
         for group, part, step in self._steps:
-            rate = learning_rates[group]
-            own = _scalar(rate), _scalar(1 - rate * s.weight_decay)
-            device.wait_asleep([step(factor, *common, *own, *kept[part])])
+            scalars = tuple(map(_scalar, self._rule.scalars(number, learning_rates[group])))
+            stepped = step(norm, *common, scalars, *kept[part])
+            device.wait_asleep(stepped)
         if self.shards:
             self.shards.give(self.trained)
-        return norm
+        return stepped[0] if stepped else norm / divide_by
 
     def norm(self, gradients: Sequence, divide_by: float) -> float:
         """The norm of all gradients, waited for: infinite or NaN where any of them is."""
@@ -116,10 +111,11 @@ class Optimizer:
         """
         from mindspore import ParameterTuple, nn, ops
 
-        apply = MAKERS[self.settings.optimizer](self.settings)
+        apply, squares = self._rule.make(), make_squares()
         states = [ParameterTuple(kind[part]) for kind in (self._kept, *self.moments)]
         averages, each = ParameterTuple(self.averages[part]), ops.HyperMap()
         last = (self.averages or self._kept)[part][-1]
+        max_norm = self.settings.max_grad_norm
 
         def average(weight, parameter, mean):
             return ops.assign(mean, mean + (parameter - mean) * weight)
@@ -130,42 +126,85 @@ class Optimizer:
                 self.trained, self.first, self.second = states
                 self.averages, self.last, self.each = averages, last, each
 
-            def construct(self, factor, beta1_power, beta2_power, epsilon, ema_weight, lr, kept, *gradients):
-                one = ops.partial(apply, factor, beta1_power, beta2_power, epsilon, lr, kept)
-                self.each(one, gradients, self.trained, self.first, self.second)
+            def construct(self, norm, divide_by, ema_weight, scalars, *gradients):
+                if norm is None:
+                    norm = squares(*gradients).sum().sqrt()
+                norm = norm / divide_by
+                factor = 1 / divide_by
+                if max_norm > 0:  # as torch.nn.utils.clip_grad_norm_ has it
+                    factor = factor * ops.minimum(max_norm / (norm + 1e-6), ops.ones_like(norm))
+                self.each(ops.partial(apply, factor, scalars), gradients, self.trained, self.first, self.second)
                 if self.averages:
                     self.each(ops.partial(average, ema_weight), self.trained, self.averages)
-                return self.last.sum()
+                return norm, self.last.sum()
 
         return Step()
 
 
-def _make_adamw(settings: Train) -> Callable:
-    from mindspore import ops
+class AdamWeightDecay:
+    """MindSpore's AdamW without bias correction."""
 
-    adam, beta1, beta2 = ops.Adam(), settings.adam_beta1, settings.adam_beta2
+    def __init__(self, settings: Train):
+        self.settings = settings
 
-    def apply(factor, beta1_power, beta2_power, epsilon, lr, kept, gradient, parameter, first, second):
-        ops.assign(parameter, parameter * kept)
-        return adam(parameter, first, second, beta1_power, beta2_power, lr, beta1, beta2, epsilon, gradient * factor)
+    def scalars(self, number: int, rate: float) -> tuple[float, ...]:
+        """Of the update of that number: the rate, epsilon and the weight decay."""
+        return rate, self.settings.adam_epsilon, self.settings.weight_decay
 
-    return apply
+    def make(self) -> Callable:
+        """The function that steps one parameter."""
+        from mindspore import ops
 
+        adam, beta1, beta2 = ops.AdamWeightDecay(), self.settings.adam_beta1, self.settings.adam_beta2
 
-def _make_adam_weight_decay(settings: Train) -> Callable:
-    from mindspore import ops
+        def apply(factor, scalars, gradient, parameter, first, second):
+            rate, epsilon, decay = scalars
+            return adam(parameter, first, second, rate, beta1, beta2, epsilon, decay, gradient * factor)
 
-    adam, beta1, beta2 = ops.AdamWeightDecay(), settings.adam_beta1, settings.adam_beta2
-    plain_epsilon, decay = settings.adam_epsilon, settings.weight_decay
-
-    def apply(factor, beta1_power, beta2_power, epsilon, lr, kept, gradient, parameter, first, second):
-        return adam(parameter, first, second, lr, beta1, beta2, plain_epsilon, decay, gradient * factor)
-
-    return apply
+        return apply
 
 
-MAKERS = {"adamw": _make_adamw, "adam_weight_decay": _make_adam_weight_decay}
-"""By the name of an optimizer: what makes the function that steps one parameter."""
+class FusedAdamW(AdamWeightDecay):
+    """PyTorch's AdamW as MindSpore's AdamWeightDecay, with the corrections of both moments in its scalars."""
+
+    def scalars(self, number: int, rate: float) -> tuple[float, ...]:
+        s = self.settings
+        first, second = 1 - s.adam_beta1**number, np.sqrt(1 - s.adam_beta2**number)
+        # AdamWeightDecay adds epsilon before the correction, PyTorch after it; and it multiplies the decay by its rate
+        return rate * second / first, s.adam_epsilon * second, s.weight_decay * first / second
+
+
+class AdamW(AdamWeightDecay):
+    """PyTorch's AdamW as MindSpore's Adam after the decay."""
+
+    def scalars(self, number: int, rate: float) -> tuple[float, ...]:
+        s = self.settings
+        correction = 1 - s.adam_beta2**number
+        epsilon = s.adam_epsilon * np.sqrt(correction)  # MindSpore adds it before the correction, PyTorch after it
+        return s.adam_beta1**number, 1 - correction, epsilon, rate, 1 - rate * s.weight_decay
+
+    def make(self) -> Callable:
+        from mindspore import ops
+
+        adam, beta1, beta2 = ops.Adam(), self.settings.adam_beta1, self.settings.adam_beta2
+
+        def apply(factor, scalars, gradient, parameter, first, second):
+            beta1_power, beta2_power, epsilon, rate, kept = scalars
+            ops.assign(parameter, parameter * kept)
+            scaled = gradient * factor
+            return adam(parameter, first, second, beta1_power, beta2_power, rate, beta1, beta2, epsilon, scaled)
+
+        return apply
+
+
+MAKERS = {"adamw": AdamW, "adam_weight_decay": AdamWeightDecay}
+"""By the name of an optimizer: what steps one parameter."""
+
+
+def rule_of(settings: Train) -> AdamWeightDecay:
+    if settings.optimizer == "adamw" and device.has_fused_adamw():
+        return FusedAdamW(settings)
+    return MAKERS[settings.optimizer](settings)
 
 
 def _zeros(parameter, prefix: str):
