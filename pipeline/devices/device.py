@@ -4,18 +4,21 @@
 """
 
 import contextlib
+import gc
 import importlib.util
 import io
 import logging
 import os
 import platform
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.devices import npu_smi
+from pipeline.devices import by_need, npu_smi
 from pipeline.errors import UserError
 from pipeline.process import ranks
+from pipeline.process.bulk import made_in_bulk
 from pipeline.process.progress import say
 from pipeline.settings.fields import Device
 
@@ -91,6 +94,15 @@ def use(device: str, settings: Device | None = None) -> None:
     Raises UserError where MindSpore cannot use the device.  Call it before the first operation.
     """
     _without_compile_cache()
+    is_first = "mindspore" not in sys.modules
+    with made_in_bulk():
+        _set_up(device, settings)
+    if is_first:
+        gc.freeze()  # modules stay until the end: nobody need look through them for garbage
+    _touch(device)
+
+
+def _set_up(device: str, settings: Device | None) -> None:
     import mindspore as ms
 
     try:
@@ -111,7 +123,6 @@ def use(device: str, settings: Device | None = None) -> None:
         from pipeline.devices import ascend
 
         ascend.prepare(settings or Device())
-    _touch(device)
 
 
 def _touch(device: str) -> None:
@@ -238,11 +249,20 @@ def _import_mindone() -> None:
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    by_need.install()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore", FutureWarning)
-        import mindone.diffusers  # noqa: F401
-        import mindone.transformers  # noqa: F401
+        _import_models()
     logging.getLogger("mindone").setLevel(logging.ERROR)
+
+
+def _import_models() -> None:
+    """Import what stages use, before substitutes are installed: a table of mindone's may hold what is replaced."""
+    import transformers.models.auto.modeling_auto  # noqa: F401  # the rest of mindone expects somebody to have done so
+    from mindone.diffusers import AutoencoderKL, FluxControlNetModel, FluxTransformer2DModel  # noqa: F401
+    from mindone.diffusers import FlowMatchEulerDiscreteScheduler as Scheduler  # noqa: F401
+    from mindone.peft import LoraConfig, LoraModel  # noqa: F401
+    from mindone.transformers import CLIPTextModel, T5EncoderModel  # noqa: F401
 
 
 def peak_resident_bytes() -> int:

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 from cache.terminal.words import human_bytes
-from pipeline.devices import fp32, simulation, tensors
+from pipeline.devices import by_need, fp32, simulation, tensors
 from pipeline.devices.precision import Policy
 from pipeline.errors import UserError
 from pipeline.flux import single_file, t5, weights
@@ -41,6 +41,7 @@ LAST_LAYERS = {
 def load_tokenizer(folder: Path, component: str):
     """The fast tokenizer: the slow CLIP one gives other tokens with ftfy installed than without."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not installed
+    by_need.install()
     from transformers import CLIPTokenizerFast, T5TokenizerFast
 
     cls = CLIPTokenizerFast if component == "tokenizer" else T5TokenizerFast
@@ -86,7 +87,7 @@ def without_values(component: str, settings: dict, part: Path | str = "config"):
     """
     from mindspore.nn.utils import no_init_parameters
 
-    cls = _model_class(component)
+    cls = model_class(component)
     try:
         with no_init_parameters(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of mindone about a name that mindone uses
@@ -126,7 +127,7 @@ def last_layers(model) -> tuple[str, ...]:
     return LAST_LAYERS[type(model).__name__]
 
 
-def _model_class(component: str):
+def model_class(component: str):
     from mindone.diffusers import AutoencoderKL, FluxControlNetModel, FluxTransformer2DModel
     from mindone.transformers import CLIPTextModel, T5EncoderModel
 

@@ -236,9 +236,8 @@ def _matching(transformer, target: str) -> list[str]:
 
 def _use_precision(transformer, policy: Policy) -> None:
     """Trained parameters in their dtype, the LoRA layers' arithmetic in theirs; the frozen rest stays as loaded."""
-    from mindone.diffusers.training_utils import cast_training_params
-
-    cast_training_params(transformer, tensors.mindspore_dtype(policy.params))
+    for parameter in transformer.trainable_params():
+        parameter.set_dtype(tensors.mindspore_dtype(policy.params))
     layers = _layers(transformer)
     if policy.simulated:
         for layer in layers:
