@@ -53,8 +53,8 @@ class Optimizer:
         kept = [gradients[place] for place in self._places]
         common, stepped = (_scalar(divide_by), _scalar(ema_weight)), None
         for group, part, step in self._steps:
-            scalars = tuple(map(_scalar, self._rule.scalars(number, learning_rates[group])))
-            stepped = step(norm, *common, scalars, *kept[part])
+            scalars = map(_scalar, self._rule.scalars(number, learning_rates[group]))
+            stepped = step(norm, *common, *scalars, *kept[part])
             device.wait_asleep(stepped)
         if self.shards:
             self.shards.give(self.trained)
@@ -106,12 +106,13 @@ class Optimizer:
     def _make_step(self, part: slice):
         """A cell that steps the parameters of ``part`` and returns a number that it computes last.
 
-        It takes tensors only, as what is compiled may hold nothing that changes.  A cell, as MindSpore would warn of
-        each function after the first that it "has been compiled again".
+        It takes tensors only, as what is compiled may hold nothing that changes, and no tuple of them, which MindSpore
+        takes for a constant.  A cell, as MindSpore would warn of each function after the first that it "has been
+        compiled again".
         """
         from mindspore import ParameterTuple, nn, ops
 
-        apply, squares = self._rule.make(), make_squares()
+        apply, squares, count = self._rule.make(), make_squares(), len(self._rule.scalars(1, 0.0))
         states = [ParameterTuple(kind[part]) for kind in (self._kept, *self.moments)]
         averages, each = ParameterTuple(self.averages[part]), ops.HyperMap()
         last = (self.averages or self._kept)[part][-1]
@@ -126,7 +127,8 @@ class Optimizer:
                 self.trained, self.first, self.second = states
                 self.averages, self.last, self.each = averages, last, each
 
-            def construct(self, norm, divide_by, ema_weight, scalars, *gradients):
+            def construct(self, norm, divide_by, ema_weight, *tensors):
+                scalars, gradients = tensors[:count], tensors[count:]
                 if norm is None:
                     norm = squares(*gradients).sum().sqrt()
                 norm = norm / divide_by
