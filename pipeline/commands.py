@@ -11,7 +11,7 @@ from pathlib import Path
 from cache import StoreError, print_anything
 from cache.terminal import log_lines
 from cache.terminal.arguments import Parser
-from cache.terminal.output import bad, good, show
+from cache.terminal.output import bad, good, say_below, show
 from pipeline import checks
 from pipeline.doctor import doctor
 from pipeline.doctor.ascend_files import Machine
@@ -303,7 +303,7 @@ def _precision(options) -> None:
     try:
         found = study.study(options.experiment, options.against, options.items, options.devices)
     except KeyboardInterrupt:
-        print("interrupted; nothing of it is kept", file=sys.stderr)
+        say_below("interrupted; nothing of it is kept")
         raise SystemExit(INTERRUPTED_EXIT) from None
     path = options.page or experiment.runs / f"{experiment.name}-precision.html"
     if found.has_page:

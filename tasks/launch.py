@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cache.terminal.output import say_below
 from pipeline.process import children, several
 from pipeline.process.children import GRACE_SECONDS, environment, interrupted_by_sigterm
 from pipeline.process.progress import say
@@ -20,6 +21,7 @@ from pipeline.process.stopping import INTERRUPTED_EXIT
 from pipeline.settings.reading import load_experiment
 from tasks import central, endings, table
 from tasks.manners import EXIT_CODES
+from tasks.process import KEPT
 
 FAILURES = EXIT_CODES["task_failed"], EXIT_CODES["scheduling_error"]
 """Exit codes of workers that another pass would not mend: the scheduler has tried again already."""
@@ -77,7 +79,7 @@ def reach(goal: Goal, numbers: list[str], scheduler_url: str = "") -> int:
                 goal.say_done(options)
             return code
     except KeyboardInterrupt:
-        say("interrupted, and all workers; what was done is kept, the same command goes on from there", to_stderr=True)
+        say_below(f"interrupted, and all workers; {KEPT}")
         return INTERRUPTED_EXIT
 
 

@@ -6,8 +6,11 @@ import os
 import sys
 from collections.abc import Iterator
 
+from cache.terminal.output import say_below
 from pipeline.process import children
 from pipeline.process.stopping import INTERRUPTED_EXIT, end_with_parent
+
+KEPT = "what was done is kept, the same command goes on from there"
 
 
 class StageFailed(Exception):
@@ -34,9 +37,6 @@ def tied_to_luigi() -> Iterator[None]:
 
 def _without_traceback_of_interruption(kind, error, traceback) -> None:
     if issubclass(kind, KeyboardInterrupt):
-        print(
-            "interrupted, and the running stage with it; what was done is kept, the same command goes on from there",
-            file=sys.stderr,
-        )
+        say_below(f"interrupted, and the running stage with it; {KEPT}")
     else:
         sys.__excepthook__(kind, error, traceback)

@@ -12,7 +12,7 @@ from terminals import terminal
 from cache import __main__ as cache_tools
 from pipeline import commands
 from tasks import __main__ as tasks_tools
-from tasks import manners
+from tasks import manners, process
 
 COMMANDS = {"pipeline": commands.main, "cache": cache_tools.main, "tasks": tasks_tools.main}
 WITH_HELP = {
@@ -101,6 +101,15 @@ def test_a_line_of_luigis_log_fits_80_columns():
     first, second, third = filter(None, seen.lines)
     assert max(map(len, seen.lines)) <= 80 and first.startswith("ERROR: SampleControlNet")
     assert second == "  it said stands above)" and third == "INFO: done      Sample(cat)"
+
+
+def test_an_interruption_is_said_below_the_bar_that_it_ended():
+    with terminal(80) as seen:
+        sys.stderr.write("train  0/60 steps^C")
+        process._without_traceback_of_interruption(KeyboardInterrupt, KeyboardInterrupt(), None)
+    first, second, _ = seen.lines[:3]
+    assert first == "train  0/60 steps^C" and second.startswith("interrupted, and the running stage with it; ")
+    assert max(map(len, seen.lines)) <= 80
 
 
 @pytest.fixture(scope="module")

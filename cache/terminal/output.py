@@ -96,6 +96,11 @@ def say(*parts: "str | Table", to_stderr: bool = False) -> None:
         show(*parts, to_stderr=to_stderr)
 
 
+def say_below(text: str) -> None:
+    """Say why all ends, on standard error: at a terminal below a bar that was not finished, and below ^C."""
+    say(*([""] if is_terminal(sys.stderr) else []), text, to_stderr=True)
+
+
 def _print_wrapped(part: str, stream: TextIO) -> None:
     if getattr(part, "meaning", "") == "typed":
         print(printable_lines(part), file=stream)
