@@ -99,7 +99,9 @@ def files_of_run(plan: Plan) -> Rows:
     about = {
         result: f"the {method.label}: {count(found.step, 'step')}{loss}",
         run.samples_grid.name: "its pictures, side by side: look at them",
+        run.quick_grid.name: "a quick look at what it drew while it trained",
         f"{run.samples.name}/": f"the single pictures of {count(num_pictures, 'prompt')}",
+        "steps/": f"the {method.label} as it was at each step with pictures",
         run.report.name: "all of it on one page: open it in a browser",
         run.loss.name: "the loss on the photos, before and after",
         run.metrics.name: "loss, learning rate, times of each step",
@@ -118,6 +120,8 @@ def _after_run(name: str, plan: Plan, survey: Survey, command: Callable[[str], s
     elif not is_whole(plan.run.loss):
         yield "measure what it gained:", command(method.stages.measure)
     yield _to_look_at_curves(place)
+    if name == method.stages.decode and (steps := plan.run.list_steps(method.result_files)):
+        yield "if a step looks better:", f"python -m pipeline export {place} --checkpoint {steps[-1]}"
     if method == LORA:
         yield "for ComfyUI and others:", f"python -m pipeline export {place}"
     if how := method.loading(shown(plan.run.path)):

@@ -147,7 +147,7 @@ class Run:
     @property
     def pictures(self) -> list[Path]:
         """The pictures that were drawn; ``path / "samples.png"`` shows them side by side."""
-        return sorted(self._folder.samples.glob("*.png"))
+        return sorted(path for path in self._folder.samples.glob("*.png") if "-quick-" not in path.name)
 
     def weights(self) -> dict[str, np.ndarray]:
         """The trained weights by name, as NumPy arrays.  Raises UserError where there are none yet."""

@@ -29,7 +29,7 @@ from pipeline.settings import described as settings
 from pipeline.settings.fields import PRESETS
 from pipeline.settings.reading import load_experiment
 from pipeline.stage_table import STAGES, described
-from pipeline.stages import num_ranks, run
+from pipeline.stages import num_ranks, run, show_by_now
 from pipeline.study import figures, study, subject
 from pipeline.study import report as study_report
 
@@ -115,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_precision(commands)
     _add_doctor(commands)
     _add_runs(commands)
+    _add_pictures(commands)
     _add_report(commands)
     exchange.add_to(commands)
 
@@ -149,6 +150,13 @@ def _add_runs(commands) -> None:
     runs.add_argument("place", nargs="?", default="", metavar="EXPERIMENT|FOLDER", help=place)
     runs.add_argument("--json", action="store_true", help="with all settings")
     runs.set_defaults(command=_runs)
+
+
+def _add_pictures(commands) -> None:
+    pictures = commands.add_parser("pictures", help="what a training has drawn by now, decoded while it goes on")
+    place = "experiment file (*.toml), or a run's folder"
+    pictures.add_argument("place", metavar="EXPERIMENT|RUN", help=place)
+    pictures.set_defaults(command=_pictures)
 
 
 def _add_report(commands) -> None:
@@ -270,7 +278,7 @@ def _as_child(options) -> None:
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # else `stty tostop` stops it at its first line, for ever
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own way of it, in the middle of an import, is a fatal error
     log_lines.install()  # libraries draw bars while they load
-    if options.parent:
+    if getattr(options, "parent", 0):
         end_with_parent(options.parent)
 
 
@@ -369,6 +377,20 @@ def _runs(options) -> None:
         print(listing.as_json(found))
     else:
         show(*listing.as_lines(found))
+
+
+def _pictures(options) -> None:
+    from pipeline.report.run import read_run
+
+    _as_child(options)
+    folder = Path(options.place).expanduser()
+    if not folder.is_dir():
+        experiment = load_experiment(options.place)
+        return show_by_now(experiment, method_of(experiment))
+    known = read_run(folder)
+    if known.experiment is None:
+        raise UserError(f"{options.place}: its experiment.json cannot be read; name the experiment file instead")
+    show_by_now(known.experiment, known.method, known.folder.path)
 
 
 def _report(options) -> None:

@@ -4,6 +4,8 @@
 """
 
 import time
+from dataclasses import replace
+from pathlib import Path
 
 from cache import StoreError, lease
 from cache.terminal.places import shown
@@ -13,12 +15,15 @@ from pipeline.data.survey_file import SurveyFile
 from pipeline.devices import device
 from pipeline.errors import UserError
 from pipeline.estimate import preflight, report
+from pipeline.plan import needs
+from pipeline.plan.method import Method
 from pipeline.plan.plan import Plan, device_and_precision, resolve, shared_by
 from pipeline.plan.shard import WHOLE, Shard
 from pipeline.plan.survey import Survey
 from pipeline.process import children, ranks
 from pipeline.process.claims import claimed
 from pipeline.process.progress import busy, say
+from pipeline.sampling import decode
 from pipeline.settings.experiment import Experiment
 from pipeline.stage_table import STAGES, Preparation, RoomCheck, Row, Work
 
@@ -123,6 +128,30 @@ def run(name: str, experiment: Experiment, survey: str = "", shard: Shard = WHOL
             _work(stage, plan, began)
 
 
+def show_by_now(experiment: Experiment, method: Method, folder: Path | None = None) -> None:
+    """Decode in this process what a run has drawn by now, while its training may go on.
+
+    folder: of the run that is meant.  Raises UserError where the experiment and its files are another run's by now.
+    """
+    if folder:  # it may have been moved
+        experiment = replace(experiment, paths=replace(experiment.paths, runs=str(folder.resolve().parent)))
+    plan = resolve(experiment, method)
+    if folder and plan.run.path.name != folder.resolve().name:
+        raise UserError(
+            f"{shown(folder)}: its photos, captions or model have changed since; as they are now, they are those of "
+            f"{shown(plan.run.path)}"
+        )
+    _use_device(plan)
+    with lease(plan.store.path, needs.sampled(plan)):
+        decode.decode_by_now(plan)
+
+
+def _use_device(plan: Plan) -> None:
+    device.check_present(plan.device)
+    with busy(f"starting MindSpore on {plan.device}"):
+        device.use(plan.device, plan.experiment.device)
+
+
 def _says_done(stage: Work, plan: Plan) -> bool:
     """Whether the stage has nothing to do, which is then said."""
     if not stage.done(plan):
@@ -137,9 +166,7 @@ def _work(stage: Work, plan: Plan, began: float) -> None:
     if not stage.computes:
         stage.work(plan)
         return
-    device.check_present(plan.device)
-    with busy(f"starting MindSpore on {plan.device}"):
-        device.use(plan.device, plan.experiment.device)
+    _use_device(plan)
     with lease(plan.store.path, stage.needs(plan)):
         outcome = stage.work(plan)
     folder = stage.place(plan)

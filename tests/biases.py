@@ -22,11 +22,11 @@ class Biases(Method):
         trainee.save = self._save
         return trainee
 
-    def load(self, plan, frozen):
+    def load(self, plan, frozen, folder):
         import mindspore as ms
         from safetensors.numpy import load_file
 
-        trainee, saved = self._trainee(plan, frozen), load_file(plan.run.path / FILE)
+        trainee, saved = self._trainee(plan, frozen), load_file(folder / FILE)
         for parameter in trainee.trained:
             parameter.set_data(ms.Tensor(saved[parameter.name]))
         return trainee
@@ -43,8 +43,8 @@ class Biases(Method):
         write_tensors(folder / FILE, shapes, arrays.values(), {"format": "pt"} | metadata)
         return folder / FILE
 
-    def drawn_with(self, plan):
-        return {"biases": plan.store.facts.file_digest(plan.run.path / FILE)}
+    def drawn_with(self, plan, folder):
+        return {"biases": plan.store.facts.file_digest(folder / FILE)}
 
     def num_trained(self, experiment, family, config_of):
         return sum(outputs for _, outputs in family.network_layers(config_of(family.network)).values())

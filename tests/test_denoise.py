@@ -266,7 +266,7 @@ def test_a_controlnets_pictures_follow_their_conditions(guided, tmp_path):
 def test_without_a_scale_a_controlnets_pictures_are_the_bases(guided):
     plan = guided_plan(guided)
     frozen = plan.load_frozen()
-    model, transformer = plan.method.load(plan, frozen), frozen[lora.TRANSFORMER]
+    model, transformer = plan.method.load(plan, frozen, plan.run.path), frozen[lora.TRANSFORMER]
     network = models.load_model(guided_folder(guided) / controlnet.FOLDER, pretrained.CONTROLNET, "fp32")
     several = list(pictures.base(plan).pictures.values())
     drawing = pictures.drawing(plan)

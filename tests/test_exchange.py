@@ -123,7 +123,7 @@ def test_a_checkpoint_is_exported_with_its_scale_and_averages(encoded, tmp_path,
     assert any(np.abs(one[name].delta - last[name].delta).max() > 1e-6 for name in last)
     capsys.readouterr()
     assert commands.main(["export", str(lab.run_folder), "--model", str(lab.model), "--checkpoint", "7"]) == 1
-    assert "no checkpoint of step 7; there are 1, 2" in capsys.readouterr().err
+    assert "no weights of step 7; there are 1, 2" in capsys.readouterr().err
 
 
 def test_a_lora_of_a_model_that_nobody_knows_here_asks_which(lora_trained, capsys):

@@ -9,7 +9,7 @@ from pipeline.devices.communication import BUCKET_BYTES
 from pipeline.devices.precision import BYTES
 from pipeline.estimate import advice, memory
 from pipeline.estimate.subject import Subject
-from pipeline.plan import prior
+from pipeline.plan import pictures, prior
 from pipeline.plan.needs import CONTROLS, IMAGES
 from pipeline.settings.fields import Train
 
@@ -55,7 +55,8 @@ class Estimate(Loaded, advice.Verdict):
 class Parts(Loaded, memory.Steps):
     """What a training keeps, part by part.
 
-    checkpoints_bytes: at most at one time, while a new one is written.
+    checkpoints_bytes: at most at one time, while a new one is written.  kept_steps_bytes: still to be
+    written of the weights of steps of which pictures are drawn.
     """
 
     trained_parameters: int
@@ -64,6 +65,7 @@ class Parts(Loaded, memory.Steps):
     num_shapes: int
     checkpoints_bytes: int
     result_bytes: int
+    kept_steps_bytes: int
 
 
 class TrainingEstimate(Parts, advice.Verdict):
@@ -226,6 +228,7 @@ def _parts(subject: Subject, epoch: Epoch) -> Parts:
         "num_shapes": len(epoch.sizes),
         "checkpoints_bytes": checkpoints_bytes(4 * trained, settings),
         "result_bytes": saved * trained,
+        "kept_steps_bytes": saved * trained * pictures.num_steps(experiment, steps),
     }
 
 

@@ -117,6 +117,8 @@ def of_plan(plan: Plan) -> PlanEstimate:
     epoch = Epoch(len(plan.examples), frozenset(plan.examples.sizes))
     training = _training(subject, epoch)  # first: it says where no ControlNet can be made
     training |= {"is_done": plan.is_trained, "run_folder": str(plan.run.path)}
+    kept_bytes = training["result_bytes"] * len(plan.run.list_steps(plan.method.result_files))
+    training["kept_steps_bytes"] = max(0, training["kept_steps_bytes"] - kept_bytes)
     there_bytes = sum(path.stat().st_size for path in plan.run.list_checkpoints())
     return _found(subject, model_of(plan.experiment), training, written.of_plan(plan), there_bytes)
 
@@ -213,7 +215,8 @@ def _written(
     stored = [row["store_bytes"] for row in stages.values()]
     in_runs = sum(row.get("runs_bytes", 0) for row in stages.values())
     if not training.get("is_done"):
-        in_runs += max(0, training["checkpoints_bytes"] - there_bytes) + training["result_bytes"]
+        in_runs += max(0, training["checkpoints_bytes"] - there_bytes)
+        in_runs += training["result_bytes"] + training["kept_steps_bytes"]
     guessed = {key for row in stages.values() for key in row["estimated"] if row.get(key)}
     return [
         Written(experiment.stores[0], sum(filter(None, stored)), "store_bytes" in guessed, None not in stored),

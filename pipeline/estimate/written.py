@@ -75,15 +75,15 @@ def _sum(parts: list[Counted]) -> Row:
 
 def _drawn(plan: Plan) -> dict[str, Row]:
     """Pictures with what the experiment trains are all missing until that is there."""
-    several = [pictures.base(plan)] if plan.experiment.sample.base else []
-    several += [pictures.trained(plan)] if plan.is_trained else []
-    items = _num_pictures(plan.experiment)
+    several = pictures.by_now(plan)
+    is_known = plan.is_trained  # how many steps it kept the weights of
+    items = sum(len(each.pictures) for each in several) if is_known else _num_pictures(plan.experiment)
     files = [plan.run.path / name for each in several for name in pictures.file_names(plan, each)]
     in_store = sum(len(each.pictures) - len(each.missing()) for each in several)
     entries = pictures.base(plan).entries
     return {
         plan.method.stages.draw: _row(items, items - in_store, _entry_bytes(entries.shape, entries.dtype)),
-        plan.method.stages.decode: _png_row(plan.experiment, plan.method, items - sum(map(is_whole, files))),
+        plan.method.stages.decode: _png_row(plan.experiment, plan.method, items, items - sum(map(is_whole, files))),
     }
 
 
@@ -105,7 +105,8 @@ def of_listing(subject: Subject, listed: Listing | None) -> dict[str, Row]:
         rows[stage]["estimated"] += ["item_bytes"] if subject.experiment.data.buckets else []
     if subject.has_pictures:
         missing = None if subject.experiment.runs.exists() else _num_pictures(subject.experiment)
-        rows[subject.method.stages.decode] = _png_row(subject.experiment, subject.method, missing)
+        items = _num_pictures(subject.experiment)
+        rows[subject.method.stages.decode] = _png_row(subject.experiment, subject.method, items, missing)
     return rows
 
 
@@ -161,12 +162,12 @@ def _stored_bytes(number: int, item_bytes: int) -> int:
     return math.ceil(number * item_bytes * OVERHEAD)
 
 
-def _png_row(experiment: Experiment, method: Method, missing: int | None) -> Row:
+def _png_row(experiment: Experiment, method: Method, items: int, missing: int | None) -> Row:
     """Of pictures, which go to the run's folder: three bytes a pixel, of which PNG saves a part.
 
     The conditions, where the method reads some, are written beside them, and one image shows all of them.
     """
-    items, num_conditions = _num_pictures(experiment), len(experiment.sample.conditions) * method.reads_conditions
+    num_conditions = len(experiment.sample.conditions) * method.reads_conditions
     side = experiment.sample_resolution
     pixels, shown_pixels = side**2, max(SMALLEST_SHOWN, min(side, LARGEST_SHOWN)) ** 2
     number = items if missing is None else missing
@@ -182,7 +183,9 @@ def _png_row(experiment: Experiment, method: Method, missing: int | None) -> Row
 
 
 def _num_pictures(experiment: Experiment) -> int:
-    return len(experiment.sample.prompts) * (2 if experiment.sample.base else 1)
+    """Of a training whose length is in epochs, without those that are drawn while it goes on."""
+    while_training = pictures.num_steps(experiment, experiment.train.steps) if not experiment.train.epochs else 0
+    return len(experiment.sample.prompts) * (1 + experiment.sample.base + while_training)
 
 
 def _entry_bytes(shape: Sequence[int], dtype: str) -> int:

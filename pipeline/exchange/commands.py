@@ -24,7 +24,12 @@ def _add_export(commands) -> None:
     )
     export.add_argument("source", type=Path, metavar="RUN", help="a run's folder, or a LoRA file in any layout")
     _add_file(export, layout="", dtype="bf16")
-    export.add_argument("--checkpoint", type=_above_zero, metavar="STEP", help="the LoRA as it was after this step")
+    export.add_argument(
+        "--checkpoint",
+        type=_above_zero,
+        metavar="STEP",
+        help="as it was after this step, where that is kept",
+    )
     _add_model(export)
     export.set_defaults(command=_export)
 

@@ -17,6 +17,7 @@ from pipeline.exchange.lora_names import CLIP, TRANSFORMER
 from pipeline.exchange.modelspec import About
 from pipeline.flux import pretrained
 from pipeline.plan.run_folder import RunFolder, step_of
+from pipeline.plan.whole import is_whole
 from pipeline.settings.experiment import EMBEDDED
 
 AVERAGE, TRAINED = "ema.", "trained."
@@ -61,17 +62,20 @@ class Wanted:
 def export(source: Path, wanted: Wanted, step: int | None = None) -> tuple[Path, str]:
     """Write the LoRA of a run's folder or of a file, or a ControlNet, in a layout.  Returns where, and what it is.
 
-    step: of the checkpoint to take instead of the result.  Raises UserError where any of it cannot be had.
+    step: after which it is wanted as it was then, instead of the result: of a step with pictures, or of a checkpoint.
+    Raises UserError where any of it cannot be had.
     """
-    if source.is_dir() and step is None and controlnets.is_here(source):
-        return _controlnet(source, replace(wanted, layout=wanted.layout or "comfyui"))
+    folder = source if step is None else RunFolder(source).step(step)
+    if folder.is_dir() and controlnets.is_here(folder):
+        return _controlnet(source, folder, replace(wanted, layout=wanted.layout or "comfyui"))
     wanted = replace(wanted, layout=wanted.layout or "kohya")
-    if step is None:
-        path = _result(source) if source.is_dir() else source
+    is_kept = step is not None and is_whole(folder / WEIGHTS_NAME)
+    if step is None or is_kept:
+        path = folder / WEIGHTS_NAME if is_kept else _result(source) if source.is_dir() else source
         metadata = lora_files.metadata_of(path)
         config = config_for(wanted.model, metadata.get("base_model", ""), path)
         changes, _ = lora_files.read(path, config)
-        target = wanted.target(path, path.stem)
+        target = wanted.target(source / folder.name, folder.name) if is_kept else wanted.target(path, path.stem)
     else:
         path, stem = RunFolder(source).checkpoint(step), f"step-{step:06}"
         changes, metadata = of_checkpoint(RunFolder(source), step)
@@ -92,13 +96,15 @@ def _result(run: Path) -> Path:
     return path
 
 
-def _controlnet(source: Path, wanted: Wanted) -> tuple[Path, str]:
+def _controlnet(source: Path, folder: Path, wanted: Wanted) -> tuple[Path, str]:
+    """folder: that of the run, or of one of its steps."""
     title, resolution = _of_run(source)
     about = wanted.about(
-        controlnets.weights_of(source), controlnets.metadata_of(source), title or source.name, resolution
+        controlnets.weights_of(folder), controlnets.metadata_of(folder), title or source.name, resolution
     )
-    target = wanted.target(source / pretrained.CONTROLNET, pretrained.CONTROLNET)
-    return target, controlnets.write(source, target, wanted.layout, wanted.dtype, about)
+    stem = pretrained.CONTROLNET if folder == source else f"{folder.name}-{pretrained.CONTROLNET}"
+    target = wanted.target(source / stem, stem)
+    return target, controlnets.write(folder, target, wanted.layout, wanted.dtype, about)
 
 
 def written(path: Path, what: str) -> str:
@@ -140,8 +146,8 @@ def of_checkpoint(run: RunFolder, step: int) -> tuple[Changes, dict[str, str]]:
     """
     path = run.checkpoint(step)
     if not path.is_file():
-        there = ", ".join(str(int(each.stem.split("-")[1])) for each in reversed(run.list_checkpoints()))
-        raise UserError(f"{run.path}: no checkpoint of step {step}; there are {there or 'none'}")
+        there = sorted({*map(step_of, run.list_checkpoints()), *run.list_steps((WEIGHTS_NAME,))})
+        raise UserError(f"{run.path}: no weights of step {step}; there are {', '.join(map(str, there)) or 'none'}")
     try:
         with opened_tensors(path) as file:
             identity = load_json((file.metadata() or {})["identity"])

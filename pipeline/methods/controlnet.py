@@ -1,6 +1,8 @@
 """A ControlNet (arXiv:2302.05543) as a method: a copy of the transformer's first blocks that reads a condition."""
 
+import functools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from pipeline.data import conditions
 from pipeline.data.variants import Variant
@@ -58,27 +60,26 @@ class ControlNet(Method):
         trainee.save = save
         return trainee
 
-    def load(self, plan: Plan, frozen: dict) -> Trainee:
-        own, policy = (self._folder(plan), pretrained.CONTROLNET), plan.precision.trained
+    def load(self, plan: Plan, frozen: dict, folder: Path) -> Trainee:
+        own, policy = (folder / controlnet_model.FOLDER, pretrained.CONTROLNET), plan.precision.trained
         pretrained.component_digest(*own, plan.store.facts)
         network = models.load_model(*own, policy.params)
         pretrained.confirm(*own, plan.store.facts)
         controlnet_model.use_precision(network, policy)
         return self._trainee(plan, frozen, network)
 
-    def _folder(self, plan: Plan):
-        return plan.run.path / controlnet_model.FOLDER
-
     def _trainee(self, plan: Plan, frozen: dict, network) -> Trainee:
         base, scale = frozen[plan.family.network], plan.experiment.controlnet.conditioning_scale
         layer = self.name, [*network.controlnet_blocks, *network.controlnet_single_blocks][0]
         predict = plan.family.prediction(transformer=base, controlnet=network, conditioning_scale=scale)
         networks = {plan.family.network: base, controlnet_model.FOLDER: network}
-        return Trainee(frozen, networks, predict, list(network.get_parameters()), layer)
+        trainee = Trainee(frozen, networks, predict, list(network.get_parameters()), layer)
+        trainee.as_saved = functools.partial(controlnet_model.as_saved, trainee.trained)
+        return trainee
 
-    def drawn_with(self, plan: Plan) -> dict:
-        settings = plan.experiment.controlnet
-        found = pretrained.component_digest(self._folder(plan), pretrained.CONTROLNET, plan.store.facts)
+    def drawn_with(self, plan: Plan, folder: Path) -> dict:
+        settings, own = plan.experiment.controlnet, folder / controlnet_model.FOLDER
+        found = pretrained.component_digest(own, pretrained.CONTROLNET, plan.store.facts)
         scale = {"conditioning_scale": settings.conditioning_scale}
         return {
             "controlnet": found | scale | plan.precision.trained.decisive,
@@ -86,8 +87,8 @@ class ControlNet(Method):
             "vae": plan.family.scaling(plan.config(plan.family.image_encoder)),
         }
 
-    def configs(self, plan: Plan) -> list[dict]:
-        return [pretrained.config(self._folder(plan), pretrained.CONTROLNET)]
+    def configs(self, plan: Plan, folder: Path) -> list[dict]:
+        return [pretrained.config(folder / controlnet_model.FOLDER, pretrained.CONTROLNET)]
 
     def num_trained(self, experiment: Experiment, family: Flux, config_of: Callable[[str], dict]) -> int:
         config = config_of(family.network)

@@ -1,7 +1,8 @@
 """A ControlNet (arXiv:2302.05543) for the FLUX.1 transformer: making, loading and saving it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from pipeline.devices import simulation, tensors
 from pipeline.devices.precision import LONG_NAMES, Policy
 from pipeline.errors import UserError
 from pipeline.flux import models, pretrained, weights
+from pipeline.methods.exchanged import exchanged
 from pipeline.settings.experiment import Experiment
 
 FOLDER, WEIGHTS_NAME = "controlnet", "controlnet/diffusion_pytorch_model.safetensors"
@@ -185,6 +187,15 @@ def save(controlnet, folder: Path, result: Mapping, dtype: str, metadata: dict[s
     path = folder / WEIGHTS_NAME
     write_tensors(path, shapes, arrays(), {"format": "pt"} | metadata)
     return path
+
+
+@contextmanager
+def as_saved(parameters: Sequence, folder: Path) -> Iterator[None]:
+    """A block in which a ControlNet's parameters are what is saved in ``folder``, rounded as it was."""
+    saved = weights.mapped(folder / WEIGHTS_NAME)
+    named = [(each, weights.name_in_file(each.name.removeprefix(PREFIX))) for each in parameters]
+    with exchanged((parameter, saved[name]) for parameter, name in named):
+        yield
 
 
 def _write_config(path: Path, controlnet) -> None:

@@ -1,6 +1,7 @@
 """LoRA (arXiv:2106.09685) as a method: low-rank layers in the transformer, and in CLIP where it trains too."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.flux import counts
@@ -55,8 +56,8 @@ class LoRA(Method):
         trainee.save, trainee.before_batch = save, dropouts.reseed
         return trainee
 
-    def load(self, plan: Plan, frozen: dict) -> Trainee:
-        adapted, path = self._adapted(plan, frozen), plan.run.path / lora_layers.WEIGHTS_NAME
+    def load(self, plan: Plan, frozen: dict, folder: Path) -> Trainee:
+        adapted, path = self._adapted(plan, frozen), folder / lora_layers.WEIGHTS_NAME
         plan.store.facts.file_digest(path)
         adapted.load(path)
         plan.store.facts.confirm([path])
@@ -68,10 +69,12 @@ class LoRA(Method):
     def _trainee(self, plan: Plan, frozen: dict, adapted: lora_layers.Adapted) -> Trainee:
         network, layer = plan.family.network, (self.name, adapted.first_layer())
         predict = plan.family.prediction(**frozen)
-        return Trainee(frozen, {network: frozen[network]}, predict, adapted.trained, layer, adapted.groups)
+        trainee = Trainee(frozen, {network: frozen[network]}, predict, adapted.trained, layer, adapted.groups)
+        trainee.as_saved = adapted.as_saved
+        return trainee
 
-    def drawn_with(self, plan: Plan) -> dict:
-        path = plan.run.path / lora_layers.WEIGHTS_NAME
+    def drawn_with(self, plan: Plan, folder: Path) -> dict:
+        path = folder / lora_layers.WEIGHTS_NAME
         found = {"weights": plan.store.facts.file_digest(path), "scale": lora_layers.scale_of(path)}
         return {"lora": found | plan.precision.trained.decisive}
 

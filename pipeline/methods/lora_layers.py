@@ -1,9 +1,10 @@
 """LoRA (arXiv:2106.09685) on the FLUX.1 transformer and on CLIP: injecting, initialising, saving, loading."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from pipeline.exchange.change import Change, Changes
 from pipeline.exchange.declared import ADAPTER_METADATA
 from pipeline.exchange.lora_files import WEIGHTS_NAME
 from pipeline.flux import counts
+from pipeline.methods.exchanged import exchanged
 from pipeline.methods.lora_dropout import Dropouts
 from pipeline.settings.fields import LORA_TARGETS, Lora
 
@@ -59,7 +61,7 @@ class Adapted:
 
     def add_dropout(self) -> Dropouts:
         """Put dropout before the LoRA layers, where the settings ask for it."""
-        layers = [layer for cell in self.cells.values() for layer in _layers(cell)] if self.settings.dropout else []
+        layers = self._all_layers if self.settings.dropout else []
         return Dropouts(layers, ADAPTER, self.settings.dropout, self.seed)
 
     def first_layer(self):
@@ -92,7 +94,7 @@ class Adapted:
 
         lora_B is multiplied by the scale of its layer, so that lora_B @ lora_A is what is added to the layer's weight.
         """
-        scales = {prefix: _layers(cell)[0].scaling[ADAPTER] for prefix, cell in self.cells.items()}
+        scales = self._scales
         found = {self._keys[name]: parameter.asnumpy() for name, parameter in result.items()}
         for key in found:
             if "lora_B" in key:
@@ -117,6 +119,43 @@ class Adapted:
 
         Raises UserError where names or shapes differ, or where the file is damaged.
         """
+        for parameter, values in self._saved(path):
+            set_values(parameter, values)
+        self._set_scales({prefix: scale_of(path, prefix) for prefix in self.cells})
+
+    @contextmanager
+    def as_saved(self, folder: Path) -> Iterator[None]:
+        """A block in which the models are as with the LoRA that is saved in ``folder``, and drop nothing."""
+        path = folder / WEIGHTS_NAME
+        scales, dropouts = self._scales, [layer.lora_dropout[ADAPTER] for layer in self._all_layers]
+        with exchanged(self._saved(path)):
+            try:
+                self._set_scales({prefix: scale_of(path, prefix) for prefix in self.cells})
+                self._set_dropouts([_no_dropout()] * len(dropouts))
+                yield
+            finally:
+                self._set_scales(scales)
+                self._set_dropouts(dropouts)
+
+    @property
+    def _all_layers(self) -> list:
+        return [layer for cell in self.cells.values() for layer in _layers(cell)]
+
+    @property
+    def _scales(self) -> dict[str, float]:
+        return {prefix: _layers(cell)[0].scaling[ADAPTER] for prefix, cell in self.cells.items()}
+
+    def _set_scales(self, scales: Mapping[str, float]) -> None:
+        for prefix, cell in self.cells.items():
+            for layer in _layers(cell):
+                layer.scaling[ADAPTER] = scales[prefix]
+
+    def _set_dropouts(self, dropouts: Sequence) -> None:
+        for layer, dropout in zip(self._all_layers, dropouts):
+            layer.lora_dropout[ADAPTER] = dropout
+
+    def _saved(self, path: Path) -> list[tuple[Any, np.ndarray]]:
+        """The parameters with what a saved file has for them.  Raises UserError where it is of others."""
         with _opened(path) as file:
             saved = {key: file.get_tensor(key) for key in file.keys()}
         expected = {self._keys[parameter.name]: parameter for parameter in self.trained}
@@ -124,12 +163,7 @@ class Adapted:
         wrong += [key for key in expected.keys() & saved.keys() if tuple(expected[key].shape) != saved[key].shape]
         if wrong:
             raise UserError(f"{path}: does not fit this model and these targets: {', '.join(wrong[:5])}")
-        for key, parameter in expected.items():
-            set_values(parameter, saved[key])
-        for prefix, cell in self.cells.items():
-            scale = scale_of(path, prefix)
-            for layer in _layers(cell):
-                layer.scaling[ADAPTER] = scale
+        return [(parameter, saved[key]) for key, parameter in expected.items()]
 
 
 def _first_values(change: Change, down: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
@@ -193,6 +227,12 @@ def _layers(cell) -> list:
     from mindone.peft.tuners.tuners_utils import BaseTunerLayer
 
     return [each for _, each in cell.cells_and_names() if isinstance(each, BaseTunerLayer)]
+
+
+def _no_dropout():
+    from mindspore import nn
+
+    return nn.Identity()
 
 
 def _initialise(parameter, rank: int, seed: int, index: int) -> None:

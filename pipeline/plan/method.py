@@ -4,6 +4,7 @@ Only what makes or loads models imports MindSpore; the scheduler asks here too.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -54,6 +55,8 @@ class Trainee:
     layer: one that trains, by name, whose output shows what it computes in.
     save: takes the run's folder, the trained parameters by name, and metadata; writes the result and returns its path.
     before_batch: called with the number of each batch, where something has to happen before it.
+    as_saved: takes the folder of a result of the same training, and gives a block in which the models predict exactly
+    what they do once `Method.load` has read that result; after it they are as before, bit for bit.
     """
 
     frozen: Mapping[str, Any]
@@ -64,6 +67,7 @@ class Trainee:
     groups: Sequence[int] = ()
     save: Callable[[Path, Mapping, dict], Path] = _cannot_be_saved
     before_batch: Callable[[int], object] | None = None
+    as_saved: Callable[[Path], AbstractContextManager] | None = None
 
     @property
     def configs(self) -> list:
@@ -135,18 +139,18 @@ class Method:
         """What is to be trained, beside or inside the frozen models, by component."""
         raise NotImplementedError
 
-    def load(self, plan: "Plan", frozen: dict) -> Trainee:
-        """The same, as the plan's run has trained it."""
+    def load(self, plan: "Plan", frozen: dict, folder: Path) -> Trainee:
+        """The same, as a training has saved it in ``folder``."""
         raise NotImplementedError
 
     # --- what the result is in a picture's address ---
 
-    def drawn_with(self, plan: "Plan") -> dict:
-        """What decides pictures with the run's result besides what decides those without it."""
+    def drawn_with(self, plan: "Plan", folder: Path) -> dict:
+        """What decides pictures with the result in ``folder`` besides what decides those without it."""
         raise NotImplementedError
 
-    def configs(self, plan: "Plan") -> list[dict]:
-        """The configs of networks of its own that predict beside the family's."""
+    def configs(self, plan: "Plan", folder: Path) -> list[dict]:
+        """The configs of networks of its own, saved in ``folder``, that predict beside the family's."""
         return []
 
     # --- estimates, from configs alone ---

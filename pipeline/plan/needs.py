@@ -53,13 +53,11 @@ def controls(plan: Plan) -> list[ImageNeed]:
 
 
 def sampled(plan: Plan) -> list[Need]:
-    """The latents of pictures that the experiment asks for; those with the result of the training, once it is there."""
+    """The latents of pictures that the experiment asks for; those with what a training makes, once that is there."""
     if not pictures.is_asked(plan.experiment, plan.method):
         return []
-    several = [pictures.base(plan)] if plan.experiment.sample.base else []
-    several += [pictures.trained(plan)] if plan.is_trained else []
     stage, network = plan.method.stages.draw, plan.family.network
-    return [Need.of(stage, network, each.entries.recipe, _sources_of_pictures(each)) for each in several]
+    return [Need.of(stage, network, each.entries.recipe, _sources_of_pictures(each)) for each in pictures.by_now(plan)]
 
 
 def _sources_of_pictures(series: pictures.Series) -> tuple[Source, ...]:

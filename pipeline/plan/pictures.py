@@ -3,8 +3,9 @@
 Imports no MindSpore: the scheduler asks here what is there already.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cache import Entries, canonical, caption_item, digest
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 SCHEMA = 1
 """Bump when the sampling code may draw other latents from the same recipe; all pictures are then drawn again."""
 
-BASE, TRAINED, CONDITION = "base", "trained", "condition"
+BASE, TRAINED, CONDITION, STEPS = "base", "trained", "condition", "steps"
+STEP = "step-"
+"""What the names of series of steps begin with, and no other."""
+
 SMALLEST_SHOWN, LARGEST_SHOWN = 192, 512
 """Sides of a picture in the grid of all, in pixels: smaller ones are enlarged by a whole factor, larger ones shrunk."""
 
@@ -48,12 +52,17 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Series:
-    """The pictures of one model and size, by the items of their final latents.  name: BASE, TRAINED, or another."""
+    """The pictures of one model and size, by the items of their final latents.
+
+    name: BASE, TRAINED, that of a step, or another.  result: the folder of what is drawn with; None for the pretrained
+    model as it is.
+    """
 
     name: str
     drawing: Drawing
     entries: Entries
     pictures: dict[str, Picture] = field(repr=False)
+    result: Path | None = None
 
     def missing(self) -> dict[str, Picture]:
         """What is still to be drawn."""
@@ -103,8 +112,26 @@ def drawing(plan: "Plan") -> Drawing:
 
 
 def all_series(plan: "Plan") -> list[Series]:
-    """What the experiment file asks for.  Raises UserError where the training has not ended."""
-    return [*([base(plan)] if plan.experiment.sample.base else []), trained(plan)]
+    """What the experiment file asks for, the result's pictures last.  Raises UserError where there is no result yet."""
+    return [*before_the_end(plan), trained(plan)]
+
+
+def by_now(plan: "Plan") -> list[Series]:
+    """The same, as far as it can be drawn by now."""
+    return [*before_the_end(plan), *([trained(plan)] if plan.is_trained else [])]
+
+
+def before_the_end(plan: "Plan") -> list[Series]:
+    """The pretrained model's pictures, and those of each step of which the run has kept the weights."""
+    settings, run = plan.experiment.sample, plan.run
+    every = settings.every
+    steps = [step for step in run.list_steps(plan.method.result_files) if step % every == 0] if every else []
+    return [*([base(plan)] if settings.base else []), *(of_step(plan, step) for step in steps)]
+
+
+def num_steps(experiment: Experiment, steps: int) -> int:
+    """Of how many steps before the last one, of so many, pictures are drawn while the training goes on."""
+    return (steps - 1) // experiment.sample.every if experiment.sample.every and experiment.sample.prompts else 0
 
 
 def base(plan: "Plan") -> Series:
@@ -121,11 +148,26 @@ def of_base(plan: "Plan", name: str, drawn: Drawing, pictures: Sequence[Picture]
 def trained(plan: "Plan") -> Series:
     """The pictures with the result of the run."""
     check_trained(plan, "to sample with")
+    return _with_result(plan, TRAINED, plan.run.path)
+
+
+def of_step(plan: "Plan", step: int) -> Series:
+    """The pictures with the result as it was after a step, whose weights the run has kept."""
+    return _with_result(plan, step_name(step), plan.run.step(step))
+
+
+def _with_result(plan: "Plan", name: str, folder: Path) -> Series:
+    """folder: that a method's files are in."""
     controls = [conditions.item(photo, variant(plan)) for photo in plan.sample_conditions]
     pictures = {_item(picture, *controls[picture.number : picture.number + 1]): picture for picture in _pictures(plan)}
-    networks, drawn = [plan.config(plan.family.network), *plan.method.configs(plan)], drawing(plan)
-    recipe = _recipe(plan, drawn, networks) | plan.method.drawn_with(plan)
-    return Series(TRAINED, drawn, plan.entries(recipe), pictures)
+    networks, drawn = [plan.config(plan.family.network), *plan.method.configs(plan, folder)], drawing(plan)
+    recipe = _recipe(plan, drawn, networks) | plan.method.drawn_with(plan, folder)
+    return Series(name, drawn, plan.entries(recipe), pictures, folder)
+
+
+def step_name(step: int) -> str:
+    """What the series of a step is called, with which file names are made."""
+    return f"{STEP}{step:06}"
 
 
 def check_trained(plan: "Plan", purpose: str) -> None:
@@ -171,16 +213,9 @@ def _recipe(plan: "Plan", drawn: Drawing, networks: list[dict]) -> dict:
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-def listing(plan: "Plan") -> dict:
+def listing(plan: "Plan", several: Sequence[Series]) -> dict:
     """What samples.json says.  File names are relative to the run's folder, and as good as addresses."""
-    several, settings = all_series(plan), plan.experiment.sample
-    files = {each.name: file_names(plan, each) for each in several}
-    rows = []
-    for picture in several[-1].pictures.values():
-        row = {"prompt": picture.prompt, "seed": picture.seed}
-        if picture.condition:
-            row[CONDITION] = condition_name(plan, picture)
-        rows.append(row | {name: files[name][picture.number] for name in files})
+    settings = plan.experiment.sample
     return {
         "run_id": plan.run_id,
         "trained": plan.method.name,
@@ -190,8 +225,22 @@ def listing(plan: "Plan") -> dict:
         "precision": asdict(plan.precision),
         "latents": {each.name: each.entries.id for each in several},
         "grid": plan.run.samples_grid.name,
-        "pictures": rows,
+        "pictures": rows(plan, several, file_names),
     }
+
+
+def rows(plan: "Plan", several: Sequence[Series], names: Callable[["Plan", Series], list[str]]) -> list[dict]:
+    """What samples.json says of each picture.  names: gives the files of a series, in the pictures' order."""
+    files = {each.name: names(plan, each) for each in several}
+    found = []
+    for picture in several[-1].pictures.values():
+        row: dict = {"prompt": picture.prompt, "seed": picture.seed}
+        if picture.condition:
+            row[CONDITION] = condition_name(plan, picture)
+        row |= {name: files[name][picture.number] for name in (BASE, TRAINED) if name in files}
+        steps = {str(int(name[len(STEP) :])): own[picture.number] for name, own in files.items() if STEP in name}
+        found.append(row | ({STEPS: steps} if steps else {}))
+    return found
 
 
 def file_names(plan: "Plan", series: Series) -> list[str]:
@@ -214,5 +263,11 @@ def condition_name(plan: "Plan", picture: Picture) -> str:
 
 def names_in(listing: dict) -> list[str]:
     """All files that samples.json names."""
-    rows = [row[name] for row in listing["pictures"] for name in (CONDITION, BASE, TRAINED) if name in row]
-    return [listing["grid"], *rows]
+    return [listing["grid"], *(name for row in listing["pictures"] for name in in_order(row, "").values())]
+
+
+def in_order(row: dict, label: str) -> dict[str, str]:
+    """The files of a row of samples.json by what is written beside them.  label: of what was trained."""
+    steps = {f"step {step}": name for step, name in row.get(STEPS, {}).items()}
+    found = {name: row[name] for name in (CONDITION, BASE) if name in row} | steps
+    return found | ({f"with the {label}": row[TRAINED]} if TRAINED in row else {})

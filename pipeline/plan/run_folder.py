@@ -8,7 +8,9 @@ RUNS/NAME-0123456789ab/
     records/             STAGE.json of every stage that worked here
     result.json          written last: a run that has it, and its method's files, is trained
     loss.json            what MeasureLoss found
-    samples/             the pictures; samples.json lists them, samples.png shows them side by side
+    steps/               step-000100/ and so on: the result as it was then, where pictures are drawn while it trains
+    samples/             the pictures; samples.json lists them, samples.png shows them side by side; quick.json and
+                         quick.png: quick looks, until there are pictures
     report.html          all of it on one page
 and the method's files: pytorch_lora_weights.safetensors of a LoRA, controlnet/ of a ControlNet.
 """
@@ -30,6 +32,7 @@ FOLDER = "folder"
 """Key of experiment.json besides the settings: what relative paths in them are relative to."""
 
 CHECKPOINT = re.compile(r"step-(\d{6,})\.safetensors")
+STEP = re.compile(r"step-(\d{6,})")
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,14 @@ class RunFolder:
         return self.path / "samples.png"
 
     @property
+    def quick_list(self) -> Path:
+        return self.path / "quick.json"
+
+    @property
+    def quick_grid(self) -> Path:
+        return self.path / "quick.png"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 
@@ -105,6 +116,16 @@ class RunFolder:
         except FileNotFoundError:
             return []
         return sorted(map(self.checkpoints.joinpath, filter(CHECKPOINT.fullmatch, names)), key=step_of, reverse=True)
+
+    def step(self, step: int) -> Path:
+        """The folder of the result as it was after a step; as the run's own folder, to whoever reads results."""
+        return self.path / "steps" / f"step-{step:06}"
+
+    def list_steps(self, result_files: Iterable[str]) -> list[int]:
+        """The steps of which there is a result, whole, in order."""
+        files = tuple(result_files)
+        found = [(int(match[1]), path) for path in self.path.glob("steps/*") if (match := STEP.fullmatch(path.name))]
+        return sorted(step for step, path in found if all(is_whole(path / name) for name in files))
 
     def others(self) -> list["RunFolder"]:
         """The runs beside this one that have checkpoints."""

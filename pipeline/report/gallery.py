@@ -1,11 +1,11 @@
 """The pictures of one run or several: a row for each prompt, a column for each model, steps in order in a column."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.page.pictures import Shown, Unreadable, embed
-from pipeline.report.run import Run
+from pipeline.report.run import Listing, Run
 
 MOST_PICTURES = 400
 """In a page; the others are counted."""
@@ -16,19 +16,27 @@ Asked = tuple[str, int]
 
 @dataclass(frozen=True)
 class Shot:
-    """A picture.  step: of the training, after which it was drawn; 0: by the pretrained model."""
+    """A picture.  step: of the training, after which it was drawn; 0: by the pretrained model.
+
+    is_quick: whether it is a quick look, not decoded by the VAE.
+    """
 
     asked: Asked
     step: int
     path: Path
+    is_quick: bool = False
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What a column has of a prompt: by place of the column's steps; None: not drawn."""
+    """What a column has of a prompt: by place of the column's steps; None: not drawn.
+
+    quick: the steps of which it is a quick look.
+    """
 
     label: str
     steps: Sequence[tuple[int, Shown | None]]
+    quick: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -49,13 +57,31 @@ class Gallery:
     steps: Sequence[int]
     left_out: int = 0
 
+    @property
+    def has_quick(self) -> bool:
+        """Whether any of it is a quick look."""
+        return any(cell.quick for card in self.cards for cell in card.cells)
+
 
 def shots(run: Run) -> tuple[list[Shot], list[Shot]]:
-    """Of a run: what the pretrained model drew, and what was drawn with its results, by rising step."""
-    rows = run.listing.pictures if run.listing else []
-    base = [Shot((row.prompt, row.seed), 0, _inside(run, row.base)) for row in rows if row.base]
-    trained = [Shot((row.prompt, row.seed), run.last_step, _inside(run, row.trained)) for row in rows if row.trained]
-    return base, trained
+    """Of a run: what the pretrained model drew, and what was drawn with its results, by rising step.
+
+    Where there is no picture yet there may be a quick look.
+    """
+    found: dict[tuple[Asked, int], Shot] = {}
+    for listing, is_quick in ((run.looks, True), (run.listing, False)):
+        for shot in _listed(run, listing, is_quick):
+            found[shot.asked, shot.step] = shot
+    several = sorted(found.values(), key=lambda shot: shot.step)  # stable: the prompts stay in order
+    return [shot for shot in several if not shot.step], [shot for shot in several if shot.step]
+
+
+def _listed(run: Run, listing: Listing | None, is_quick: bool) -> Iterator[Shot]:
+    for row in listing.pictures if listing else []:
+        steps = {int(step): name for step, name in row.steps.items() if step.isdecimal() and int(step)}
+        steps |= ({0: row.base} if row.base else {}) | ({run.last_step or 1: row.trained} if row.trained else {})
+        for step, name in steps.items():
+            yield Shot((row.prompt, row.seed), step, _inside(run, name), is_quick)
 
 
 def conditions(run: Run) -> dict[Asked, Path]:
@@ -85,11 +111,16 @@ def of_several(runs: Mapping[str, Run], are_lengths_of_one: bool) -> Gallery:
         label = next(iter(runs.values())).method.label
         columns[f"with the {label}"] = [shot for _, trained in both.values() for shot in trained]
     else:
-        columns |= {label: trained for label, (_, trained) in both.items()}
+        columns |= {label: _last(trained) for label, (_, trained) in both.items()}
     asked_with: dict[Asked, Path] = {}
     for run in runs.values():
         asked_with |= conditions(run)
     return gallery(columns, asked_with, is_slid=are_lengths_of_one)
+
+
+def _last(several: Sequence[Shot]) -> list[Shot]:
+    """The newest of each prompt; by rising step."""
+    return list({shot.asked: shot for shot in several}.values())
 
 
 def gallery(columns: Mapping[str, Sequence[Shot]], asked_with: Mapping[Asked, Path], is_slid: bool = True) -> Gallery:
@@ -114,7 +145,14 @@ def _card(
     asked_with: Mapping[Asked, Path],
     pictures: Mapping[Path, Shown],
 ) -> Card:
-    cells = [Cell(label, list(_steps(asked, found, pictures))) for label, found in columns.items()]
+    cells = [
+        Cell(
+            label,
+            list(_steps(asked, found, pictures)),
+            frozenset(shot.step for shot in found if shot.asked == asked and shot.is_quick),
+        )
+        for label, found in columns.items()
+    ]
     condition = asked_with.get(asked)
     return Card(*asked, pictures[condition] if condition else None, cells)
 

@@ -160,7 +160,7 @@ def row(run: Run) -> dict[str, str]:
 def inputs_digest(folder: RunFolder) -> str:
     """Of what a run's page was made from: when this changes, the page is made again."""
     found = hashlib.blake2b(f"{SCHEMA}".encode(), digest_size=16)
-    for path in (folder.result, folder.samples_list, folder.loss):
+    for path in (folder.result, folder.samples_list, folder.loss):  # quick looks are gone once Sample is done
         content = path.read_bytes() if path.is_file() else b""
         found.update(len(content).to_bytes(8, "little") + content)
     return found.hexdigest()

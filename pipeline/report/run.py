@@ -46,18 +46,19 @@ class Measured:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of samples.json: files are named relative to the run's folder."""
+    """A line of samples.json: files are named relative to the run's folder.  steps: before the last one, by number."""
 
     prompt: str
     seed: int
     base: str = ""
     trained: str = ""
     condition: str = ""
+    steps: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What samples.json says."""
+    """What samples.json says, or quick.json."""
 
     pictures: list[Row]
     num_inference_steps: int | None = None
@@ -86,6 +87,7 @@ class Run:
     """A run for its report.  known: what its folder says.  experiment: None where experiment.json cannot be read.
 
     has_origin: whether the folder is known that relative paths of the experiment are relative to.
+    looks: quick looks, of what is not decoded yet.
     missing: a line for each thing that cannot be shown, for people.
     """
 
@@ -96,6 +98,7 @@ class Run:
     result: Result | None
     measured: Measured | None
     listing: Listing | None
+    looks: Listing | None
     records: list[Record]
     needs: list[NotedNeed]
     missing: list[str]
@@ -140,6 +143,7 @@ def read_run(path: Path) -> Run:
         _read(folder.result, Result, missing),
         _read(folder.loss, Measured, missing),
         _read(folder.samples_list, Listing, missing),
+        _read(folder.quick_list, Listing, missing),
         read_records(folder.path, missing),
         _needs(folder, missing),
         missing,

@@ -69,8 +69,9 @@ class Run:
 
     @property
     def picture(self) -> Path | None:
-        """The pictures side by side, where they have been drawn."""
-        return self.folder.samples_grid if is_whole(self.folder.samples_grid) else None
+        """The pictures side by side, or quick looks that are newer; None where nothing has been drawn."""
+        found = [path for path in (self.folder.samples_grid, self.folder.quick_grid) if is_whole(path)]
+        return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

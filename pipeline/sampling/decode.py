@@ -1,12 +1,10 @@
 """Decoding sampled latents with the VAE, the only model in the process, and showing the pictures side by side."""
 
-import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from cache import load_json, write_atomically
 from cache.core.files import make_folder
@@ -14,18 +12,20 @@ from cache.terminal.places import shown
 from pipeline.data import conditions, indexing
 from pipeline.devices import dtypes, tensors
 from pipeline.devices.tensors import to_storage
+from pipeline.errors import UserError
 from pipeline.plan import pictures
-from pipeline.plan.pictures import BASE, CONDITION, TRAINED, Series
+from pipeline.plan.pictures import Series
 from pipeline.plan.plan import Plan
 from pipeline.plan.whole import is_whole
 from pipeline.process.progress import Progress, say
 from pipeline.process.stopping import StopRequest
-from pipeline.sampling.grid import grid
+from pipeline.sampling import quick
+from pipeline.sampling.shown import picture_of_all, to_picture, write_png
 
 
 def is_done(plan: Plan) -> bool:
     """Whether the run's folder shows what the experiment asks for, all of it and nothing else."""
-    wanted = pictures.listing(plan)
+    wanted = pictures.listing(plan, pictures.all_series(plan))
     try:
         found = load_json(plan.run.samples_list.read_bytes())
     except (OSError, ValueError):
@@ -39,11 +39,28 @@ def decode(plan: Plan) -> dict:
     Returns what the stage's record says.
     """
     pictures.check(plan.experiment, plan.method)
-    listing, run = pictures.listing(plan), plan.run
+    outcome = _decoded(plan, pictures.all_series(plan))
+    quick.remove(plan.run)
+    return outcome
+
+
+def decode_by_now(plan: Plan) -> None:
+    """The same of what has been drawn by now, while the training may go on.  Raises UserError where nothing has."""
+    pictures.check(plan.experiment, plan.method)
+    several = [each for each in pictures.by_now(plan) if not each.missing()]
+    if not several:
+        raise UserError(
+            f"{plan.run.path}: nothing has been drawn yet; while it trains, that begins with [sample] every = N"
+        )
+    _decoded(plan, several)
+
+
+def _decoded(plan: Plan, several: Sequence[Series]) -> dict:
+    listing, run = pictures.listing(plan, several), plan.run
     make_folder(run.samples)
-    outcome = _decode_missing(plan, pictures.all_series(plan), run.path)
-    _write_conditions(plan, pictures.trained(plan), run.path)
-    write_png(run.samples_grid, _grid(plan, listing, run.path))
+    outcome = _decode_missing(plan, several, run.path)
+    _write_conditions(plan, several[-1], run.path)
+    write_png(run.samples_grid, picture_of_all(plan, listing["pictures"]))
     write_atomically(run.samples_list, json.dumps(listing, indent=2, ensure_ascii=False) + "\n")
     say(f"samples: {shown(run.samples_grid)}")
     return outcome
@@ -92,18 +109,6 @@ def load_decoder(plan: Plan) -> tuple[Callable[[np.ndarray], np.ndarray], dict]:
     return decoded, found
 
 
-def to_picture(pixels: np.ndarray) -> Image.Image:
-    """(3, height, width) in [-1, 1], what is outside cut off, as an image of 8 bits."""
-    scaled = np.clip(pixels.transpose(1, 2, 0) * 0.5 + 0.5, 0, 1) * 255
-    return Image.fromarray(scaled.round().astype(np.uint8))
-
-
-def write_png(path: Path, image: Image.Image) -> None:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    write_atomically(path, buffer.getvalue())
-
-
 def _write_conditions(plan: Plan, series: Series, folder: Path) -> None:
     """What the pictures are conditioned on, in the very pixels that were encoded."""
     for picture in series.pictures.values():
@@ -111,13 +116,3 @@ def _write_conditions(plan: Plan, series: Series, folder: Path) -> None:
         if photo and not is_whole(path := folder / pictures.condition_name(plan, picture)):
             kind = plan.method.condition(plan.experiment)
             write_png(path, conditions.picture(photo, indexing.read_photo(photo), pictures.variant(plan), kind))
-
-
-def _grid(plan: Plan, listing: dict, folder: Path) -> Image.Image:
-    names = [name for name in (CONDITION, BASE, TRAINED) if name in listing["pictures"][0]]
-    headings = [f"with the {plan.method.label}" if name == TRAINED else name for name in names]
-    columns = []
-    for row in listing["pictures"]:
-        text = f"seed {row['seed']}: {row['prompt']}"
-        columns.append((text, [Image.open(folder / row[name]) for name in names]))
-    return grid(headings, columns)

@@ -6,7 +6,8 @@ As diffusers' FluxPipeline does it (arXiv:2209.03003, by Euler's method); the te
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from pipeline.methods.tokens import pooled_reader
 from pipeline.plan import mode, pictures, prior
 from pipeline.plan.method import Trainee, untrained
 from pipeline.plan.needs import note_needs
-from pipeline.plan.pictures import TRAINED, Drawing, Picture, Series
+from pipeline.plan.pictures import Drawing, Picture, Series
 from pipeline.plan.plan import Plan
 from pipeline.plan.shard import WHOLE, Shard
 from pipeline.process.progress import Progress, say
@@ -60,19 +61,40 @@ def _drawn(plan: Plan, series: Sequence[Series], shard: Shard) -> dict:
     if not drawn:
         return {"drawn": 0}
     _say_guidance(series[-1])
-    network = plan.family.network
-    frozen = plan.load_frozen() if todo.get(TRAINED) else {network: plan.load(network)}
+    wanted = [each for each in series if todo[each.name]]
+    models = Models(plan, is_trained=any(each.result for each in wanted))
     found: dict[str, dict] = {}
     modes: dict[str, str] = {}
-    for each in series:  # the base first: it is without the layers that are put in place for a LoRA
-        if todo[each.name]:
-            is_trained = each.name == TRAINED
-            model = plan.method.load(plan, frozen) if is_trained else untrained(plan, {network: frozen[network]})
-            pooled = pooled_reader(plan) if is_trained else plan.pooled.read_many
+    for each in wanted:
+        with models.of(each) as (model, pooled):
             found |= observed_precision(plan, each.drawing, model, pooled, todo[each.name])
             modes[each.name] = draw(plan, model, pooled, each, todo[each.name])
     counts = {name: len(missing) for name, missing in todo.items()}
     return {"drawn": drawn, "pictures": counts, "modes": modes, "precision": found}
+
+
+class Models:
+    """What draws several series, loaded once.  is_trained: whether any of them is drawn with a result."""
+
+    def __init__(self, plan: Plan, is_trained: bool):
+        network = plan.family.network
+        self._plan = plan
+        self._trained: Trainee | None = None
+        self._frozen = plan.load_frozen() if is_trained else {network: plan.load(network)}
+
+    @contextmanager
+    def of(self, series: Series) -> Iterator[tuple[Trainee, Pooled]]:
+        """A block for what draws one.  The base comes first: it is without the layers that a LoRA puts in place."""
+        plan, network = self._plan, self._plan.family.network
+        if series.result is None:
+            yield untrained(plan, {network: self._frozen[network]}), plan.pooled.read_many
+            return
+        if self._trained is None or self._trained.as_saved is None:
+            self._trained = plan.method.load(plan, self._frozen, series.result)
+            yield self._trained, pooled_reader(plan)
+            return
+        with self._trained.as_saved(series.result):
+            yield self._trained, pooled_reader(plan)
 
 
 def _missing(series: Series, shard: Shard) -> dict[str, Picture]:
@@ -85,15 +107,17 @@ def _say_guidance(series: Series) -> None:
         say("guidance_scale: not used, as this model has no guidance embedding")
 
 
-def draw(plan: Plan, model: Trainee, pooled: Pooled, series: Series, missing: dict[str, Picture]) -> Mode:
+def draw(
+    plan: Plan, model: Trainee, pooled: Pooled, series: Series, missing: dict[str, Picture], asked: Mode | None = None
+) -> Mode:
     """Write the final latents of ``missing`` pictures, batch by batch.  Raises Stopped after one of them.
 
-    Returns the mode that predictions were computed in.
+    asked: the mode; None for what [sample] says.  Returns the mode that predictions were computed in.
     """
     drawing, batches = series.drawing, in_batches(list(missing), series.drawing.batch_size)
     sigmas = noise_levels(plan, drawing)
     total = len(batches) * drawing.num_inference_steps
-    chosen, reason = mode.choose_for_drawing(plan.device, plan.experiment.sample.mode, total)
+    chosen, reason = mode.choose_for_drawing(plan.device, asked or plan.experiment.sample.mode, total)
     if chosen == "jit":
         say(f"mode: jit, {reason}")
         model = dataclasses.replace(model, predict=device.compiled(model.predict))

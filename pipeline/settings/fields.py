@@ -352,6 +352,9 @@ class Sampling:
     mode: Mode = "auto"
     """`jit` compiles the prediction, once for all steps and pictures of one size, those of `[prior]` too; `pynative`
     does not. `auto` chooses by the number of predictions. It changes a picture by rounding only."""
+    every: Annotated[Whole, between(0, BILLION)] = 0
+    """Draw the prompts also while it trains, after every so many steps, and keep the weights of these steps ([Pictures
+    while it trains](pictures.md#while-it-trains)). 0: only once it is trained."""
 
 
 @OnlyKnown

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -169,6 +169,20 @@ class Training:
         return norm
 
 
+class Watch(NamedTuple):
+    """What draws between steps.
+
+    is_due: after which steps, by number: the same answer on all ranks.  draw: called by all of them, with whether the
+    training is about to stop; returns whether it was asked to stop meanwhile.
+    """
+
+    is_due: Callable[[int], bool]
+    draw: Callable[[bool], bool]
+
+
+NOTHING_DRAWN = Watch(lambda step: False, lambda is_stopping: False)
+
+
 def run(
     training: Training,
     make: Callable[[int], Any],
@@ -177,12 +191,14 @@ def run(
     folder: RunFolder,
     identity: dict,
     first_step: str = "",
+    watch: Watch = NOTHING_DRAWN,
 ) -> dict:
     """Train from ``training.step`` to ``settings.steps``; metrics and checkpoints go to the run's ``folder``.
 
     make: the batch of a number, counted over all batches from 0; called ahead, in a thread.
     tensors: the arguments of the loss for a batch.
     first_step: what is said while the first step of each size of batch is taken, as it compiles.
+    watch: what draws between steps, of the step that it goes on from too: it may have been stopped before it had drawn.
 
     The device is waited for every ``log_every`` steps and at checkpoints.  Returns the last loss, the median step time
     in seconds, and the share of all time that was spent waiting for batches.  Raises UserError where the loss is not
@@ -200,13 +216,28 @@ def run(
         contextlib.ExitStack() as safe,
     ):
         stop, sizes = None, Sizes(progress, first_step)
+
+        def is_stopping() -> bool:
+            return bool(stop and stop.requested)
+
+        def drawn() -> bool:
+            """Draw where it is time.  Returns whether it was asked to stop meanwhile."""
+            if not watch.is_due(training.step):
+                return False
+            began = time.perf_counter()
+            is_asked = watch.draw(is_stopping())
+            metrics.leave_out(time.perf_counter() - began)
+            progress.leave_out(time.perf_counter() - began, 0)
+            return is_asked
+
+        was_asked = drawn()
         while training.step < settings.steps:
             rate, several, error = training.learning_rates[0], [], None
             try:
                 several = [tensors(ahead.next()) for _ in range(own)]
             except BaseException as found:  # a corrupt entry for one; all steps so far are sound
                 error = found
-            if end := ranks.ending(error, is_asked=bool(stop and stop.requested)):
+            if end := ranks.ending(error, is_asked=was_asked or is_stopping()):
                 if training.step > saved:
                     metrics.sync()
                     training.save(folder, identity, settings.keep_checkpoints)
@@ -221,6 +252,7 @@ def run(
                 metrics.sync()
                 training.save(folder, identity, settings.keep_checkpoints)
                 saved = training.step
+            was_asked = drawn()
         return metrics.summary()
 
 

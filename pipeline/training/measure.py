@@ -37,7 +37,7 @@ def measure(plan: Plan) -> dict:
     frozen, batches = plan.load_frozen(), Batches(plan)
     base = untrained(plan, frozen)
     before = _losses("loss before", item_loss(base.predict), _tensors(plan, base, batches))
-    trainee = plan.method.load(plan, frozen)
+    trainee = plan.method.load(plan, frozen, plan.run.path)
     losses, several = item_loss(trainee.predict), _tensors(plan, trainee, batches)
     found = _gain(before, _losses("loss after", losses, several))
     if plan.method.reads_conditions:

@@ -103,6 +103,10 @@ class Metrics:
         self._attempt(lambda writer: writer.add(line))
         return loss
 
+    def leave_out(self, seconds: float) -> None:
+        """So many seconds were no part of any step."""
+        self._began, self._first = self._began + seconds, self._first + seconds
+
     def sync(self) -> None:
         """Wait until all lines are on disk: a checkpoint must not be newer than them."""
         self._attempt(lambda writer: writer.sync())

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 
 from cache import write_atomically
 from cache.terminal.places import shown
@@ -19,6 +20,7 @@ from pipeline.plan.run_folder import FOLDER, VERSION, RunFolder
 from pipeline.process.progress import say
 from pipeline.process.ranks import Ranks
 from pipeline.runs import beside
+from pipeline.sampling import growing
 from pipeline.settings.experiment import settings_of
 from pipeline.settings.fields import Train
 from pipeline.settings.questions import questions
@@ -51,6 +53,8 @@ def train(plan: Plan) -> dict:
         say(step_of(settings, ranks, batches.prior))
         frozen = plan.load_frozen()
         before = guard.frozen_digests(frozen)
+        growth = growing.Growth(plan, ranks, settings.steps)
+        growth.draw_base(frozen)
         trainee = plan.method.make(plan, frozen)
         say(describe(trainee))
         prepare(plan, trainee, settings)
@@ -59,11 +63,18 @@ def train(plan: Plan) -> dict:
         found = observed.precision(plan, trainee, lambda: loss(*first))
         training = training_of(plan, loss, trainee, settings, own, batches.in_a_step)
         identity = checkpoint.identity_of(plan.decisive | {"mode": settings.mode})
-        go_on(training, run, identity, settings)
+        go_on(training, run, identity, settings, growing.kept_files(plan))
         training.check_equal()
         try:
             result = loop.run(
-                training, batches.training, to_tensors, settings, run, identity, first_step(plan, settings, trainee)
+                training,
+                batches.training,
+                to_tensors,
+                settings,
+                run,
+                identity,
+                first_step(plan, settings, trainee),
+                _watched(growth, plan, trainee, training, settings),
             )
         except NotFinite:
             guard.check_finite(plan.model_folder, frozen)
@@ -76,7 +87,7 @@ def train(plan: Plan) -> dict:
         made = training.result()
         if not ranks.is_first:
             return {"steps": settings.steps}
-        path = trainee.save(run.path, made, _lineage(plan, settings))
+        path = trainee.save(run.path, made, _lineage(plan, settings.steps))
         result |= {"steps": settings.steps, "trained_parameters": sum(parameter.size for parameter in trainee.trained)}
         result |= {"mode": settings.mode, "precision": found, "numerics": training.numerics}
         write_atomically(run.result, json.dumps({"version": VERSION} | result, indent=2) + "\n")
@@ -145,8 +156,12 @@ def with_steps_and_mode(plan: Plan, batches: Batches) -> Train:
     return settings
 
 
-def go_on(training: loop.Training, run: RunFolder, identity: dict, settings: Train) -> None:
+def go_on(
+    training: loop.Training, run: RunFolder, identity: dict, settings: Train, kept_files: tuple[str, ...] = ()
+) -> None:
     """Restore the newest checkpoint that this run can go on from, its own or another's; say so.
+
+    kept_files: of steps with pictures, which are taken over.
 
     Says what differs from the run of the same name that is most like it, where it goes on from none.
     Raises UserError where one of its own checkpoints is of another configuration.
@@ -170,7 +185,9 @@ def go_on(training: loop.Training, run: RunFolder, identity: dict, settings: Tra
         )
         return
     if training.ranks.is_first:
-        metrics.copy(RunFolder(shorter.path.parent.parent), run, shorter.step)
+        other = RunFolder(shorter.path.parent.parent)
+        metrics.copy(other, run, shorter.step)
+        growing.take_over(other, run, kept_files, shorter.step)
     training.restore(shorter)
     say(f"going on from step {shorter.step} of a shorter run, {shown(shorter.path)}")
 
@@ -182,7 +199,21 @@ def describe(trainee: Trainee) -> str:
     return f"{' and '.join(cells)}: {total:,} parameters, of which {count:,} train"
 
 
-def _lineage(plan: Plan, settings: Train) -> dict[str, str]:
+def _watched(
+    growth: growing.Growth, plan: Plan, trainee: Trainee, training: loop.Training, settings: Train
+) -> loop.Watch:
+    """What draws while the training goes on, as the loop calls it."""
+
+    def save(folder: Path, made: Mapping, step: int) -> Path:
+        return trainee.save(folder, made, _lineage(plan, step))
+
+    def draw(is_stopping: bool) -> bool:
+        return growth.draw(training.step, trainee, save, training.result(), is_stopping)
+
+    return loop.Watch(growth.is_due, draw)
+
+
+def _lineage(plan: Plan, step: int) -> dict[str, str]:
     """Where the result comes from, for its safetensors metadata.  Names no path of this machine."""
     model, sizes = plan.experiment.model, plan.experiment.data.resolution
     most = max(sizes) if isinstance(sizes, tuple) else sizes
@@ -194,6 +225,6 @@ def _lineage(plan: Plan, settings: Train) -> dict[str, str]:
         "run_id": plan.run_id,
         "recipes": json.dumps(plan.entry_ids),
         "precision": json.dumps(asdict(plan.precision), sort_keys=True),
-        "step": str(settings.steps),
+        "step": str(step),
         **modelspec.constant(plan.config(plan.family.network), plan.method.name, plan.experiment.name, resolution),
     }
