@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from test_page import Seen
 
+from pipeline.estimate import preflight
 from pipeline.flux import flow
 from pipeline.methods import CONTROLNET
 from pipeline.plan import pictures
@@ -131,6 +132,14 @@ def test_a_longer_training_takes_over_what_a_shorter_one_has_kept(lab):
     lab.set("train", steps=STEPS + 2).run("TrainLoRA")
     found = latents(lab.plan)
     assert list(found) == ["base", "step-000002", "step-000004", "step-000006"]
+
+
+def test_the_plan_counts_the_pictures_and_the_weights_that_are_kept(begun, grown):
+    for lab, missing in ((begun, 8), (grown, 2)):
+        found = preflight.of_plan(lab.plan)
+        assert (found["stages"]["SampleLatents"]["items"], found["stages"]["SampleLatents"]["missing"]) == (8, missing)
+        training = found["training"]
+        assert training["kept_steps_bytes"] == (0 if lab is grown else 2 * training["result_bytes"])
 
 
 def test_sample_shows_every_step_and_takes_the_quick_looks_away(lab):

@@ -73,7 +73,7 @@ def write(plan: Plan, several: Sequence[Series], colours: np.ndarray) -> Path:
     for row in rows:
         row.pop(pictures.CONDITION, None)  # there is no file of it yet
     write_atomically(run.quick_list, json.dumps({"pictures": rows}, indent=2, ensure_ascii=False) + "\n")
-    write_png(run.quick_grid, picture_of_all(plan, rows))
+    write_png(run.quick_grid, picture_of_all(plan, rows, ", a quick look"))
     return run.quick_grid
 
 

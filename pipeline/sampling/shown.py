@@ -28,14 +28,17 @@ def write_png(path: Path, image: Image.Image) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def picture_of_all(plan: Plan, rows: Sequence[dict]) -> Image.Image:
-    """The pictures that rows of samples.json name, side by side; of many steps some, the last one among them."""
+def picture_of_all(plan: Plan, rows: Sequence[dict], remark: str = "") -> Image.Image:
+    """The pictures that rows of samples.json name, side by side; of many steps some, the last one among them.
+
+    remark: what stands behind what each of them is.
+    """
     several = [pictures.in_order(_with_few_steps(row), plan.method.label) for row in rows]
     columns = []
     for row, files in zip(rows, several):
         text = f"seed {row['seed']}: {row['prompt']}"
         columns.append((text, [Image.open(plan.run.path / name) for name in files.values()]))
-    return grid(list(several[0]), columns)
+    return grid([f"{name}{remark}" for name in several[0]], columns)
 
 
 def _with_few_steps(row: dict) -> dict:
