@@ -13,10 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.figures import Figure
 from benchmarks.step import LEARNING_RATE, add_shape, parts_of, prepare, random_batch, random_transformer
 
 PARTS = ("forward", "forward and backward", "optimizer", "step")
@@ -42,20 +44,34 @@ def main() -> None:
         name, weights = options.side
         serve({"mindspore": mindspore_parts, "torch": torch_parts}[name](options, weights), options.rounds)
         return
+    print(table(*measure(options.torch, options.turns, sys.argv[1:])))
+
+
+def figures(rounds: int, torch: str, **shape) -> Iterator[Figure]:
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in shape.items()]
+    times, _ = measure(torch, rounds, ["--torch", torch, *options])
+    for part, rows in times.items():
+        yield Figure.of(part, "PyTorch's", *rows.T)
+
+
+def measure(torch: str, turns: int, arguments: Sequence[str]) -> tuple[dict[str, np.ndarray], list[float]]:
+    """Seconds of each part, ours and PyTorch's: (turns, 2); and both losses.  arguments: a child's command line."""
     with tempfile.TemporaryDirectory() as folder:
         # the first writes the weights that the second one reads
-        sides = [
-            Side(name, python, folder) for name, python in (("mindspore", sys.executable), ("torch", options.torch))
-        ]
-        times = {part: np.array([[s.seconds(part) for s in sides] for _ in range(options.turns)]) for part in PARTS}
-    print(table(times, [side.loss for side in sides]))
+        pythons = {"mindspore": sys.executable, "torch": torch}
+        sides = [Side(name, python, folder, arguments) for name, python in pythons.items()]
+        times = {part: np.array([[s.seconds(part) for s in sides] for _ in range(turns)]) for part in PARTS}
+        for side in sides:
+            side.process.stdin.close()
+            side.process.wait()
+    return times, [side.loss for side in sides]
 
 
 class Side:
     """A child process that times its parts when told to; ``loss`` is its first."""
 
-    def __init__(self, name: str, python: str, folder: str):
-        command = [python, "-m", "benchmarks.against_torch", *sys.argv[1:], "--side", name, f"{folder}/weights"]
+    def __init__(self, name: str, python: str, folder: str, arguments: Sequence[str]):
+        command = [python, "-m", "benchmarks.against_torch", *arguments, "--side", name, f"{folder}/weights"]
         root = Path(__file__).parents[1]
         self.process = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.loss = self._answer()

@@ -10,8 +10,10 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.figures import Figure
 from cache import FileFacts
 from cache.core.digests import _read
 
@@ -23,17 +25,29 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the files go for a while (default: TMPDIR or /tmp)")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="benchmark-digests-", dir=options.folder) as folder:
-        paths = [_write(Path(folder) / f"{number}", options.megabytes << 20) for number in range(options.files)]
-        size = options.files * (options.megabytes << 20) / 1e9
-        print(f"{size:.1f} GB in {len(paths)} files; GB/s, medians of {options.rounds}")
-        print(f"{'':<14}{'one by one':>12}{'together':>12}{'ratio':>8}")
-        for name, prepare in (("from memory", _keep), ("from disk", _drop)):
-            found = [
-                (_timed(prepare, _one_by_one, paths), _timed(prepare, _together, paths)) for _ in range(options.rounds)
-            ]
-            alone, together = (size / statistics.median(each) for each in zip(*found))
-            print(f"{name:<14}{alone:>12.2f}{together:>12.2f}{together / alone:>8.2f}")
+    size = options.files * (options.megabytes << 20) / 1e9
+    print(f"{size:.1f} GB in {options.files} files; GB/s, medians of {options.rounds}")
+    print(f"{'':<14}{'one by one':>12}{'together':>12}{'ratio':>8}")
+    for name, found in _measure(options.folder, options.files, options.megabytes, options.rounds):
+        alone, together, _ = (size / statistics.median(each) for each in zip(*found))
+        print(f"{name:<14}{alone:>12.2f}{together:>12.2f}{together / alone:>8.2f}")
+
+
+def figures(rounds: int, files: int, megabytes: int) -> Iterator[Figure]:
+    """What reading files for their digests costs, by reading them and doing nothing with them."""
+    for name, found in _measure(None, files, megabytes, rounds):
+        alone, together, plain = zip(*found)
+        yield Figure.of(f"{name}, one by one", "plain reading", alone, plain)
+        yield Figure.of(f"{name}, together", "plain reading", together, plain)
+
+
+def _measure(folder: Path | None, files: int, megabytes: int, rounds: int) -> Iterator[tuple[str, list[tuple]]]:
+    """From memory and from disk: each round's seconds of reading one by one, together, and without a digest."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-digests-", dir=folder) as name:
+        paths = [_write(Path(name) / f"{number}", megabytes << 20) for number in range(files)]
+        for source, prepare in (("from memory", _keep), ("from disk", _drop)):
+            ways = (_one_by_one, _together, _plainly)
+            yield source, [tuple(_timed(prepare, read, paths) for read in ways) for _ in range(rounds)]
 
 
 def _write(path: Path, num_bytes: int) -> Path:
@@ -48,6 +62,14 @@ def _write(path: Path, num_bytes: int) -> Path:
 def _one_by_one(paths: list[Path]) -> None:
     for path in paths:
         _read(path, threading.Event(), True)
+
+
+def _plainly(paths: list[Path]) -> None:
+    buffer = bytearray(1 << 24)
+    for path in paths:
+        with open(path, "rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
 
 
 def _together(paths: list[Path]) -> None:

@@ -15,15 +15,15 @@ Everything is in the page cache. Memory is read from /proc, so this runs on Linu
 import argparse
 import ctypes
 import json
-import multiprocessing
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
+from benchmarks.figures import Figure, in_child
 from cache import Entries, Store
 
 PROCESSES = 3
@@ -47,6 +47,21 @@ def main() -> None:
     print(json.dumps(rows, indent=2) if options.json else table(rows))
 
 
+def figures(rounds: int, num_items: int) -> Iterator[Figure]:
+    """What opening a store of so many items costs by sorting as many addresses."""
+    addresses = np.frombuffer(np.random.default_rng(KNOWN).bytes(16 * num_items), "S16")
+    with tempfile.TemporaryDirectory(prefix="benchmark-index-") as folder:
+        build(folder, num_items)
+        sorting, found = [], []
+        for _ in range(rounds):
+            sorting.append(median(watched(np.sort, addresses)["seconds"] for _ in range(9)))
+            found.append(in_child(measure, folder, num_items))
+    yield Figure.of("open", "sorting", (each["open_seconds"] for each in found), sorting)
+    yield Figure.of("missing", "sorting", (each["missing_seconds"] for each in found), sorting)
+    sizes = [num_items * addresses.itemsize / 2**20] * rounds
+    yield Figure.of("memory of opening", "addresses", (each["open_peak_MiB"] for each in found), sizes)
+
+
 def build(folder: str, num_items: int) -> float:
     """Write the store and return how many seconds that took."""
     value, known = np.ones(1, np.float16), items(num_items, KNOWN)
@@ -59,10 +74,7 @@ def build(folder: str, num_items: int) -> float:
 
 def opened(folder: str, num_items: int) -> dict:
     """Medians of what fresh processes measure."""
-    results = []
-    for _ in range(PROCESSES):
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            results.append(pool.submit(measure, folder, num_items).result())
+    results = [in_child(measure, folder, num_items) for _ in range(PROCESSES)]
     return {name: median(result[name] for result in results) for name in results[0]}
 
 

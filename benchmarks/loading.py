@@ -12,9 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.figures import Figure, in_child
 
 ROOT = Path(__file__).parents[1]
 BLOCKS, SHARDS = (2, 4), 3
@@ -46,6 +49,15 @@ def main() -> None:
         if options.torch:
             timed = [subprocess.check_output([options.torch, "-c", TORCH, f"{folder}/transformer"]) for _ in range(3)]
             print(f"{'diffusers, PyTorch':<20}{np.median([float(each) for each in timed]):>8.2f}")
+
+
+def figures(rounds: int, blocks: tuple[int, int]) -> Iterator[Figure]:
+    """What loading costs by reading the files into memory, and the memory by the size of the weights."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-loading-") as folder:
+        size = in_child(write, Path(folder), blocks)
+        rows = [[run(name, folder) for name in ("our loading", "reading the files")] for _ in range(rounds)]
+    yield Figure.of("time", "reading", *([each["seconds"] for each in side] for side in zip(*rows)))
+    yield Figure.of("memory, all read", "the weights", (own["peak"] for own, _ in rows), [size] * rounds)
 
 
 def write(folder: Path, blocks: tuple[int, int]) -> int:

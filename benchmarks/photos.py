@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.figures import Figure
 from pipeline.data import survey_file
 from pipeline.data.survey_file import SurveyFile
 from pipeline.methods import LORA
@@ -35,6 +36,8 @@ from pipeline.settings.reading import load_experiment
 ROOT = Path(__file__).parents[1]
 FEW, PER_FOLDER, SIDE = 100, 1000, 16
 STAGES = ("EncodeCLIP", "EncodeT5", "EncodeImages", "TrainLoRA", "SampleLatents", "Sample")
+COMPARED = ("EncodeCLIP", "TrainLoRA")
+"""Stages whose figures `python -m benchmarks` keeps."""
 EXPERIMENT = f"""
 [data]
 images = "photos"
@@ -70,6 +73,18 @@ def main() -> None:
             times = seconds, busy, busy_of_few, busy - busy_of_few
             cells = "".join(f"{each:>9.2f}" for each in times) + f"{peak:>10.0f}{peak_of_few:>9.0f}"
             print(f"{name:<36}{cells}", flush=True)
+
+
+def figures(rounds: int, photos: int) -> Iterator[Figure]:
+    """What a stage's process costs with many photos and nothing to encode, by what it costs with a hundred."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-photos-") as folder:
+        paths = [make(Path(folder, f"{number}-metadata"), number) for number in (photos, FEW)]
+        turns = [[list(of_stages(path, COMPARED)) for path in paths] for _ in range(rounds)]
+    for place, stage in enumerate(COMPARED):
+        many, few = ([turn[side][place] for turn in turns] for side in (0, 1))
+        for column, what in ((2, "processor"), (3, "memory")):
+            costs = ([row[column] for row in side] for side in (many, few))
+            yield Figure.of(f"{stage}, {what}", f"{FEW} photos", *costs)
 
 
 # --- the experiment -----------------------------------------------------------------------------------------------
@@ -132,13 +147,18 @@ Row = tuple[str, float, float, float]
 def measured(path: Path) -> Iterator[Row]:
     shutil.rmtree(path.parent / "runs", ignore_errors=True)
     yield from rows_of("-m", "benchmarks.photos", "--child", "tasks", path)
-    survey = SurveyFile()
-    run("-m", "benchmarks.photos", "--child", "hand_over", path, survey.path, files=[survey.fileno()])
-    for stage in STAGES:
-        arguments = "-m", "pipeline", "run", stage, "--experiment", path, "--survey", survey.path
-        yield (stage, *timed(*arguments, files=[survey.fileno()]))
+    yield from of_stages(path, STAGES)
     yield from rows_of("-m", "benchmarks.photos", "--child", "tasks", path)
     yield from rows_of("-m", "benchmarks.photos", "--child", "parts", path)
+
+
+def of_stages(path: Path, stages: Sequence[str]) -> Iterator[Row]:
+    shutil.rmtree(path.parent / "runs", ignore_errors=True)
+    survey = SurveyFile()
+    run("-m", "benchmarks.photos", "--child", "hand_over", path, survey.path, files=[survey.fileno()])
+    for stage in stages:
+        arguments = "-m", "pipeline", "run", stage, "--experiment", path, "--survey", survey.path
+        yield (stage, *timed(*arguments, files=[survey.fileno()]))
 
 
 def tasks(path: Path) -> None:

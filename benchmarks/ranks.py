@@ -10,10 +10,12 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.figures import Figure
 from benchmarks.step import LEARNING_RATE, add_shape, random_batch, random_transformer
 
 FIRST = 3
@@ -26,6 +28,7 @@ def main() -> int:
     parser.add_argument("--rank", type=int, default=4, help="of the LoRA (4): what is exchanged grows with it")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--reduce", choices=("ordered", "fast"), help=argparse.SUPPRESS)
+    parser.add_argument("--rows", help=argparse.SUPPRESS)  # a file for the seconds of all steps, instead of a line
     add_shape(parser)
     options = parser.parse_args()
     from pipeline.process import launching, ranks
@@ -43,6 +46,26 @@ def main() -> int:
     return 0
 
 
+def figures(rounds: int, steps: int, **sizes) -> Iterator[Figure]:
+    """What the exchange takes of a step of two ranks; a round starts both anew."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in sizes.items()]
+    for reduce in ("ordered", "fast"):
+        rows = [rows_of([*options, f"--steps={steps}", f"--reduce={reduce}"], 2) for _ in range(rounds)]
+        steps_taken = np.array([np.median(each, axis=0) for each in rows])
+        yield Figure.of(f"exchange, {reduce}", "the step", steps_taken[:, 2], steps_taken[:, 0])
+
+
+def rows_of(arguments: list[str], count: int) -> np.ndarray:
+    """What `measure` returns on the first of so many ranks."""
+    from pipeline.process import launching
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/rows.npy"
+        if code := launching.run([*arguments, f"--rows={path}"], count, module="benchmarks.ranks"):
+            sys.exit(f"a rank ended with exit code {code}; see its message above")
+        return np.load(path)
+
+
 def train(options) -> None:
     from pipeline.devices import device
     from pipeline.devices.communication import Collectives
@@ -53,7 +76,9 @@ def train(options) -> None:
     with joined(path) as ranks:
         collectives = Timed(Collectives(ranks, "CPU"))
         rows = measure(options, ranks, collectives)
-        if ranks.is_first:
+        if ranks.is_first and options.rows:
+            np.save(options.rows, rows)
+        elif ranks.is_first:
             print(line(options, ranks.size, collectives.received_bytes, rows), flush=True)
 
 

@@ -16,8 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.figures import Figure
 from pipeline.synthetic import shapes
 
 STAGE = "EncodeImages"
@@ -25,12 +27,7 @@ STAGE = "EncodeImages"
 
 def main() -> None:
     options = _options()
-    with tempfile.TemporaryDirectory() as folder:
-        shapes.draw_shapes(Path(folder) / "photos", options.photos, size=options.resolution)
-        turns = [
-            [_measure(Path(folder) / f"{turn}-{count}", count, options.resolution) for count in (1, options.workers)]
-            for turn in range(options.turns)
-        ]
+    turns = _turns(options.photos, options.resolution, options.workers, options.turns)
     print(
         f"{options.photos} photos of {options.resolution} px, one core a process, seconds (median of {options.turns})"
     )
@@ -40,6 +37,23 @@ def main() -> None:
         ratios = [one / other for one, other in zip(alone, several)]
         median = [statistics.median(values) for values in (alone, several, ratios)]
         print(f"{name:12}{median[0]:12.1f}{median[1]:14.1f}{median[2]:8.2f}   {min(ratios):.2f} to {max(ratios):.2f}")
+
+
+def figures(rounds: int, photos: int, resolution: int) -> Iterator[Figure]:
+    """What two processes take by what one takes: half of it at best, and more where a process starts slowly."""
+    alone, several = (list(zip(*side)) for side in zip(*_turns(photos, resolution, 2, rounds)))
+    for place, name in enumerate(("2, with start", "2, encoding")):
+        yield Figure.of(name, "1 process", several[place], alone[place])
+
+
+def _turns(photos: int, resolution: int, workers: int, turns: int) -> list[list[tuple[float, float, float]]]:
+    """The times of each turn, by one process and by several."""
+    with tempfile.TemporaryDirectory() as folder:
+        shapes.draw_shapes(Path(folder) / "photos", photos, size=resolution)
+        return [
+            [_measure(Path(folder) / f"{turn}-{count}", count, resolution) for count in (1, workers)]
+            for turn in range(turns)
+        ]
 
 
 def _options() -> argparse.Namespace:

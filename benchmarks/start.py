@@ -11,7 +11,10 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from benchmarks.figures import Figure
 
 ROOT = Path(__file__).parents[1]
 STAGE = """
@@ -40,15 +43,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.start", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in PROCESSES}
-    for _ in range(options.rounds):
-        for name, code in PROCESSES.items():
-            found[name].append(_costs(code))
+    found = _measure(list(PROCESSES), options.rounds)
     medians = {name: [statistics.median(each) for each in zip(*costs)] for name, costs in found.items()}
     print(f"{'medians':<22}{'s':>7}{'ratio':>7}{'CPU s':>8}{'ratio':>7}")
     for name, (wall, cpu) in medians.items():
         ratios = wall / medians[REFERENCE][0], cpu / medians[REFERENCE][1]
         print(f"{name:<22}{wall:>7.2f}{ratios[0]:>7.2f}{cpu:>8.2f}{ratios[1]:>7.2f}")
+
+
+def figures(rounds: int) -> Iterator[Figure]:
+    """What starting and ending a stage costs by ``import mindspore``."""
+    found = {name: list(zip(*costs)) for name, costs in _measure([REFERENCE, *COMPONENTS], rounds).items()}
+    for name in COMPONENTS:
+        for place, what in enumerate(("", ", CPU")):
+            yield Figure.of(f"{name}{what}", REFERENCE, found[name][place], found[REFERENCE][place])
+
+
+def _measure(names: Sequence[str], rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """The costs of each process, in turns."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in names:
+            found[name].append(_costs(PROCESSES[name]))
+    return found
 
 
 def _costs(code: str) -> tuple[float, float]:

@@ -7,23 +7,24 @@ the ratios rather than the milliseconds.
 import argparse
 import json
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
+from benchmarks.figures import Figure, in_child
+
 LEARNING_RATE = 1e-4
-BLOCKS = 3
-"""How often each part has its turn."""
+PARTS = ("step", "forward", "forward and backward", "optimizer")
+MODES = ("pynative", "jit")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds per turn; medians are printed")
+    parser.add_argument("--turns", type=int, default=3, help="how often each part has its turn")
     parser.add_argument("--json", action="store_true")
     add_shape(parser)
     options = parser.parse_args()
-    from pipeline.devices import device
-
-    device.use("CPU")
     result = measure(options)
     print(json.dumps(result, indent=2) if options.json else table(result))
 
@@ -36,25 +37,43 @@ def add_shape(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--blocks", type=int, default=2, help="double blocks, and as many single ones")
 
 
+def figures(rounds: int, **shape) -> Iterator[Figure]:
+    """What a compiled step costs by PyNative's, and compiling by one step of PyNative."""
+    seconds, first = in_child(timed, argparse.Namespace(turns=rounds, rounds=5, **shape))
+    by_turn = {key: np.median(values, axis=1) for key, values in seconds.items()}
+    for part in PARTS:
+        yield Figure.of(part, "PyNative's", by_turn["jit", part], by_turn["pynative", part])
+    yield Figure.of("compiling", "PyNative's step", [first["jit"]], [np.median(by_turn["pynative", "step"])])
+
+
 def measure(options) -> dict:
     """Median seconds of each part of a step in both modes, and the seconds of the first call, which compiles."""
+    seconds, first = timed(options)
+    medians = {f"{mode} {part}": float(np.median(values)) for (mode, part), values in seconds.items()}
+    return {"seconds": medians, "first_call_seconds": first, "options": vars(options)}
+
+
+def timed(options) -> tuple[dict, dict]:
+    """Seconds of each (mode, part) of a step: (turns, rounds); and of each mode's first call, which compiles."""
+    from pipeline.devices import device
+
+    device.use("CPU")
     parts, compiling = {}, {}
-    for mode in ("pynative", "jit"):
+    for mode in MODES:
         training, arguments, loss = prepare(options, mode)
         began = time.perf_counter()
         training.advance([arguments]).read()
         compiling[mode] = time.perf_counter() - began
         parts |= {(mode, name): part for name, part in parts_of(training, arguments, loss).items()}
-    times = {key: [] for key in parts}
-    for _ in range(BLOCKS):
+    times = {key: np.empty((options.turns, options.rounds)) for key in parts}
+    for turn in range(options.turns):
         for key, part in parts.items():
             part()
-            for _ in range(options.rounds):
+            for place in range(options.rounds):
                 began = time.perf_counter()
                 part()
-                times[key].append(time.perf_counter() - began)
-    medians = {f"{mode} {part}": float(np.median(values)) for (mode, part), values in times.items()}
-    return {"seconds": medians, "first_call_seconds": compiling, "options": vars(options)}
+                times[key][turn, place] = time.perf_counter() - began
+    return times, compiling
 
 
 def parts_of(training, arguments: tuple, loss) -> dict:
@@ -123,7 +142,7 @@ def random_batch(options) -> list[np.ndarray]:
 def table(result: dict) -> str:
     seconds, first = result["seconds"], result["first_call_seconds"]
     lines = [f"{'milliseconds, medians':<24}{'PyNative':>10}{'compiled':>10}{'ratio':>8}"]
-    for part in ("step", "forward", "forward and backward", "optimizer"):
+    for part in PARTS:
         slow, fast = seconds[f"pynative {part}"] * 1e3, seconds[f"jit {part}"] * 1e3
         lines.append(f"{part:<24}{slow:>10.1f}{fast:>10.1f}{slow / fast:>8.1f}")
     repaid = (first["jit"] - first["pynative"]) / (seconds["pynative step"] - seconds["jit step"])

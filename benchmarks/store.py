@@ -21,12 +21,14 @@ import random
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
 from benchmarks.contenders import FilePerRow, Ours, PlainArray, Raw, Zarr
+from benchmarks.figures import Figure
 from cache.core.layout import Layout
 
 BATCH = 8
@@ -58,8 +60,25 @@ def main() -> None:
     print(json.dumps(result, indent=2) if options.json else report(result))
 
 
+def figures(rounds: int) -> Iterator[Figure]:
+    """The time that the store takes by that of a raw file or a memmap."""
+    for kind, (dtype, shape, num_rows) in KINDS.items():
+        with tempfile.TemporaryDirectory(prefix="benchmark-store-") as folder:
+            speeds = measure_rounds(Path(folder), Layout(dtype, shape), num_rows, rounds)
+        del speeds["cold 1/8"]
+        for what, by_whom in speeds.items():
+            limit = limit_of(what)
+            yield Figure.of(f"{kind}, {what}", limit, by_whom[limit], by_whom["ours"])  # speeds: the other way round
+
+
 def measure(folder: Path, layout: Layout, num_rows: int, rounds: int) -> dict:
     """Median MB/s by what was done and by whom: {"writes": {"raw file": ...}, ...}. Leaves no file behind."""
+    speeds = measure_rounds(folder, layout, num_rows, rounds)
+    return {what: {who: median(all_) for who, all_ in by_whom.items()} for what, by_whom in speeds.items()}
+
+
+def measure_rounds(folder: Path, layout: Layout, num_rows: int, rounds: int) -> dict:
+    """The MB/s of every round, in order, by what was done and by whom."""
     rows = random_rows(layout, num_rows)
     contenders = [Raw(folder / "raw", layout), Ours(folder / "ours", layout), FilePerRow(folder / "each", layout)]
     speeds = defaultdict(lambda: defaultdict(list))
@@ -75,7 +94,7 @@ def measure(folder: Path, layout: Layout, num_rows: int, rounds: int) -> dict:
         measure_warm(contenders, order, number, speeds)
     for contender in contenders:
         contender.remove()
-    return {what: {who: median(all_) for who, all_ in by_whom.items()} for what, by_whom in speeds.items()}
+    return speeds
 
 
 def settle(num_bytes: int) -> None:

@@ -17,9 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks.figures import Figure
 from pipeline.synthetic import shapes
 
 RATES, RANKS = ("1e-4", "3e-4", "1e-3"), (4, 16)
@@ -43,6 +44,13 @@ def main() -> None:
         ratios = [other / own for own, other in zip(sweep, alone)]
         median = [statistics.median(values) for values in (sweep, alone, ratios)]
         print(f"{name:12}{median[0]:12.1f}{median[1]:12.1f}{median[2]:8.2f}   {min(ratios):.2f} to {max(ratios):.2f}")
+
+
+def figures(rounds: int, **sizes) -> Iterator[Figure]:
+    """What a sweep takes by six trainings that encode for themselves."""
+    turns = [_turn(argparse.Namespace(**sizes)) for _ in range(rounds)]
+    for place, name in enumerate(("whole", "processor")):
+        yield Figure.of(name, "six alone", *([turn[side][place] for turn in turns] for side in (0, 1)))
 
 
 def _options() -> argparse.Namespace:

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from benchmarks.__main__ import parser as benchmarks_parser
 from cache.tools.arguments import build_parser
 from pipeline import commands, stage_table
 from pipeline.settings.reading import load_experiment
@@ -130,6 +131,8 @@ def refusal(words: list[str]) -> str:
                     build_parser().parse_args(rest)
                 case ["python", "-m", "tasks", *rest]:
                     tasks_parser().parse_args(rest)
+                case ["python", "-m", "benchmarks", *rest]:
+                    benchmarks_parser().parse_args(rest)
                 case ["python", "-m", module, *_]:
                     return "" if (ROOT / module.replace(".", "/")).with_suffix(".py").is_file() else "no such module"
                 case ["luigi", "--module", "tasks", task, *options]:
