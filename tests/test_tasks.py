@@ -43,7 +43,7 @@ def test_from_photos_to_a_loras_pictures_and_luigi_never_imports_mindspore(tiny_
     encoders = ["EncodeCLIP", "EncodeT5", "EncodeImages"]
     assert ran(result.stderr) == ["CheckData", "CheckRoom", *encoders, "TrainLoRA", "SampleLatents", "Sample"]
     assert lab.done("TrainLoRA") and lab.done("Sample") and (lab.run_folder / "samples.png").is_file()
-    assert str(lab.path) not in result.stderr and "Execution Summary" not in result.stderr
+    assert not [said for said in (str(lab.path), "Execution Summary", "PyTorch") if said in result.stderr]
     assert all(len(line) < 80 for line in result.stderr.splitlines() if line.startswith("INFO: "))
     again = run_luigi("Sample", lab)
     assert again.returncode == 0 and ran(again.stderr) == []

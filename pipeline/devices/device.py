@@ -247,7 +247,8 @@ def _import_mindone() -> None:
 
     What mindone warns of while loading weights is an error here, raised by `models.load_model`.
     """
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # mindone's, imported first, has its own stand in for transformers'
+        os.environ.setdefault(f"{library}_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     by_need.install()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
