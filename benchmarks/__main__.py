@@ -32,11 +32,12 @@ BUSY = 0.5
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # processes of measurements: no line between ours
+    wanted = chosen(options)
     here = machine() | {"torch": version_of_torch(options.torch)} if options.torch else machine()
     show(heading(described(here)))
     if here["load"] > BUSY:
         show(warning(f"other work is running (load {here['load']}): ratios will scatter, and none should be kept"))
-    found, failed = measure_all(options)
+    found, failed = measure_all(wanted, options.torch)
     before = kept.read(options.kept, here["kind"])
     slower = compare(found, before)
     if options.keep and found:
@@ -55,7 +56,9 @@ def parser() -> argparse.ArgumentParser:
         epilog=f"what is measured, each also by itself as python -m benchmarks.NAME:\n{names}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    result.add_argument("--only", nargs="+", choices=sorted(measurements.BY_NAME), metavar="NAME", help="these only")
+    result.add_argument(
+        "--only", nargs="+", choices=[each.name for each in measurements.ALL], metavar="NAME", help="these only"
+    )
     result.add_argument("--quick", action="store_true", help="fewer rounds, and not what takes minutes")
     result.add_argument("--torch", metavar="PYTHON", help="that has torch, diffusers, peft: for against_torch")
     result.add_argument("--check", action="store_true", help="exit code 1 where something is slower than what is kept")
@@ -67,17 +70,20 @@ def parser() -> argparse.ArgumentParser:
 def chosen(options: argparse.Namespace) -> dict[Measurement, int]:
     """What to measure, and in how many rounds."""
     rounds = {each: each.quick if options.quick else each.rounds for each in measurements.ALL}
-    if options.only:
-        return {measurements.BY_NAME[name]: rounds[measurements.BY_NAME[name]] or 1 for name in options.only}
-    return {each: number for each, number in rounds.items() if number and (options.torch or not each.needs_torch)}
+    if not options.only:
+        return {each: number for each, number in rounds.items() if number and (options.torch or not each.needs_torch)}
+    named = {each: number or 1 for each, number in rounds.items() if each.name in options.only}
+    if not options.torch and any(each.needs_torch for each in named):
+        parser().error("against_torch needs --torch PYTHON")
+    return named
 
 
-def measure_all(options: argparse.Namespace) -> tuple[Found, list[str]]:
+def measure_all(wanted: dict[Measurement, int], torch: str | None) -> tuple[Found, list[str]]:
     """All figures, each shown as soon as it is there; and the names of measurements that failed."""
     found: Found = {}
     failed = []
-    for measurement, rounds in chosen(options).items():
-        more = {"torch": options.torch} if measurement.needs_torch else {}
+    for measurement, rounds in wanted.items():
+        more = {"torch": torch} if measurement.needs_torch else {}
         figures = []
         try:
             for figure in measurement.figures(rounds, **measurement.sizes, **more):
@@ -120,7 +126,7 @@ def compared_with(before: Kept | None, marks: list[str]) -> str:
 
 def line(measurement: Measurement, figure: Figure) -> str:
     spread = f"{number(figure.low)} to {number(figure.high)}" if figure.rounds > 1 else "one round"
-    return f"{measurement.name:<14}{figure.name:<25}{number(figure.ratio):>6} of {figure.yardstick} ({spread})"
+    return f"{measurement.name:<14}{figure.name:<27}{number(figure.ratio):>6} of {figure.yardstick} ({spread})"
 
 
 def number(value: float) -> str:

@@ -40,4 +40,3 @@ ALL = (
     Measurement("shards", "encoding in shards", 2, 0, {"photos": 400, "resolution": 128}),
     Measurement("sweep", "a sweep of six", 1, 0, {"photos": 24, "resolution": 64, "steps": 10}),
 )
-BY_NAME = {each.name: each for each in ALL}

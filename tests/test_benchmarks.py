@@ -47,7 +47,6 @@ def test_figures_are_compared_round_by_round():
 def run(tmp_path, monkeypatch, capsys):
     """The command with a small measurement: (exit code, what it said)."""
     small = Measurement("digests", "", 2, 2, {"files": 1, "megabytes": 1})
-    monkeypatch.setitem(measurements.BY_NAME, "digests", small)
     monkeypatch.setattr(measurements, "ALL", (small,))
 
     def call(*options: str) -> tuple[int, str]:
