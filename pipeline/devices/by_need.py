@@ -1,6 +1,6 @@
 """mindone's packages, importing a name when it is asked for.
 
-As it comes, ``from mindone.transformers import CLIPTextModel`` runs some 400 lines ``from .models.x import Y``, each of
+As it comes, ``from mindone.transformers import CLIPTextModel`` runs some 330 lines ``from .models.x import Y``, each of
 which loads a model that nobody here uses.  Once `install` has been called, such a line in a package of mindone's waits
 until somebody asks the package for one of its names.  Modules and names are the same as without it; they are loaded
 later, most of them never.  A package whose file has a form that is not known here is imported as it comes.
