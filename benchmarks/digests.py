@@ -65,7 +65,7 @@ def _one_by_one(paths: list[Path]) -> None:
 
 
 def _plainly(paths: list[Path]) -> None:
-    buffer = bytearray(1 << 24)
+    buffer = bytearray(1 << 20)
     for path in paths:
         with open(path, "rb", buffering=0) as file:
             while file.readinto(buffer):
