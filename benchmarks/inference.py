@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[1]
 CASES = {f"{what} {side} px": [what, side] for side in (256, 512, 768, 1024) for what in ("encode", "decode")}
 TRANSFORMERS = ((4, 1, 288, 2), (4, 4, 288, 2), (4, 1, 1152, 2), (4, 1, 1152, 4), (8, 2, 1152, 2), (2, 1, 3200, 1))
 """Heads of 128, pictures at a time, tokens, of which an eighth, or 32, are text; and blocks of each kind."""
-CASES |= {f"predict {' '.join(map(str, each))}": ["predict", *each] for each in TRANSFORMERS}
+PREDICTING = ("predict", "compiled")
+CASES |= {f"{what} {' '.join(map(str, each))}": [what, *each] for what in PREDICTING for each in TRANSFORMERS}
 
 
 def main() -> None:
@@ -40,9 +41,11 @@ def main() -> None:
 
 
 def estimated(what: str, *sizes: int) -> int:
-    if what == "predict":
+    if what in PREDICTING:
         heads, batch, tokens, blocks = sizes
-        return memory.of_prediction(memory.Shape(batch, tokens, heads * 128, heads, 2 * blocks), 0, "CPU", 4)
+        shape = memory.Shape(batch, tokens, heads * 128, heads, 2 * blocks)
+        compiled = memory.of_compiled_prediction(shape, 4)
+        return compiled if what == "compiled" else memory.of_prediction(shape, 0, "CPU", 4)
     tensors = memory.ENCODED if what == "encode" else memory.DECODED
     return memory.of_picture(tensors, pretrained.config(CONFIGS / "FLUX.1-dev", "vae"), sizes[0], sizes[0], 4)
 
@@ -58,7 +61,7 @@ def measured(what: str, *sizes: int) -> int:
     from pipeline.devices import device
 
     device.use("CPU")
-    work = prediction(*sizes) if what == "predict" else vae_work(what, *sizes)
+    work = prediction(*sizes, what == "compiled") if what in PREDICTING else vae_work(what, *sizes)
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
     before = resident_bytes("VmRSS")
     work()
@@ -76,8 +79,10 @@ def vae_work(what: str, side: int):
     return lambda: (vae.encode(pixels) if what == "encode" else vae.decode(latents))[0].asnumpy()
 
 
-def prediction(heads: int, batch: int, tokens: int, blocks: int):
+def prediction(heads: int, batch: int, tokens: int, blocks: int, is_compiled: bool):
     from mindone.diffusers import FluxTransformer2DModel
+
+    from pipeline.devices import device
 
     sizes = {"num_layers": blocks, "num_single_layers": blocks, "num_attention_heads": heads, "attention_head_dim": 128}
     inputs = {"in_channels": 64, "joint_attention_dim": 256, "pooled_projection_dim": 64, "guidance_embeds": True}
@@ -85,7 +90,12 @@ def prediction(heads: int, batch: int, tokens: int, blocks: int):
     text = max(32, tokens // 8)
     arguments = [tensor(batch, tokens - text, 64), tensor(batch, text, 256), tensor(batch, 64), tensor(batch)]
     arguments += [tensor(tokens - text, 3), tensor(text, 3), tensor(batch)]
-    return lambda: transformer(*arguments)[0].asnumpy()
+
+    def predict(*arguments):
+        return transformer(*arguments)[0]
+
+    run = device.compiled(predict) if is_compiled else predict
+    return lambda: [run(*arguments).asnumpy() for _ in range(2)]
 
 
 def frozen(cell):

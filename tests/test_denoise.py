@@ -1,6 +1,7 @@
 """Sampling's arithmetic, against mindone's own pipeline; and what a LoRA and a ControlNet change."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from cache import caption_item, digest
+from cache.terminal.words import human_bytes
 from pipeline.devices import dtypes
 from pipeline.errors import UserError
 from pipeline.flux import flow, models, noise_levels, pretrained, tiny
@@ -22,7 +24,7 @@ from pipeline.flux.prediction import prediction
 from pipeline.methods import CONTROLNET
 from pipeline.methods import controlnet_model as controlnet
 from pipeline.methods import lora_layers as lora
-from pipeline.plan import pictures
+from pipeline.plan import mode, pictures
 from pipeline.plan.method import untrained
 from pipeline.plan.plan import resolve
 from pipeline.sampling import denoise
@@ -84,26 +86,26 @@ def test_steps_are_those_of_the_scheduler():
 
 
 @pytest.mark.parametrize(
-    ("is_dev", "mode"),
+    ("is_dev", "asked"),
     [
         pytest.param(True, "jit", id="dev, compiled"),
         pytest.param(True, "pynative", id="dev", marks=pytest.mark.slow),
         pytest.param(False, "auto", id="schnell", marks=pytest.mark.slow),
     ],
 )
-def test_final_latents_are_those_of_mindones_flux_pipeline(tmp_path, tiny_model, is_dev, mode):
+def test_final_latents_are_those_of_mindones_flux_pipeline(tmp_path, tiny_model, is_dev, asked):
     import mindspore as ms
     from mindone.diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
     folder = tiny_model if is_dev else tiny.write_tiny_model(tmp_path / "schnell", guidance_embeds=False)
     lab = Lab(tmp_path / "lab", folder, num_pictures=1).set("data", resolution=48)
-    lab.set("sample", prompts=PROMPTS, num_inference_steps=4, guidance_scale=2.0, seed=7, mode=mode, batch_size=2)
+    lab.set("sample", prompts=PROMPTS, num_inference_steps=4, guidance_scale=2.0, seed=7, mode=asked, batch_size=2)
     lab.encode()
     plan = lab.plan
     series, frozen = pictures.base(plan), plan.load_frozen()
     transformer, several = frozen[lora.TRANSFORMER], list(series.pictures.values())
     chosen = denoise.draw(plan, untrained(plan, frozen), plan.pooled.read_many, series, series.missing())
-    assert chosen == ("jit" if mode == "jit" else "pynative")  # four predictions do not repay compiling
+    assert chosen == ("jit" if asked == "jit" else "pynative")  # four predictions do not repay compiling
     settings = pretrained.config(folder, "scheduler")
     vae = models.load_model(folder, "vae", "fp32")
     pipeline = FluxPipeline(
@@ -125,6 +127,21 @@ def test_final_latents_are_those_of_mindones_flux_pipeline(tmp_path, tiny_model,
     np.testing.assert_allclose(found, expected.asnumpy(), atol=2e-5)
     assert series.entries.recipe["guidance_scale"] == (2 if is_dev else None)
     assert pictures.base(lab.set("sample", guidance_scale=3.0).plan).entries.id == series.entries.id or is_dev
+
+
+def test_predictions_are_compiled_where_that_is_repaid_and_there_is_room():
+    choose = functools.partial(mode.choose_for_drawing, memory_bytes=8 * 10**9)
+    assert choose("CPU", "auto", 40, 10**9)[0] == "jit"
+    assert choose("CPU", "auto", 39, 10**9) == (
+        "pynative",
+        "as compiling is repaid by about 40 predictions, and there are 39",
+    )
+    assert choose("CPU", "auto", 40, 2 * 10**9) == (
+        "pynative",
+        f"as compiled it would take {human_bytes(2 * 10**9)} more",
+    )
+    assert choose("CPU", "jit", 1, 10**12)[0] == "jit" and choose("CPU", "pynative", 10**6, 1)[0] == "pynative"
+    assert choose("Ascend", "auto", 10**6, 1)[0] == "pynative"  # nobody has measured it
 
 
 def test_batches_are_of_one_size_and_few():

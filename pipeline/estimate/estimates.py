@@ -9,9 +9,9 @@ from pipeline.devices.communication import BUCKET_BYTES
 from pipeline.devices.precision import BYTES
 from pipeline.estimate import advice, memory
 from pipeline.estimate.subject import Subject
-from pipeline.plan import pictures, prior
+from pipeline.plan import mode, pictures, prior
 from pipeline.plan.needs import CONTROLS, IMAGES
-from pipeline.settings.fields import Train
+from pipeline.settings.fields import Mode, Prior, Sampling, Train
 
 ESTIMATED = ("peak_bytes", "host_loading_bytes")
 ACTIVATIONS = tuple(f"activations_{each}bytes" for each in ("", "without_checkpointing_", "with_checkpointing_"))
@@ -149,25 +149,49 @@ def _vae(subject: Subject, tensors: float, size: variants.Size) -> Load:
     return _load(subject, component, working)
 
 
+def drawing_mode(
+    subject: Subject, size: variants.Size, batch_size: int, num_predictions: int, asked: Mode | None = None
+) -> tuple[Mode, str]:
+    """The mode in which pictures of a size in pixels are drawn, so many at a time, and why.
+
+    asked: None for what [sample] says.
+    """
+    shape, element = _shape(subject, frozenset([size]), batch_size), _network_element_bytes(subject)
+    compiled = memory.of_compiled_prediction(shape, element)
+    asked = asked or subject.experiment.sample.mode
+    return mode.choose_for_drawing(subject.target, asked, num_predictions, compiled, subject.memory_bytes)
+
+
+def _drawing_bytes(subject: Subject, size: variants.Size, settings: Prior | Sampling, count: int, kept: int) -> int:
+    """What the transformer takes to draw so many pictures.  kept: blocks whose outputs are kept for another model."""
+    batches = -(-count // settings.batch_size)
+    batch_size = -(-count // max(1, batches))
+    shape, element = _shape(subject, frozenset([size]), batch_size), _network_element_bytes(subject)
+    chosen, _ = drawing_mode(subject, size, batch_size, batches * settings.num_inference_steps)
+    if chosen == "jit" and subject.target == "CPU":
+        return memory.of_compiled_prediction(shape, element)
+    return memory.of_prediction(shape, kept, subject.target, element)
+
+
+def _network_element_bytes(subject: Subject) -> int:
+    return BYTES[subject.policy(subject.family.network).compute_on_device]
+
+
 def _drawing_prior(subject: Subject) -> Load:
     """Of the network alone, at the largest resolution."""
-    network, settings = subject.family.network, subject.experiment.prior
-    largest = frozenset(variants.squares(subject.experiment.data)[-1:])
-    shape = _shape(subject, largest, min(settings.batch_size, settings.num_images))
-    size = BYTES[subject.policy(network).compute_on_device]
-    return _load(subject, network, memory.of_prediction(shape, 0, subject.target, size))
+    settings, largest = subject.experiment.prior, variants.squares(subject.experiment.data)[-1]
+    working = _drawing_bytes(subject, largest, settings, settings.num_images, 0)
+    return _load(subject, subject.family.network, working)
 
 
 def _drawing(subject: Subject) -> Load:
     frozen, trained, settings = _frozen(subject), _trained(subject), subject.experiment.sample
     side = subject.experiment.sample_resolution
-    shape = _shape(subject, frozenset([(side, side)]), min(settings.batch_size, len(settings.prompts)))
     kept = subject.method.num_blocks(subject.experiment, subject.config(subject.family.network))
-    size = BYTES[subject.policy(subject.family.network).compute_on_device]
     return frozen._replace(
         parameters=frozen.parameters + trained,
         weights_bytes=frozen.weights_bytes + 4 * trained,
-        working_bytes=memory.of_prediction(shape, kept, subject.target, size),
+        working_bytes=_drawing_bytes(subject, (side, side), settings, len(settings.prompts), kept),
     )
 
 

@@ -102,18 +102,14 @@ def of_experiment(experiment: Experiment, method: Method, model_config: str = ""
     return of_plan(known) if known else of_configs(model, experiment, method, listed)
 
 
-def _subject(plan: Plan) -> Subject:
-    return Subject(plan.model_folder, plan.experiment, plan.device, plan.method, plan.family, has_weights=True)
-
-
 def checkpoint_bytes(plan: Plan) -> int:
     """Of one checkpoint of the plan's training."""
-    return estimates.checkpoint_bytes(_subject(plan))
+    return estimates.checkpoint_bytes(Subject.of_plan(plan))
 
 
 def of_plan(plan: Plan) -> PlanEstimate:
     """What each stage of an experiment has, lacks and takes, all of it counted that can be."""
-    subject = _subject(plan)
+    subject = Subject.of_plan(plan)
     epoch = Epoch(len(plan.examples), frozenset(plan.examples.sizes))
     training = _training(subject, epoch)  # first: it says where no ControlNet can be made
     training |= {"is_done": plan.is_trained, "run_folder": str(plan.run.path)}

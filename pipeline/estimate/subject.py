@@ -9,7 +9,7 @@ from pipeline.flux import pretrained
 from pipeline.flux.family import Flux
 from pipeline.plan import pictures
 from pipeline.plan.method import Method
-from pipeline.plan.plan import shared_by
+from pipeline.plan.plan import Plan, shared_by
 from pipeline.settings.experiment import Experiment
 
 PUBLISHED = "bf16"
@@ -29,6 +29,10 @@ class Subject:
     method: Method
     family: Flux
     has_weights: bool = False
+
+    @classmethod
+    def of_plan(cls, plan: Plan) -> "Subject":
+        return cls(plan.model_folder, plan.experiment, plan.device, plan.method, plan.family, has_weights=True)
 
     @cached_property
     def policies(self) -> precision.Precision:

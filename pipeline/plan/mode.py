@@ -1,13 +1,17 @@
 """Whether steps are compiled, where an experiment leaves that open.  Imports no MindSpore."""
 
-from cache.terminal.words import duration
+from cache.terminal.words import duration, human_bytes
 from pipeline.settings.fields import Mode, Train
 
 STEPS_THAT_REPAY_COMPILING = 100
 """On CPU, for each size of batch: three to ten times what ``benchmarks.step`` gives, so that it is repaid surely."""
 
-PREDICTIONS_THAT_REPAY_COMPILING = 60
-"""On CPU, for pictures of one size: about twice what ``benchmarks.drawing`` gives."""
+PREDICTIONS_THAT_REPAY_COMPILING = 40
+"""On CPU, for pictures of one size: of the small model compiling took what 12 to 34 predictions save, of 20, 5 and 1 at
+a time."""
+
+SHARE_FOR_COMPILED = 8
+"""Compiled predictions, which keep what all blocks make, are chosen where they take at most this part of a memory."""
 
 COMPILING_SECONDS = 0.8, 0.027
 """What compiling a step takes for each block of the models, and how much more for each block that there is; on CPU.
@@ -16,16 +20,24 @@ Fitted to 6, 24 and 57 blocks of a tiny width (7, 34 and 132 s); the width decid
 """
 
 
-def choose_for_drawing(device: str, asked: Mode, num_predictions: int) -> tuple[Mode, str]:
-    """As `choose`, of pictures of one size.  num_predictions: of all batches together, each counted once a step."""
+def choose_for_drawing(
+    device: str, asked: Mode, num_predictions: int, compiled_bytes: int, memory_bytes: int
+) -> tuple[Mode, str]:
+    """As `choose`, of pictures of one size.
+
+    num_predictions: of all batches together, each counted once a step.  compiled_bytes: what one takes, compiled.
+    memory_bytes: what there is.
+    """
     if asked != "auto":
         return asked, "as the experiment says"
     if device != "CPU":
         return "pynative", f'as nobody has measured compiled drawing on {device}; [sample] mode = "jit" compiles'
     repaid = PREDICTIONS_THAT_REPAY_COMPILING
-    if num_predictions >= repaid:
-        return "jit", f"as {num_predictions} predictions repay compiling"
-    return "pynative", f"as compiling is repaid by about {repaid} predictions, and there are {num_predictions}"
+    if num_predictions < repaid:
+        return "pynative", f"as compiling is repaid by about {repaid} predictions, and there are {num_predictions}"
+    if SHARE_FOR_COMPILED * compiled_bytes > memory_bytes:
+        return "pynative", f"as compiled it would take {human_bytes(compiled_bytes)} more"
+    return "jit", f"as {num_predictions} predictions repay compiling"
 
 
 def compiling(device: str, num_blocks: int) -> str:

@@ -17,6 +17,8 @@ from pipeline.data import conditions
 from pipeline.devices import device, tensors
 from pipeline.devices.tensors import to_storage
 from pipeline.draws import Purpose
+from pipeline.estimate import estimates
+from pipeline.estimate.subject import Subject
 from pipeline.flux import flow
 from pipeline.methods import observed
 from pipeline.methods.tokens import pooled_reader
@@ -117,7 +119,8 @@ def draw(
     drawing, batches = series.drawing, in_batches(list(missing), series.drawing.batch_size)
     sigmas = noise_levels(plan, drawing)
     total = len(batches) * drawing.num_inference_steps
-    chosen, reason = mode.choose_for_drawing(plan.device, asked or plan.experiment.sample.mode, total)
+    size = drawing.size.width, drawing.size.height
+    chosen, reason = estimates.drawing_mode(Subject.of_plan(plan), size, len(batches[0]), total, asked)
     if chosen == "jit":
         say(f"mode: jit, {reason}")
         model = dataclasses.replace(model, predict=device.compiled(model.predict))
