@@ -186,7 +186,9 @@ def test_a_text_without_quotes_and_a_folder_for_a_file_are_told_what_to_write(tm
         assert str(refusal.value).endswith(said)
 
 
-@pytest.mark.parametrize("name, reason", [("none.toml", "No such file or directory"), ("", "Is a directory")])
+@pytest.mark.parametrize(
+    "name, reason", [("none.toml", "No such file or directory"), ("", "Is a directory; name a TOML file")]
+)
 def test_a_file_that_cannot_be_read_is_one_line_that_names_it(tmp_path, name, reason):
     with pytest.raises(UserError) as refusal:
         load_experiment(tmp_path / name)

@@ -34,6 +34,7 @@ OTHER = {
     "posterior": "mode",
     "mode": "jit",
     "targets": "all-linear",
+    "tracker": "wandb",
 }
 """Another value of each setting that is a name."""
 
@@ -119,7 +120,8 @@ def test_every_setting_that_decides_weights_is_another_run_and_no_other_is(lab, 
         assert other != value
         if run_id(**{field.name: other}) == run_id():
             same.append(field.name)
-    assert same == (["log_every", "checkpoint_every", "keep_checkpoints"] if table is Train else [])
+    decide_nothing = ["log_every", "checkpoint_every", "keep_checkpoints", "tracker"]
+    assert same == (decide_nothing if table is Train else [])
 
 
 # --- the gradient -------------------------------------------------------------------------------------------------
