@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -342,6 +342,7 @@ DOCUMENTS = st.dictionaries(
 
 
 @given(document=DOCUMENTS)
+@example(document={"paths": {"accumulate": None, "store": {}}})
 @hypothesis_settings(derandomize=True, deadline=None, max_examples=150)
 def test_whatever_a_file_says_it_is_an_experiment_or_lines_that_name_fields(document):
     found, problems = checked(Settings, document)

@@ -86,7 +86,7 @@ def _problem(cls, document: dict, error) -> Iterator[str]:
     value: Any = document
     here: Any = cls
     for part in error["loc"]:
-        if isinstance(value, dict):
+        if isinstance(value, dict) and isinstance(here, type):
             known = get_type_hints(here)
             key = str(part) if re.fullmatch(r"[\w-]+", str(part)) else json.dumps(part)
             name, value, here = f"{name}.{key}" if name else key, value.get(part), known.get(part)
