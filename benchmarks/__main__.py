@@ -8,7 +8,8 @@ another version of MindSpore has a faster PyNative, a compiled step is said to b
 Ends in a table beside the figures of benchmarks/kept.json for this kind of machine (the
 CPU's model and the number of cores).  "slower" and "faster" are said where the medians
 differ by more than 1.25 times, and the middle half of the rounds now lies wholly outside
-the middle half of the rounds kept.  A smaller difference can be chance.
+the middle half of the rounds kept; of a single round, where they differ by more than 1.5
+times.  A smaller difference can be chance.
 """
 
 import argparse
@@ -119,6 +120,8 @@ def compared_with(before: Kept | None, marks: list[str]) -> str:
     if before is None:
         return warning("nothing is kept yet to compare with; --keep does, on an idle machine")
     told = f"kept: {described(before.machine)}"
+    if before.machine["load"] > BUSY:
+        told += f", beside other work (load {before.machine['load']})"
     if not before.is_same_kind:
         return warning(f"{told}: another kind of machine: changes are of little worth, and --check passes")
     return f"{told}; slower: {marks.count('slower')}, faster: {marks.count('faster')}"

@@ -10,7 +10,8 @@ from benchmarks.measurements import Measurement
 
 PATH = Path(__file__).with_name("kept.json")
 TIMES = 1.25
-"""By how much a ratio has to differ to count."""
+ONE_ROUND_TIMES = 1.5
+"""By how much a ratio has to differ to count; and one of a single round, whose spread nobody knows."""
 
 Found = dict[Measurement, list[Figure]]
 
@@ -55,14 +56,15 @@ def keep(path: Path, machine: dict, found: Found) -> None:
 
 
 def change(now: Figure, kept: Figure) -> str:
-    """ "slower", "faster", or nothing where that could be chance.
+    """What to say of a figure: "slower", "faster", or nothing where the difference could be chance.
 
-    The medians must differ by more than 1.25 times, and the middle half of the rounds now must lie wholly on one side
-    of the middle half of the rounds kept.
+    The medians must differ by more than 1.25 times (1.5 times where one of them is of a single round), and the middle
+    half of the rounds now must lie wholly on one side of the middle half of the rounds kept.
     """
-    if now.ratio > kept.ratio * TIMES and now.low > kept.high:
+    times = ONE_ROUND_TIMES if 1 in (now.rounds, kept.rounds) else TIMES
+    if now.ratio > kept.ratio * times and now.low > kept.high:
         return "slower"
-    if kept.ratio > now.ratio * TIMES and kept.low > now.high:
+    if kept.ratio > now.ratio * times and kept.low > now.high:
         return "faster"
     return ""
 

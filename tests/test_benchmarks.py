@@ -30,6 +30,8 @@ def figure(low: float, ratio: float, high: float) -> Figure:
         (figure(1.21, 1.22, 1.23), ""),  # less than 1.25 times
         (figure(0.5, 0.6, 0.7), "faster"),
         (figure(0.5, 0.6, 0.95), ""),
+        (Figure("reads", "memmap", 1.4, 1.4, 1.4, rounds=1), ""),  # one round: 1.5 times
+        (Figure("reads", "memmap", 1.6, 1.6, 1.6, rounds=1), "slower"),
         (figure(0.81, 0.82, 0.83), ""),
     ],
 )
