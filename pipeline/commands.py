@@ -26,8 +26,8 @@ from pipeline.process.progress import say
 from pipeline.process.stopping import INTERRUPTED_EXIT, STOPPED_EXIT, Stopped, end_with_parent
 from pipeline.runs import listing
 from pipeline.settings import described as settings
-from pipeline.settings.fields import PRESETS
 from pipeline.settings.reading import load_experiment
+from pipeline.settings.values import PRESETS
 from pipeline.stage_table import STAGES, described
 from pipeline.stages import num_ranks, run, show_by_now
 from pipeline.study import figures, study, subject

@@ -158,4 +158,5 @@ def test_every_name_of_mindones_packages_is_what_it_is_without():
 @pytest.mark.slow
 def test_what_no_stage_uses_can_be_imported_later():
     for line in ("import mindone.diffusers.training_utils", "from mindone.diffusers import FluxPipeline"):
-        python(f"from pipeline.devices import device; device.use('CPU')\n{line}\n", by_need=False)
+        code = f"from pipeline.devices import device; device.use('CPU')\n{line}\nprint('imported')\n"
+        assert python(code, by_need=False).splitlines()[-1] == "imported"

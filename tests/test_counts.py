@@ -6,7 +6,8 @@ import pytest
 from pipeline.devices.precision import Policy
 from pipeline.flux import counts, models
 from pipeline.methods import lora_layers as lora
-from pipeline.settings.fields import LORA_TARGETS, Lora
+from pipeline.settings.fields import Lora
+from pipeline.settings.values import LORA_TARGETS
 
 FLUX_DEV = {
     "patch_size": 1, "in_channels": 64, "num_layers": 19, "num_single_layers": 38, "attention_head_dim": 128,

@@ -19,8 +19,9 @@ from pipeline.plan.caption_lengths import is_surely_short
 from pipeline.plan.plan import resolve
 from pipeline.plan.survey import Survey
 from pipeline.settings.experiment import EMBEDDED
-from pipeline.settings.fields import Data, FindingKind
+from pipeline.settings.fields import Data
 from pipeline.settings.reading import load_experiment
+from pipeline.settings.values import FindingKind
 
 EXPECTED = {
     "cut-by-clip": (2, "longest.png", "77 of 362 tokens used"),

@@ -19,7 +19,8 @@ from pipeline.methods import LORA
 from pipeline.methods import lora_layers as lora
 from pipeline.plan.plan import resolve
 from pipeline.plan.run_folder import RunFolder
-from pipeline.settings.fields import Lora, Train, WeightingScheme
+from pipeline.settings.fields import Lora, Train
+from pipeline.settings.values import WeightingScheme
 from pipeline.training import loop, train
 from pipeline.training.batches import Batches
 from pipeline.training.loss import flow_loss, tensors_of

@@ -11,7 +11,7 @@ from pipeline.exchange.lora_names import CLIP, TRANSFORMER
 from pipeline.flux import counts, pretrained
 from pipeline.methods import LORA
 from pipeline.methods.lora_layers import WEIGHTS_NAME
-from pipeline.settings.fields import LORA_TARGETS
+from pipeline.settings.values import LORA_TARGETS
 
 pytestmark = pytest.mark.usefixtures("cpu")
 

@@ -6,7 +6,8 @@ from pipeline.devices import precision
 from pipeline.devices.device import COMPUTES
 from pipeline.devices.precision import Policy
 from pipeline.errors import UserError
-from pipeline.settings.fields import PRECISION_COMPONENTS, PrecisionSettings
+from pipeline.settings.fields import PrecisionSettings
+from pipeline.settings.values import PRECISION_COMPONENTS
 
 PRESETS = ("bf16", "fp16", "bf16-text-fp32", "fp16-text-fp32", "fp32", "auto")
 

@@ -110,8 +110,10 @@ def test_a_service_that_is_not_installed_stops_no_training_and_changes_no_identi
 # --- the services themselves, where they are installed --------------------------------------------------------------
 
 
-def offline(service: str, run: RunFolder, monkeypatch) -> None:
-    """Two trainings of a run, the second of which goes on, without a network."""
+@pytest.mark.parametrize("service, files", [("wandb", "wandb/offline-run-*"), ("swanlab", "swanlog/run-*")])
+def test_a_service_has_settings_and_steps_of_a_run(run, monkeypatch, service, files):
+    """Of two trainings, the second of which goes on; without a network."""
+    pytest.importorskip(service, reason=f"the extra `{service}` is not installed")
     monkeypatch.setenv(f"{service.upper()}_MODE", "offline")
     for steps in ((1, 2), (3,)):
         add(run, *steps)
@@ -119,28 +121,12 @@ def offline(service: str, run: RunFolder, monkeypatch) -> None:
         tracker.open()
         tracker.close(True)
         assert tracker._process.returncode == 0
-
-
-def test_wandb_has_settings_and_steps_of_a_run(run, monkeypatch):
-    pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
-    offline("wandb", run, monkeypatch)
-    files = sorted(run.path.glob("wandb/offline-run-*/run-*.wandb"))
-    own = (run.path / "tracker.id").read_text().strip()
-    assert [file.stem for file in files] == [f"run-{own}"] * 2
-    found = b"".join(file.read_bytes() for file in files)
-    assert b"train.learning_rate" in found and found.count(b"train/loss") >= 3
+    logs = sorted(run.path.glob(f"{files}/run-*.{service}"))
+    assert [path.stem for path in logs] == [f"run-{(run.path / 'tracker.id').read_text().strip()}"] * 2
+    kept = b"".join(path.read_bytes() for path in run.path.glob(f"{files}/**/*") if path.is_file())
+    found = b"".join(path.read_bytes() for path in logs)
+    assert b"train.learning_rate" in kept and found.count(b"train/loss") >= 3
     assert os.fsencode(Path.cwd()) not in found and b"git@" not in found
-
-
-def test_swanlab_has_settings_and_steps_of_a_run(run, monkeypatch):
-    pytest.importorskip("swanlab", reason="the extra `swanlab` is not installed")
-    offline("swanlab", run, monkeypatch)
-    files = sorted(run.path.glob("swanlog/run-*/run-*.swanlab"))
-    own = (run.path / "tracker.id").read_text().strip()
-    assert [file.stem for file in files] == [f"run-{own}"] * 2
-    found = b"".join(file.read_bytes() for file in files)
-    configs = [path.read_text() for path in run.path.glob("swanlog/run-*/files/config.yaml")]
-    assert all("train.learning_rate" in text for text in configs) and found.count(b"train/loss") >= 3
 
 
 @pytest.mark.parametrize("service", trackers.SERVICES)

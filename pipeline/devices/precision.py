@@ -4,7 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from pipeline.errors import UserError
-from pipeline.settings.fields import PRECISION_COMPONENTS, Dtypes, PrecisionSettings
+from pipeline.settings.fields import Dtypes, PrecisionSettings
+from pipeline.settings.values import PRECISION_COMPONENTS
 
 NOT_STORED = ("transformer", "trained")
 LONG_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}

@@ -11,7 +11,8 @@ from pipeline.estimate import advice, memory
 from pipeline.estimate.subject import Subject
 from pipeline.plan import mode, pictures, prior
 from pipeline.plan.needs import CONTROLS, IMAGES
-from pipeline.settings.fields import Mode, Prior, Sampling, Train
+from pipeline.settings.fields import Prior, Sampling, Train
+from pipeline.settings.values import Mode
 
 ESTIMATED = ("peak_bytes", "host_loading_bytes")
 ACTIVATIONS = tuple(f"activations_{each}bytes" for each in ("", "without_checkpointing_", "with_checkpointing_"))

@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.exchange import extracting, merging, runs
 from pipeline.exchange.lora_names import LAYOUTS
 from pipeline.exchange.rounding import DTYPES
-from pipeline.settings.fields import LORA_TARGETS
+from pipeline.settings.values import LORA_TARGETS
 
 
 def add_to(commands) -> None:

@@ -20,7 +20,8 @@ from pipeline.exchange.lora_files import WEIGHTS_NAME
 from pipeline.flux import counts
 from pipeline.methods.exchanged import exchanged
 from pipeline.methods.lora_dropout import Dropouts
-from pipeline.settings.fields import LORA_TARGETS, Lora
+from pipeline.settings.fields import Lora
+from pipeline.settings.values import LORA_TARGETS
 
 ADAPTER = "default"
 TRANSFORMER = "transformer"

@@ -1,7 +1,8 @@
 """Whether steps are compiled, where an experiment leaves that open.  Imports no MindSpore."""
 
 from cache.terminal.words import duration, human_bytes
-from pipeline.settings.fields import Mode, Train
+from pipeline.settings.fields import Train
+from pipeline.settings.values import Mode
 
 STEPS_THAT_REPAY_COMPILING = 100
 """On CPU, for each size of batch: three to ten times what ``benchmarks.step`` gives, so that it is repaid surely."""

@@ -30,7 +30,7 @@ from pipeline.plan.plan import Plan
 from pipeline.plan.shard import WHOLE, Shard
 from pipeline.process.progress import Progress, say
 from pipeline.process.stopping import StopRequest
-from pipeline.settings.fields import Mode
+from pipeline.settings.values import Mode
 
 Velocity = Callable[[np.ndarray, np.float32], np.ndarray]
 """Of x, (batch, tokens, channels), packed, and its noise level, in float32: what `flow.denoised` follows."""

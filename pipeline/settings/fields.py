@@ -4,94 +4,34 @@ The text below a setting describes it to users: `described` puts it into the JSO
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, with_config
 from typing_extensions import TypedDict
 
 from pipeline.settings.schema import DISTINCT, Flag, Number, Text, Whole, Word, between
-
-Dtype = Literal["bf16", "fp16", "fp32"]
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-DIFFUSERS = (
-    *ATTENTION,
-    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-    *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
+from pipeline.settings.values import (
+    BILLION,
+    MOST,
+    Dtype,
+    FindingKind,
+    LRScheduler,
+    Mode,
+    Names,
+    NumberOfBlocks,
+    Preset,
+    Seed,
+    Share,
+    Size,
+    UpToAMillion,
+    UpToAThousand,
+    WeightingScheme,
+    flag_or_list,
+    number_or_auto,
+    plain_name,
 )
-LORA_TARGETS = {
-    "attention": ATTENTION,
-    "diffusers": DIFFUSERS,
-    "all-linear": (*DIFFUSERS, "proj_mlp", "single_transformer_blocks.*.proj_out"),
-}
-"""Presets of ``lora.targets``: what mindone's FLUX.1 script trains; what diffusers' ``train_dreambooth_lora_flux.py``
-(0.35.2) trains unless it is told otherwise; and all linear layers of the blocks."""
-
-LRScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
-LR_END = 1e-7
-"""Where ``polynomial`` ends, a rate and not a factor; diffusers' ``get_scheduler`` has no argument for it."""
-
-WeightingScheme = Literal["none", "sigma_sqrt", "logit_normal", "mode", "cosmap"]
-Preset = Literal["bf16", "fp16", "bf16-text-fp32", "fp16-text-fp32", "fp32"]
-PRESETS: tuple[str, ...] = get_args(Preset)
-Mode = Literal["auto", "pynative", "jit"]
-FindingKind = Literal[
-    "cut-by-clip",
-    "cut-by-t5",
-    "enlarged",
-    "cropped",
-    "twice",
-    "profile-ignored",
-    "caption-repeated",
-    "control-characters",
-    "several-lines",
-    "blank",
-]
-"""What `CheckData` may find, as `python -m pipeline data --json` calls it; `data.findings` looks for it."""
-
-PRECISION_COMPONENTS = ("vae", "text_encoder", "text_encoder_2", "transformer", "trained")
-
-BILLION = 1_000_000_000
-MOST = 65_536
-"""More than any machine holds of what it is said of."""
-
-MOST_OF_A_NAME = 100
-"""Bytes of an experiment's name: file systems take 255 for a folder's, to which the run's ID is added."""
 
 OnlyKnown = with_config({"extra": "forbid"})
-
-
-def _plain_name(name: str) -> str:
-    is_plain = name and name[0] not in ".-=,+" and all(c.isalnum() or c in "._-=,+" for c in name)
-    if not is_plain or len(name.encode()) > MOST_OF_A_NAME:
-        wanted = "letters, digits, any of ._-=,+ but only _ in front; 100 bytes at most"
-        raise ValueError(f"must be a plain name ({wanted}), found {name!r}")
-    return name
-
-
-def _number_or_auto(minimum: int, maximum: int) -> BeforeValidator:
-    """The rule of a whole number that is one of the two or between them, or ``auto``."""
-
-    def check(value: object) -> object:
-        if value != "auto" and (type(value) is not int or not minimum <= value <= maximum):
-            raise ValueError(f'must be a whole number from {minimum} to {maximum}, or "auto", found {value!r}')
-        return value
-
-    return BeforeValidator(check)
-
-
-def _flag_or_list(value: object) -> object:
-    if type(value) is not bool and not isinstance(value, list | tuple):
-        raise ValueError(f'must be true, false or a list such as ["enlarged", "twice"], found {value!r}')
-    return value
-
-
-Names = Annotated[tuple[Word, ...], *DISTINCT]
-Size = Annotated[Whole, between(16, 8192, multiple_of=16)]
-NumberOfBlocks = Annotated[Whole, between(0, 1000)]
-Seed = Annotated[Whole, between(0, 2**63 - 1)]
-Share = Annotated[Number, Field(ge=0, lt=1)]
-UpToAThousand = Annotated[Number, Field(gt=0, le=1000)]
-UpToAMillion = Annotated[Number, Field(gt=0, le=1_000_000)]
 
 
 @OnlyKnown
@@ -159,7 +99,7 @@ class Data:
     """How often each photo counts in an epoch."""
     max_sequence_length: Annotated[Whole, between(1, 4096)] = 512
     """Length of a caption in T5 tokens. Longer captions are cut, shorter ones padded."""
-    strict: Annotated[Flag | Annotated[tuple[FindingKind, ...], *DISTINCT], BeforeValidator(_flag_or_list)] = False
+    strict: Annotated[Flag | Annotated[tuple[FindingKind, ...], *DISTINCT], BeforeValidator(flag_or_list)] = False
     """What is an error of what `CheckData` finds ([Your photos and captions](data.md#what-checkdata-says)). `true`: all
     of it, captions that are cut, photos that are enlarged or occur twice, and the like. A list names kinds, such as
     `["cut-by-t5", "twice"]`; the others are only said."""
@@ -220,7 +160,7 @@ class ControlNet:
     init_from: Text = ""
     """Folder of a ControlNet to start from. Empty: copies of the transformer's first blocks, as many as the next two
     settings say."""
-    num_double_layers: Annotated[NumberOfBlocks | Literal["auto"], _number_or_auto(0, 1000)] = "auto"
+    num_double_layers: Annotated[NumberOfBlocks | Literal["auto"], number_or_auto(0, 1000)] = "auto"
     """Number of double-stream blocks. `auto` is 4, or as many as the transformer has where it has fewer."""
     num_single_layers: NumberOfBlocks = 0
     """Number of single-stream blocks."""
@@ -384,7 +324,7 @@ class Device:
 class Parallel:
     """Several devices: [workers that encode](several-workers.md), and [ranks that train](ranks.md)."""
 
-    ranks: Annotated[Annotated[Whole, between(1, MOST)] | Literal["auto"], _number_or_auto(1, MOST)] = 1
+    ranks: Annotated[Annotated[Whole, between(1, MOST)] | Literal["auto"], number_or_auto(1, MOST)] = 1
     """Number of devices that share the batches of a step. `auto`: all NPUs, or one CPU."""
     reduce: Literal["ordered", "fast"] = "ordered"
     """`ordered` adds gradients in the order of the batches, so that the bits are those of one device. `fast` leaves the
@@ -400,7 +340,7 @@ class Parallel:
 class Settings:
     """Everything that an experiment file can say."""
 
-    name: Annotated[Text, AfterValidator(_plain_name)] = "experiment"
+    name: Annotated[Text, AfterValidator(plain_name)] = "experiment"
     """The run's folder is `NAME-ID`."""
     seed: Seed = 0
     """Of the LoRA's first weights, the order of the photos, noise, crops, flips and dropout."""

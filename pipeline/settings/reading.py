@@ -7,8 +7,9 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.settings.experiment import Experiment, settings_of
-from pipeline.settings.fields import LR_END, Settings
+from pipeline.settings.fields import Settings
 from pipeline.settings.schema import checked
+from pipeline.settings.values import LR_END
 
 DEFAULT = Path(__file__).with_name("default.toml")
 

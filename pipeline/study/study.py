@@ -19,8 +19,8 @@ from pipeline.data.indexing import IndexedPhoto
 from pipeline.errors import UserError
 from pipeline.plan.plan import Plan
 from pipeline.process import children, several
-from pipeline.settings.fields import Preset
 from pipeline.settings.reading import load_experiment
+from pipeline.settings.values import Preset
 from pipeline.study import distances, figures
 from pipeline.study.distances import Item
 from pipeline.study.figures import Component, Report

@@ -19,8 +19,9 @@ from pipeline.methods import LORA
 from pipeline.plan.families import FLUX
 from pipeline.plan.plan import Plan, resolve
 from pipeline.settings.experiment import Experiment
-from pipeline.settings.fields import PRECISION_COMPONENTS, PrecisionSettings, Preset
+from pipeline.settings.fields import PrecisionSettings
 from pipeline.settings.reading import load_experiment
+from pipeline.settings.values import PRECISION_COMPONENTS, Preset
 
 SIDES = OWN, AGAINST = "own", "against"
 """The two sides of a study: the experiment's own precision, and the one that it is compared with."""

@@ -14,9 +14,9 @@ from pipeline.errors import UserError
 from pipeline.methods import method_of
 from pipeline.runs.differences import short_name
 from pipeline.settings.experiment import Experiment, settings_of
-from pipeline.settings.fields import MOST_OF_A_NAME
 from pipeline.settings.questions import questions
 from pipeline.settings.reading import examined
+from pipeline.settings.values import MOST_OF_A_NAME
 from pipeline.sweep.asked import Axis
 
 MOST_COMBINATIONS = 1000

@@ -7,7 +7,7 @@ Nothing here has a state: a run that is interrupted and resumed has the same rat
 import math
 from dataclasses import dataclass
 
-from pipeline.settings.fields import LR_END
+from pipeline.settings.values import LR_END
 
 COSINE_CYCLES, RESTARTS = 0.5, 1
 """How often ``cosine`` goes down and up again (half: only down), and how often ``cosine_with_restarts`` starts."""

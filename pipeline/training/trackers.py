@@ -124,11 +124,8 @@ def _end_of_input() -> threading.Event:
 def _id_of(run: RunFolder) -> str:
     """Of a run at a service, of 21 small letters and digits, as SwanLab wants it: a resumed training has the same."""
     path = run.path / "tracker.id"
-    try:
-        if re.fullmatch("[0-9a-f]{21}", found := path.read_text().strip()):
-            return found
-    except OSError:
-        pass
+    if path.exists() and re.fullmatch("[0-9a-f]{21}", found := path.read_text(errors="replace").strip()):
+        return found
     own = secrets.token_hex(11)[:21]
     write_atomically(path, own + "\n")
     return own
