@@ -9,33 +9,27 @@ import sys
 from pathlib import Path
 
 from cache import StoreError, print_anything
-from cache.terminal import log_lines
-from cache.terminal.arguments import Parser
-from cache.terminal.output import bad, good, say_below, show
+from cache.terminal.arguments import Parser, above_zero
+from cache.terminal.output import bad, show
 from pipeline import checks
-from pipeline.doctor import doctor
-from pipeline.doctor.ascend_files import Machine
+from pipeline.doctor import commands as doctor
 from pipeline.errors import UserError
 from pipeline.estimate import preflight, report
 from pipeline.exchange import commands as exchange
 from pipeline.methods import CONTROLNET, method_of
 from pipeline.plan import data_report
 from pipeline.plan.shard import WHOLE, Shard
-from pipeline.process import launching, ranks, several
+from pipeline.process import children, launching, ranks
 from pipeline.process.progress import say
 from pipeline.process.stopping import INTERRUPTED_EXIT, STOPPED_EXIT, Stopped, end_with_parent
 from pipeline.runs import listing
 from pipeline.settings import described as settings
-from pipeline.settings.reading import load_experiment
-from pipeline.settings.values import PRESETS
+from pipeline.settings.reading import EXPERIMENT_HELP, load_experiment
 from pipeline.stage_table import STAGES, described
 from pipeline.stages import num_ranks, run, show_by_now
-from pipeline.study import figures, study, subject
-from pipeline.study import report as study_report
+from pipeline.study import commands as study
 
-EXPERIMENT = "experiment file (TOML); without it, the embedded default"
-
-INNER = "precision-part", "doctor-part", "meet", "track"
+INNER = study.PART, doctor.PART, "meet", "track"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -99,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     stage.set_defaults(command=_run_stage)
 
     plan = commands.add_parser("plan", help="what an experiment has, lacks and takes, before any weight is read")
-    plan.add_argument("experiment", nargs="?", default="", metavar="EXPERIMENT", help=EXPERIMENT)
+    plan.add_argument("experiment", nargs="?", default="", metavar="EXPERIMENT", help=EXPERIMENT_HELP)
     plan.add_argument(
         "--model-config", default="", metavar="DIR", help="configs alone: a folder, FLUX.1-dev or FLUX.1-schnell"
     )
@@ -108,12 +102,12 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(command=_plan)
 
     data = commands.add_parser("data", help="what will happen to photos and captions: cut, enlarged, repeated")
-    data.add_argument("experiment", nargs="?", default="", metavar="EXPERIMENT", help=EXPERIMENT)
+    data.add_argument("experiment", nargs="?", default="", metavar="EXPERIMENT", help=EXPERIMENT_HELP)
     data.add_argument("--json", action="store_true", help="for programs; names up to 100 photos of each kind")
     data.set_defaults(command=_data)
 
-    _add_precision(commands)
-    _add_doctor(commands)
+    study.add_to(commands)
+    doctor.add_to(commands)
     _add_runs(commands)
     _add_pictures(commands)
     _add_report(commands)
@@ -134,7 +128,7 @@ def _add_tiny_model(commands) -> None:
     tiny.add_argument("--schnell", action="store_true", help="FLUX.1-schnell's format: without guidance embedding")
     tiny.add_argument(
         "--blocks",
-        type=_above_zero,
+        type=above_zero,
         nargs=2,
         default=(2, 2),
         metavar=("DOUBLE", "SINGLE"),
@@ -170,50 +164,17 @@ def _inner_parser() -> argparse.ArgumentParser:
     """Of commands that other commands start, and people do not."""
     parser = argparse.ArgumentParser(prog="python -m pipeline")
     commands = parser.add_subparsers(required=True)
-    of_precision, of_doctor, meet, track = (commands.add_parser(name) for name in INNER)
+    study.add_part_to(commands)
+    doctor.add_part_to(commands)
+    meet = commands.add_parser("meet")
+    meet.add_argument("--parent", type=int, default=0)
     meet.set_defaults(command=_meet)
-    of_precision.add_argument("job", type=Path)
-    of_precision.set_defaults(command=_precision_part)
-    for name, kind in (("part", str), ("target", str), ("out", Path)):
-        of_doctor.add_argument(name, type=kind)
+    track = commands.add_parser("track")
     track.add_argument("service")
     track.add_argument("run", type=Path)
     track.add_argument("first_step", type=int)
     track.set_defaults(command=_track)
-    of_doctor.set_defaults(command=_doctor_part)
-    for part in (of_precision, of_doctor, meet):
-        part.add_argument("--parent", type=int, default=0)
     return parser
-
-
-def _add_doctor(commands) -> None:
-    doctor = commands.add_parser("doctor", help="whether this machine, an NPU above all, computes what is needed")
-    doctor.add_argument("--target", default="auto", choices=("auto", "Ascend", "CPU"))
-    doctor.add_argument("--json", action="store_true", help="a report to send us, instead of lines to read")
-    doctor.add_argument("--record", type=Path, metavar="FILE", help=argparse.SUPPRESS)  # golden numbers, on a CPU
-    doctor.set_defaults(command=_doctor)
-
-
-def _add_precision(commands) -> None:
-    precision = commands.add_parser("precision", help="what an experiment's precision costs and saves, beside another")
-    precision.add_argument("experiment", nargs="?", default="", metavar="EXPERIMENT", help=EXPERIMENT)
-    against = f"the reference: {', '.join(PRESETS)} (fp32)"
-    precision.add_argument("--against", default="fp32", choices=PRESETS, metavar="PRESET", help=against)
-    precision.add_argument(
-        "--items", type=_above_zero, default=16, metavar="N", help="captions and photos looked at (16)"
-    )
-    precision.add_argument(
-        "--devices", type=_devices, default=[], metavar="LIST", help="as 0-7 or 0,2,3: so many models compute at a time"
-    )
-    precision.add_argument("--json", action="store_true", help="for programs")
-    precision.add_argument("--page", type=Path, metavar="FILE", help="HTML (RUNS/NAME-precision.html)")
-    precision.set_defaults(command=_precision)
-
-
-def _above_zero(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0, found {text!r}")
-    return int(text)
 
 
 def _shard(text: str) -> Shard:
@@ -223,15 +184,8 @@ def _shard(text: str) -> Shard:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _devices(text: str) -> list[str]:
-    try:
-        return several.numbers_in(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def _multiple_of_32(text: str) -> int:
-    if (number := _above_zero(text)) % 32:
+    if (number := above_zero(text)) % 32:
         raise argparse.ArgumentTypeError(f"must be a multiple of 32, the size of an attention head, found {text}")
     return number
 
@@ -240,7 +194,7 @@ def _run_stage(options) -> int:
     if ranks.is_scheduler():  # msrun starts the same command as its scheduler
         launching.meet()
         return 0
-    _as_child(options)
+    children.begin(options.parent)
     experiment = load_experiment(options.experiment)
     count = num_ranks(options.stage, experiment)
     if count > 1 and not ranks.is_rank():
@@ -274,14 +228,6 @@ def _track(options) -> int:
     return trackers.follow(options.service, options.run, options.first_step)
 
 
-def _as_child(options) -> None:
-    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # else `stty tostop` stops it at its first line, for ever
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own way of it, in the middle of an import, is a fatal error
-    log_lines.install()  # libraries draw bars while they load
-    if getattr(options, "parent", 0):
-        end_with_parent(options.parent)
-
-
 def _plan(options) -> None:
     experiment = load_experiment(options.experiment)
     method = CONTROLNET if options.controlnet else method_of(experiment)
@@ -304,59 +250,6 @@ def _data(options) -> int:
         return 0
     kinds = ", ".join(finding.kind for finding in refused)
     return _fail(f"{experiment.images}: [data] strict forbids {kinds}; mend it, or change strict")
-
-
-def _precision(options) -> None:
-    experiment = load_experiment(options.experiment)
-    try:
-        found = study.study(options.experiment, options.against, options.items, options.devices)
-    except KeyboardInterrupt:
-        say_below("interrupted; nothing of it is kept")
-        raise SystemExit(INTERRUPTED_EXIT) from None
-    path = options.page or experiment.runs / f"{experiment.name}-precision.html"
-    if found.has_page:
-        found.report["page"] = str(path)
-    if options.json:
-        print(figures.as_json(found.report), flush=True)
-    else:
-        show(*study_report.parts(found.report))
-    if found.has_page:
-        from pipeline.study import page
-
-        page.save(found, path)  # last: where the disk refuses it, the figures are there
-
-
-def _precision_part(options) -> None:
-    from pipeline.study import parts
-
-    _as_child(options)
-    parts.compute(subject.Job.read(options.job))
-
-
-def _doctor(options) -> int:
-    if options.record:
-        from pipeline.doctor import golden
-
-        golden.record(options.record)
-        return 0
-    findings, machine = [], Machine()
-    for finding in doctor.examine(options.target, machine):
-        findings.append(finding)
-        if not options.json:
-            show(doctor.as_table(finding))
-    is_bad = any(finding.is_bad for finding in findings)
-    if options.json:
-        print(doctor.as_json(findings, machine))
-    else:
-        show((bad if is_bad else good)(doctor.verdict(findings)))
-    return int(is_bad)
-
-
-def _doctor_part(options) -> None:
-    from pipeline.doctor import parts
-
-    _as_child(options)
-    parts.run(options.part, options.target, options.out)
 
 
 def _write_tiny_model(options) -> None:
@@ -382,7 +275,7 @@ def _runs(options) -> None:
 def _pictures(options) -> None:
     from pipeline.report.run import read_run
 
-    _as_child(options)
+    children.begin()
     folder = Path(options.place).expanduser()
     if not folder.is_dir():
         experiment = load_experiment(options.place)

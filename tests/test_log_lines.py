@@ -58,8 +58,8 @@ def test_windows_ends_of_lines_are_no_bars():
 
 def test_a_stages_process_writes_bars_so():
     script = (
-        "from pipeline.commands import _as_child\n"
-        "import argparse; _as_child(argparse.Namespace(parent=0))\n"
+        "from pipeline.process import children\n"
+        "children.begin()\n"
         "from tqdm import tqdm\n"
         "for _ in tqdm(range(3), mininterval=0): pass\n"
     )

@@ -51,3 +51,10 @@ def fail(message: str) -> NoReturn:
     """End the process with an error that is not one of the command line."""
     say(bad(f"error: {message}"), to_stderr=True)
     raise SystemExit(1)
+
+
+def above_zero(text: str) -> int:
+    """The ``type`` of an option that counts."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, found {text!r}")
+    return int(text)

@@ -4,6 +4,7 @@ import argparse
 import math
 from pathlib import Path
 
+from cache.terminal.arguments import above_zero
 from pipeline.exchange import extracting, merging, runs
 from pipeline.exchange.lora_names import LAYOUTS
 from pipeline.exchange.rounding import DTYPES
@@ -26,7 +27,7 @@ def _add_export(commands) -> None:
     _add_file(export, layout="", dtype="bf16")
     export.add_argument(
         "--checkpoint",
-        type=_above_zero,
+        type=above_zero,
         metavar="STEP",
         help="as it was after this step, where that is kept",
     )
@@ -60,7 +61,7 @@ def _add_extract(commands) -> None:
     extract = commands.add_parser("extract", help="a LoRA of what a fine-tuned transformer changed")
     extract.add_argument("base", type=Path, metavar="BASE", help="a folder of a model or transformer, or a single file")
     extract.add_argument("tuned", type=Path, metavar="TUNED", help="the same, fine-tuned")
-    extract.add_argument("--rank", type=_above_zero, required=True)
+    extract.add_argument("--rank", type=above_zero, required=True)
     extract.add_argument(
         "--targets",
         default="",
@@ -74,7 +75,7 @@ def _add_extract(commands) -> None:
 def _add_resize(commands) -> None:
     resize = commands.add_parser("resize", help="a LoRA of a lower rank")
     resize.add_argument("source", type=Path, metavar="LORA", help="a LoRA file in any layout")
-    resize.add_argument("--rank", type=_above_zero, required=True)
+    resize.add_argument("--rank", type=above_zero, required=True)
     _add_file(resize, layout="diffusers", dtype="fp32")
     _add_model(resize)
     resize.set_defaults(command=_resize)
@@ -92,12 +93,6 @@ def _add_file(parser, layout: str, dtype: str) -> None:
 
 def _add_model(parser) -> None:
     parser.add_argument("--model", default="", metavar="MODEL", help="that the LoRA is for: a folder, FLUX.1-dev, ...")
-
-
-def _above_zero(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0, found {text!r}")
-    return int(text)
 
 
 def _number(text: str) -> float:

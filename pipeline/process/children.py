@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import IO
 
 import pipeline
+from cache.terminal import log_lines
+from pipeline.process.stopping import end_with_parent
 
 GRACE_SECONDS = 120
 """How long a stage that was asked to stop may take to finish its step and keep it, before it is killed; a training
@@ -111,3 +113,15 @@ def stop(several: Sequence[subprocess.Popen], grace_seconds: float = GRACE_SECON
         for child in several:
             child.kill()
             child.wait()
+
+
+def begin(parent: int = 0) -> None:
+    """What a process does first that others start, or that may run in a terminal's background.
+
+    parent: the number of the process that it ends with; 0 for none.
+    """
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # else `stty tostop` stops it at its first line, for ever
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own way of it, in the middle of an import, is a fatal error
+    log_lines.install()  # libraries draw bars while they load
+    if parent:
+        end_with_parent(parent)

@@ -13,6 +13,8 @@ from pipeline.settings.values import LR_END
 
 DEFAULT = Path(__file__).with_name("default.toml")
 
+EXPERIMENT_HELP = "experiment file (TOML); without it, the embedded default"
+
 
 def load_experiment(path: Path | str | None = None) -> Experiment:
     """Read ``path``; without one, the embedded default, whose relative paths are relative to the working directory.

@@ -216,28 +216,15 @@ def run(
         contextlib.ExitStack() as safe,
     ):
         stop, sizes = None, Sizes(progress, first_step)
-
-        def is_stopping() -> bool:
-            return bool(stop and stop.requested)
-
-        def drawn() -> bool:
-            """Draw where it is time.  Returns whether it was asked to stop meanwhile."""
-            if not watch.is_due(training.step):
-                return False
-            began = time.perf_counter()
-            is_asked = watch.draw(is_stopping())
-            metrics.leave_out(time.perf_counter() - began)
-            progress.leave_out(time.perf_counter() - began, 0)
-            return is_asked
-
-        was_asked = drawn()
+        is_asked = draw_if_due(watch, training.step, False, metrics, progress)
         while training.step < settings.steps:
             rate, several, error = training.learning_rates[0], [], None
             try:
                 several = [tensors(ahead.next()) for _ in range(own)]
             except BaseException as found:  # a corrupt entry for one; all steps so far are sound
                 error = found
-            if end := ranks.ending(error, is_asked=was_asked or is_stopping()):
+            is_asked |= bool(stop and stop.requested)
+            if end := ranks.ending(error, is_asked):
                 if training.step > saved:
                     metrics.sync()
                     training.save(folder, identity, settings.keep_checkpoints)
@@ -252,8 +239,19 @@ def run(
                 metrics.sync()
                 training.save(folder, identity, settings.keep_checkpoints)
                 saved = training.step
-            was_asked = drawn()
+            is_asked = draw_if_due(watch, training.step, stop.requested, metrics, progress)
         return metrics.summary()
+
+
+def draw_if_due(watch: Watch, step: int, is_stopping: bool, metrics: Metrics, progress: Progress) -> bool:
+    """Draw if it is time; that takes no part in the time of steps.  Returns whether it was asked to stop meanwhile."""
+    if not watch.is_due(step):
+        return False
+    began = time.perf_counter()
+    is_asked = watch.draw(is_stopping)
+    metrics.leave_out(time.perf_counter() - began)
+    progress.leave_out(time.perf_counter() - began, 0)
+    return is_asked
 
 
 class Sizes:
