@@ -86,7 +86,7 @@ def test_a_misspelt_value_is_told_what_may_have_been_meant(tmp_path, text, meant
 @pytest.mark.parametrize(
     "text, field, said",
     [
-        ("sead = 3", "sead", "unknown field; known here: name, seed, paths"),
+        ("sead = 3", "sead", "unknown field; did you mean seed?"),
         ("folder = 'x'", "folder", "unknown field"),
         ("[train]\nlr = 1", "train.lr", "unknown field; known here: steps, epochs"),
         ("[precision.vae]\ndtype = 'fp32'", "precision.vae.dtype", "unknown field; known here: params"),

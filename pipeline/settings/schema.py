@@ -110,7 +110,7 @@ def _said(error, name: str, known: list[str], value) -> str:
         case "dataclass_type" | "dict_type":
             return f"must be a table, [{name}]"
         case "unexpected_keyword_argument" | "extra_forbidden":
-            return f"unknown field; known here: {', '.join(known)}{_meant(error['loc'][-1], known)}"
+            return f"unknown field{_meant(error['loc'][-1], known) or '; known here: ' + ', '.join(known)}"
         case "literal_error":
             choices = re.findall("'([^']*)'", rules["expected"])
             return f"must be one of {', '.join(choices)}, found {_short.repr(value)}{_meant(value, choices)}"
