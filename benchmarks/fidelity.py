@@ -2,7 +2,8 @@
 
 Real experiments through real stages, each precision by itself: a LoRA taught a new word for a new shape, sampled over
 prompts with the new word and over prompts with the old ones, with and without it; and a ControlNet taught outlines.
-No model judges a model: `pipeline.synthetic.score` looks at the pictures.
+What keeps the old words can be chosen: `[prior]`, as in the demo; drawn pictures of the old shapes among the photos,
+as many as of the new one; or nothing.  No model judges a model: `pipeline.synthetic.score` looks at the pictures.
 """
 
 import argparse
@@ -29,6 +30,7 @@ PRECISIONS = {
     "fp16": {"preset": "fp16"},
     "bf16, simulated": {"preset": "bf16", "simulate": True},
 }
+REMINDED_BY = ("prior", "photos", "nothing")
 SIZE = 64
 SAMPLE = {"num_inference_steps": 20, "batch_size": 20}
 
@@ -39,28 +41,33 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=50, help="prompts with the new word")
     parser.add_argument("--outlines", type=int, default=50, help="conditions for the ControlNet; 0: no ControlNet")
     parser.add_argument("--precision", choices=PRECISIONS, action="append", help="by default each")
+    parser.add_argument("--reminded-by", choices=REMINDED_BY, default="prior", help="what keeps the old words (prior)")
     parser.add_argument("--folder", type=Path, help="keep everything there")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.folder or Path(temporary)).resolve()
         for name in options.precision or PRECISIONS:
             print(f"{name}:", flush=True)
-            print(lora_lines(taught(folder, name, options.old, options.new)), flush=True)
+            print(lora_lines(taught(folder, name, options.old, options.new, options.reminded_by)), flush=True)
             if options.outlines:
                 print(control_lines(guided(folder, name, options.outlines)), flush=True)
 
 
-def taught(folder: Path, precision: str, num_old: int, num_new: int) -> dict:
-    """Shares of what is right, by ("old" or "new", "base" or "trained")."""
+def taught(folder: Path, precision: str, num_old: int, num_new: int, reminded_by: str = "prior") -> dict:
+    """Shares of what is right, by ("old" or "new", "base" or "trained").  reminded_by: of `REMINDED_BY`."""
     new_words = {"cross": shapes.MADE_UP["cross"]}
     asked = [shapes.picture(shapes.UNSEEN, index, SIZE) for index in range(num_old)]
     asked += [shapes.picture(shapes.UNSEEN, index, SIZE, new_words) for index in range(num_new)]
     tables = read_example("blicket.toml") | {"precision": PRECISIONS[precision]}
-    tables["data"]["images"] = "blickets"
-    if not (folder / "blickets").exists():
-        shapes.draw_teaching(folder / "blickets", "cross")
+    reminders = 20 if reminded_by == "photos" else 0
+    tables["data"]["images"] = images = f"blickets-{reminders}"
+    if not (folder / images).exists():
+        shapes.draw_teaching(folder / images, "cross", reminders=reminders)
+    if reminded_by != "prior":  # a step then has as many pictures as with both halves of its batches
+        del tables["prior"]
+        tables["train"]["batch_size"] *= 2
     tables["sample"] = SAMPLE | {"prompts": [picture.caption for picture in asked]}
-    drawn = run(folder, "Sample", f"lora-{precision}", tables)
+    drawn = run(folder, "Sample", f"lora-{precision}-{reminded_by}", tables)
     found = {}
     for kind, part in (("old", slice(0, num_old)), ("new", slice(num_old, None))):
         for series in (BASE, TRAINED):

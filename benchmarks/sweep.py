@@ -10,10 +10,8 @@ processes, which others on the machine change least.
 
 import argparse
 import itertools
-import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.figures import Figure
+from benchmarks.processes import run
 from pipeline.synthetic import shapes
 
 RATES, RANKS = ("1e-4", "3e-4", "1e-3"), (4, 16)
@@ -86,13 +85,13 @@ def _sweep(folder: Path, options: argparse.Namespace) -> None:
     path = _write(folder, options, "swept", RATES[0], RANKS[0])
     ranks = ",".join(map(str, RANKS))
     swept = ["--set", f"train.learning_rate={','.join(RATES)}", "--set", f"lora.rank={ranks}"]
-    _run(folder, "tasks", "sweep", str(path), *swept, "--with", f"lora.alpha={ranks}")
+    run(folder, sys.executable, "-m", "tasks", "sweep", path, *swept, "--with", f"lora.alpha={ranks}")
 
 
 def _alone(folder: Path, options: argparse.Namespace) -> None:
     for number, (rate, rank) in enumerate(itertools.product(RATES, RANKS)):
         path = _write(folder, options, f"alone-{number}", rate, rank)
-        _run(folder, "luigi", "--module", "tasks", "TrainLoRA", "--experiment", str(path))
+        run(folder, sys.executable, "-m", "luigi", "--module", "tasks", "TrainLoRA", "--experiment", path)
 
 
 def _write(folder: Path, options: argparse.Namespace, name: str, rate: str, rank: int) -> Path:
@@ -101,14 +100,6 @@ def _write(folder: Path, options: argparse.Namespace, name: str, rate: str, rank
     settings = {"name": name, "store": f"store-{name}", "rate": rate, "rank": rank}
     path.write_text(EXPERIMENT.format(**settings, resolution=options.resolution, steps=options.steps))
     return path
-
-
-def _run(folder: Path, module: str, *words: str) -> None:
-    root = Path(__file__).resolve().parent.parent
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run([sys.executable, "-m", module, *words], cwd=folder, env=environment, capture_output=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(words)} failed:\n{done.stderr.decode(errors='replace')[-3000:]}")
 
 
 if __name__ == "__main__":

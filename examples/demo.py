@@ -22,7 +22,7 @@ def main() -> int:
     began = time.monotonic()
     if not (DEMO / "blickets").exists():
         folder = draw_teaching(DEMO / "blickets", SHAPE)
-        say("Drawn and captioned: 20 crosses, called blickets, and as reminders 20 pictures of what is known.")
+        say("Drawn and captioned: 20 crosses, called blickets.")
         print(f"  {folder.relative_to(ROOT)}/")
     say("From pictures to a LoRA and to what it draws, stage by stage; what is done already is not done again:")
     show_and_run("luigi", "--module", "tasks", "Sample", *OPTIONS)

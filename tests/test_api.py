@@ -116,9 +116,9 @@ def _cells() -> list[str]:
 
 
 def test_the_notebook_runs_cell_by_cell(cpu, tmp_path, monkeypatch, capsys):
-    """All of it in this process: with four pictures, two steps and one prompt instead of minutes."""
+    """All of it in this process: with two pictures, two steps and one prompt instead of minutes."""
     monkeypatch.chdir(tmp_path)
-    shapes.draw_teaching(tmp_path / "notebook/blickets", "cross", count=2, reminders=2)
+    shapes.draw_teaching(tmp_path / "notebook/blickets", "cross", count=2)
     names: dict = {"quick": _quick}
     for cell in _cells():
         cell = cell.replace("steps = 150", "steps = 2").replace("pipeline.load()", "quick()")
@@ -132,4 +132,5 @@ def test_the_notebook_runs_cell_by_cell(cpu, tmp_path, monkeypatch, capsys):
 def _quick():
     """The embedded default with little to draw, and without the minute that compiling takes."""
     few = {"prompts": ["a red blicket on a white background"], "num_inference_steps": 2}
-    return pipeline.change(pipeline.load(), train={"mode": "pynative", "batch_size": 1}, sample=few)
+    prior = {"num_images": 2, "num_inference_steps": 2}
+    return pipeline.change(pipeline.load(), train={"mode": "pynative", "batch_size": 1}, prior=prior, sample=few)

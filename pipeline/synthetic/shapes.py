@@ -196,13 +196,11 @@ def draw_shapes(folder: Path, count: int = 5, size: int = 256, seed: int = 0) ->
     return _write(folder, (picture(seed, index, size, wordings=WORDINGS) for index in range(count)))
 
 
-def draw_teaching(
-    folder: Path, shape: str, count: int = 20, size: int = 64, seed: int = 0, reminders: int = 20
-) -> Path:
+def draw_teaching(folder: Path, shape: str, count: int = 20, size: int = 64, seed: int = 0, reminders: int = 0) -> Path:
     """Like `draw_shapes`, of one new shape under its made-up word: what a LoRA can learn the word from.
 
-    The new shape is large and in the middle.  reminders: pictures of the known shapes in turn besides, without which
-    their words would come to mean the new one too; other ones for another ``count``.
+    The new shape is large and in the middle.  reminders: pictures of the known shapes in turn besides, a simpler remedy
+    than ``[prior]`` against their words coming to mean the new one too; other ones for another ``count``.
     """
     words = {shape: MADE_UP[shape]}
     new = [_in_the_middle(picture(seed, index, size, words)) for index in range(count)]
