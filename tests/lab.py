@@ -110,10 +110,15 @@ class Lab:
 
     def run_process(self, name: str) -> "Lab":
         """Run a stage as the scheduler does, in a process of its own."""
+        self.said(name)
+        return self
+
+    def said(self, name: str) -> str:
+        """What a stage says that runs in a process of its own."""
         command = [sys.executable, "-m", "pipeline", "run", name, "--experiment", str(self.path)]
         done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        return self
+        return done.stdout + done.stderr
 
     def encode(self) -> dict[str, int]:
         """Run what a scheduler would: the encode stages that are not done.  Returns how many entries each wrote."""

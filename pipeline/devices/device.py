@@ -12,17 +12,17 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from pipeline.devices import by_need, npu_smi
+from pipeline.devices import by_need, kept_graphs, npu_smi
 from pipeline.errors import UserError
 from pipeline.process import ranks
 from pipeline.process.bulk import made_in_bulk
 from pipeline.process.progress import say
 from pipeline.settings.fields import Device
 
-COMPILE_CACHE = "MS_COMPILER_CACHE_ENABLE"
+COMPILE_CACHE = kept_graphs.ENABLE
 COMPUTES = {"Ascend": ("bf16", "fp16", "fp32"), "CPU": ("fp32", "fp16")}
 """What each device computes, by preference.  MindSpore's CPU backend has almost no bf16 kernels."""
 
@@ -149,9 +149,12 @@ def _own_number(device: str) -> tuple[int, ...]:
 
 
 def _without_compile_cache() -> None:
-    """Keep MindSpore from taking compiled steps from a cache: a second process that did had another loss, on CPU."""
+    """Keep MindSpore from taking compiled steps from a cache by itself: it may be of other ones, see `kept_graphs`."""
     if os.environ.pop(COMPILE_CACHE, "0") == "1":
-        say(f"{COMPILE_CACHE}: not used, as compiled steps that come from it have computed another loss")
+        say(
+            f"{COMPILE_CACHE}: not used, as MindSpore may take another graph from there; [device] keep_compiled is safe"
+        )
+    os.environ.setdefault("MS_SUBMODULE_LOG_v", "{PIPELINE:3}")  # no warnings about a cache that is empty, or is not
 
 
 _jit_options: dict[str, str] = {}
@@ -162,11 +165,18 @@ def use_jit_options(**options: str) -> None:
     _jit_options.update(options)
 
 
-def compiled(function: Callable) -> Callable:
-    """``mindspore.jit``, with the options that the experiment has for the device."""
+def compiled(function: Callable, parameters: Iterable = ()) -> Callable:
+    """``mindspore.jit``, with the options that the experiment has for the device.
+
+    parameters: all that a function reads, where it is no cell, so that its graph can be kept: see `kept_graphs`.
+    """
     import mindspore as ms
 
-    return ms.jit(function, **_jit_options)
+    return ms.jit(kept_graphs.cell_of(function, parameters) if parameters else function, **_jit_options)
+
+
+def jit_options() -> dict[str, str]:
+    return dict(_jit_options)
 
 
 def numerics() -> int:

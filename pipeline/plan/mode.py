@@ -1,5 +1,8 @@
 """Whether steps are compiled, where an experiment leaves that open.  Imports no MindSpore."""
 
+from pathlib import Path
+
+from cache.terminal.places import shown
 from cache.terminal.words import duration, human_bytes
 from pipeline.settings.fields import Train
 from pipeline.settings.values import Mode
@@ -41,8 +44,10 @@ def choose_for_drawing(
     return "jit", f"as {num_predictions} predictions repay compiling"
 
 
-def compiling(device: str, num_blocks: int) -> str:
-    """What is said while a step is compiled, as the first of each size of batch is."""
+def compiling(device: str, num_blocks: int, kept: Path | None = None) -> str:
+    """What is said while a step is compiled, as the first of each size of batch is.  kept: where its graph is taken."""
+    if kept:
+        return f"compiled before, in {shown(kept.parent)}"
     if device != "CPU":
         return f"compiling {num_blocks} blocks, nobody has measured how long that takes on {device}"
     first, more = COMPILING_SECONDS

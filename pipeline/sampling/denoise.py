@@ -4,23 +4,24 @@ As diffusers' FluxPipeline does it (arXiv:2209.03003, by Euler's method); the te
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from cache import caption_item
 from pipeline import draws
 from pipeline.data import conditions
-from pipeline.devices import device, tensors
+from pipeline.devices import tensors
 from pipeline.devices.tensors import to_storage
 from pipeline.draws import Purpose
 from pipeline.estimate import estimates
 from pipeline.estimate.subject import Subject
 from pipeline.flux import flow
-from pipeline.methods import observed
+from pipeline.methods import kept, observed
 from pipeline.methods.tokens import pooled_reader
 from pipeline.plan import mode, pictures, prior
 from pipeline.plan.method import Trainee, untrained
@@ -123,10 +124,10 @@ def draw(
     chosen, reason = estimates.drawing_mode(Subject.of_plan(plan), size, len(batches[0]), total, asked)
     if chosen == "jit":
         say(f"mode: jit, {reason}")
-        model = dataclasses.replace(model, predict=device.compiled(model.predict))
     with StopRequest() as stop, Progress(f"sample {series.name}", total, "step") as progress:
         if chosen == "jit":
-            progress.say_now(mode.compiling(plan.device, num_blocks(plan, model)))
+            predict = kept.compiled_prediction(plan, model, partial(_say_compiling, plan, model, progress))
+            model = dataclasses.replace(model, predict=predict)
         with series.entries.writer() as writer:
             for items in batches:
                 batch = [missing[item] for item in items]
@@ -137,6 +138,10 @@ def draw(
                     writer.write(item, each, series.words(item))
                 stop.check()
     return chosen
+
+
+def _say_compiling(plan: Plan, model: Trainee, progress: Progress, folder: Path | None) -> None:
+    progress.say_now(mode.compiling(plan.device, num_blocks(plan, model), folder))
 
 
 def in_batches(items: Sequence[str], most: int) -> list[list[str]]:
@@ -181,7 +186,7 @@ def velocity_of(plan: Plan, drawing: Drawing, model: Trainee, pooled_of: Pooled,
     import mindspore as ms
 
     family = plan.family
-    cast = functools.partial(tensors.as_input, policy=plan.policy(family.network))
+    cast = partial(tensors.as_input, policy=plan.policy(family.network))
 
     def tensor(array):
         return ms.Tensor(array) if array.dtype == np.int32 else cast(ms.Tensor(array.astype(np.float32)))

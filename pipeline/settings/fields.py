@@ -317,6 +317,9 @@ class Device:
     """The most memory that MindSpore takes on the NPU. 0: all of it."""
     cpu_affinity: Flag = False
     """Bind MindSpore's threads to cores near the NPU."""
+    keep_compiled: Literal["auto", "always", "never"] = "auto"
+    """Keep compiled steps in your own cache folder, so that the next run of the same sizes starts with them. `auto`: on
+    CPU, as nobody has tried it on an NPU."""
 
 
 @OnlyKnown

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ class Training:
     before_batch: called with the number of each batch, counted from 0; None where nothing happens before one.
     share: of several ranks, what this one does of each step.
     num_batches: in a step, of all ranks; ``settings.accumulate``, unless given.
+    read: all parameters that the loss reads, where its compiled graph is to be kept.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Training:
         before_batch: Callable[[int], object] | None = None,
         share: Share = WHOLE_STEP,
         num_batches: int = 0,
+        read: Sequence = (),
     ):
         import mindspore as ms
 
@@ -53,7 +56,7 @@ class Training:
             return loss(*tensors) * scale
 
         gradient = ms.value_and_grad(scaled_loss, None, ms.ParameterTuple(trained))
-        self._gradient = device.compiled(gradient) if settings.mode == "jit" else gradient
+        self._gradient = device.compiled(gradient, read) if settings.mode == "jit" else gradient
         self.trained, self.step, self._before_batch = trained, 0, before_batch
         self.optimizer = Optimizer(trained, settings, groups, share.shards)
         rates = (settings.learning_rate, settings.text_encoder_lr)
@@ -190,15 +193,18 @@ def run(
     settings: Train,
     folder: RunFolder,
     identity: dict,
-    first_step: str = "",
+    first_step: Callable[[Path | None], str] = lambda kept: "",
     watch: Watch = NOTHING_DRAWN,
+    compiling: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> dict:
     """Train from ``training.step`` to ``settings.steps``; metrics and checkpoints go to the run's ``folder``.
 
     make: the batch of a number, counted over all batches from 0; called ahead, in a thread.
     tensors: the arguments of the loss for a batch.
-    first_step: what is said while the first step of each size of batch is taken, as it compiles.
+    first_step: what is said while the first step of each size of batch is taken, as it compiles; asked with the folder
+    that its graphs are taken from, if they are.
     watch: what draws between steps, of the step that it goes on from too: it may have been stopped before it had drawn.
+    compiling: a block for the first step of all, which may give such a folder.
 
     The device is waited for every ``log_every`` steps and at checkpoints.  Returns the last loss, the median step time
     in seconds, and the share of all time that was spent waiting for batches.  Raises UserError where the loss is not
@@ -215,7 +221,7 @@ def run(
         made_ahead(make, numbers, AHEAD * own) as ahead,
         contextlib.ExitStack() as safe,
     ):
-        stop, sizes = None, Sizes(progress, first_step)
+        stop, sizes = None, Sizes(progress, first_step, compiling)
         is_asked = draw_if_due(watch, training.step, False, metrics, progress)
         while training.step < settings.steps:
             rate, several, error = training.learning_rates[0], [], None
@@ -257,8 +263,14 @@ def draw_if_due(watch: Watch, step: int, is_stopping: bool, metrics: Metrics, pr
 class Sizes:
     """The sizes of batches that there have been: the first step of each compiles, and tells nothing of the others."""
 
-    def __init__(self, progress: Progress, first_step: str):
-        self._progress, self._first_step, self._seen = progress, first_step, set[tuple]()
+    def __init__(
+        self,
+        progress: Progress,
+        first_step: Callable[[Path | None], str],
+        compiling: Callable[[], contextlib.AbstractContextManager],
+    ):
+        self._progress, self._first_step, self._compiling = progress, first_step, compiling
+        self._seen = set[tuple]()
 
     @contextlib.contextmanager
     def told_apart(self, several: Sequence[tuple]) -> Iterator[None]:
@@ -267,10 +279,12 @@ class Sizes:
         if not new:
             yield
             return
+        is_first = not self._seen
         self._seen |= new
         began = time.monotonic()
-        self._progress.say_now(self._first_step)
-        yield
+        with self._compiling() if is_first else contextlib.nullcontext() as folder:
+            self._progress.say_now(self._first_step(folder))
+            yield
         self._progress.leave_out(time.monotonic() - began)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from cache import write_atomically
@@ -11,7 +12,7 @@ from cache.terminal.places import shown
 from pipeline.errors import NotFinite
 from pipeline.estimate import preflight
 from pipeline.exchange import modelspec
-from pipeline.methods import observed
+from pipeline.methods import kept, observed
 from pipeline.plan import mode
 from pipeline.plan.method import Trainee
 from pipeline.plan.needs import note_needs
@@ -73,8 +74,9 @@ def train(plan: Plan) -> dict:
                 settings,
                 run,
                 identity,
-                first_step(plan, settings, trainee),
+                partial(say_first_step, plan, settings, trainee),
                 _watched(growth, plan, trainee, training, settings),
+                lambda: kept.first_step(plan, trainee, identity, first),
             )
         except NotFinite:
             guard.check_finite(plan.model_folder, frozen)
@@ -100,7 +102,8 @@ def training_of(
 ) -> loop.Training:
     """What trains here, before its first step; where there are several ranks, this one's share of it."""
     share, of_trainee = own.share(trainee.trained), (trainee.groups, trainee.before_batch)
-    return loop.Training(loss, trainee.trained, settings, _is_scaled(plan), *of_trainee, share, num_batches)
+    read = kept.parameters(trainee)
+    return loop.Training(loss, trainee.trained, settings, _is_scaled(plan), *of_trainee, share, num_batches, read)
 
 
 def prepare(plan: Plan, trainee: Trainee, settings: Train) -> None:
@@ -119,11 +122,15 @@ def step_of(settings: Train, ranks: Ranks, prior: Reminders | None = None) -> st
     return said + (f"; and as many of the prior's {len(prior.pictures)} pictures" if prior else "")
 
 
-def first_step(plan: Plan, settings: Train, trainee: Trainee) -> str:
-    """Why the first step of each size of batch takes long, for people; "" where it does not."""
+def say_first_step(plan: Plan, settings: Train, trainee: Trainee, kept: Path | None) -> str:
+    """Why the first step of each size of batch takes long, for people; "" where it does not.
+
+    kept: where its graphs are taken from, if they are.
+    """
     if settings.mode != "jit":
         return ""
-    return mode.compiling(plan.device, sum(len(plan.family.blocks_of(each)) for each in trainee.networks.values()))
+    blocks = sum(len(plan.family.blocks_of(each)) for each in trainee.networks.values())
+    return mode.compiling(plan.device, blocks, kept)
 
 
 def begin(plan: Plan) -> None:

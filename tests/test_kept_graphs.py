@@ -1,0 +1,130 @@
+"""Compiled graphs that are kept for the next process: the same bits, and never those of something else."""
+
+import json
+import os
+
+import mindspore as ms
+import pytest
+from lab import Lab
+
+from pipeline.devices import kept_graphs
+from pipeline.flux import tiny
+from pipeline.methods import kept
+from pipeline.plan import pictures
+from pipeline.plan.method import Trainee
+from pipeline.training import checkpoint
+
+pytestmark = pytest.mark.usefixtures("cpu")
+
+COMPILED = {"mode": "jit", "steps": 3}
+DRAWN = {"prompts": ["a red circle"], "num_inference_steps": 2, "mode": "jit"}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return kept_graphs.root()
+
+
+def made(lab: Lab) -> str:
+    """Train and draw in processes of their own, as the scheduler does.  Returns what they said."""
+    return lab.said("TrainLoRA") + lab.said("SampleLatents")
+
+
+def bits(lab: Lab) -> tuple[bytes, list[bytes]]:
+    """Of the weights and of the pictures' final latents."""
+    drawn = [series.entries.read_many(list(series.pictures)) for series in pictures.all_series(lab.plan)]
+    return (lab.run_folder / "pytorch_lora_weights.safetensors").read_bytes(), [array.tobytes() for array in drawn]
+
+
+@pytest.mark.parametrize("dropout", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
+def test_what_was_compiled_before_is_not_compiled_again_and_computes_the_same_bits(cache, tmp_path, dropout):
+    """Of another learning rate; and with dropout, whose counter is no weight of a model."""
+    first = Lab(tmp_path / "first", tiny.write_tiny_model(tmp_path / "model", blocks=(1, 1)))
+    first.set("train", **COMPILED).set("sample", **DRAWN).set("lora", dropout=dropout).encode()
+    other, alone = (first.copy(tmp_path / name).set("train", learning_rate=3e-3) for name in ("other", "alone"))
+    assert "compiled before" not in made(first)
+    assert len(os.listdir(cache)) == 3  # the step's graphs, and those that draw the base's picture and the LoRA's
+    assert made(other).count("compiled before") == 3
+    alone.set("device", keep_compiled="never").set("sample", mode="pynative").run("TrainLoRA", "SampleLatents")
+    assert bits(other) == bits(alone) != bits(first)
+
+
+def test_a_damaged_graph_is_compiled_again(cache, tmp_path):
+    folder, own = cache / "one", tmp_path / "own"
+    graph = own / "rank_0" / "compile_cache_3.mindir"
+    graph.parent.mkdir(parents=True)
+    cache.mkdir(parents=True)
+    graph.write_bytes(b"graph")
+    kept_graphs._keep(own, 3, folder, {})
+    taken = tmp_path / "taken"
+    assert list(kept_graphs._take(folder, taken, 5)) == ["rank_0/compile_cache_0.mindir"]
+    assert (taken / "rank_0" / "compile_cache_5.mindir").read_bytes() == b"graph"
+    (folder / "rank_0" / "compile_cache_0.mindir").write_bytes(b"grape")
+    assert kept_graphs._take(folder, tmp_path / "again", 0) == {}
+    assert not (tmp_path / "again").exists()
+
+
+def test_what_was_not_used_for_longest_goes(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(kept_graphs, "MOST", 2)
+    cache.mkdir(parents=True)
+    (tmp_path / "compile_cache_0.mindir").write_bytes(b"graph")
+    for number, name in enumerate("abc"):
+        kept_graphs._keep(tmp_path, 0, cache / name, {})
+        if (cache / "a").exists():
+            os.utime(cache / name, (number, number))
+        if name == "b":
+            assert kept_graphs._take(cache / "a", tmp_path / "taken", 0)  # used, and by that the newest
+    assert sorted(os.listdir(cache)) == ["a", "c"]
+
+
+def test_a_folder_that_others_can_write_to_is_not_used(cache, capsys):
+    cache.mkdir(parents=True)
+    cache.chmod(0o777)
+    with kept_graphs.keeping({}) as folder:
+        assert folder is None and kept_graphs.ENABLE not in os.environ
+    assert "others can write to" in capsys.readouterr().out
+    assert os.listdir(cache) == []
+
+
+def test_a_home_without_room_is_said_and_nothing_else_happens(cache, tmp_path, capsys):
+    (tmp_path / "cache").write_text("in the way")
+    with kept_graphs.keeping({}) as folder:
+        assert folder is None
+    assert "compiled steps are not kept for later" in capsys.readouterr().out
+
+
+def test_two_parameters_of_one_name_are_refused():
+    same = [ms.Parameter(ms.Tensor([1.0]), name="weight") for _ in range(2)]
+    with pytest.raises(ValueError, match="one name"):
+        kept_graphs.cell_of(lambda x: x, same)
+
+
+FREE = {"train": {"learning_rate": 0.5, "steps": 9, "lr_scheduler": "cosine", "lr_warmup_steps": 2}}
+BOUND = {
+    "train": {"batch_size": 1, "accumulate": 2, "adam_beta1": 0.5, "max_grad_norm": 2.0, "weight_decay": 0.3},
+    "lora": {"rank": 2, "alpha": 9.0, "dropout": 0.5},
+    "precision": {"preset": "fp16"},
+    "device": {"exec_order": "dfs"},
+}
+
+
+def test_a_graph_is_of_all_that_decides_it_and_of_nothing_else(encoded, tmp_path, monkeypatch):
+    monkeypatch.setattr(kept_graphs, "keeping", lambda decided: decided)
+    lab = encoded.copy(tmp_path / "lab")
+    settings, frozen = json.loads(json.dumps(lab.settings)), lab.plan.load_frozen()
+    untrained_here = Trainee(frozen, frozen, frozen["transformer"], [])
+
+    def decided(table: str = "", **changed) -> str:
+        lab.settings = json.loads(json.dumps(settings))
+        plan = lab.set(table or "train", **changed).plan
+        first = [ms.Tensor([0.0] * plan.experiment.train.batch_size)]
+        monkeypatch.setattr(kept.device, "jit_options", lambda: {"exec_order": plan.experiment.device.exec_order})
+        return str(kept.first_step(plan, untrained_here, checkpoint.identity_of(plan.decisive), first))
+
+    own = decided()
+    for table, values in FREE.items():
+        assert decided(table, **values) == own
+    for table, values in BOUND.items():
+        for name, value in values.items():
+            assert decided(table, **{name: value}) != own, name
