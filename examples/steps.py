@@ -20,7 +20,10 @@ DEMO = ROOT / "demo"
 
 def show_and_run(*command: str) -> None:
     print("  $", " ".join(["python" if part == sys.executable else part for part in command]), flush=True)
-    code = _waited_for(subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}))
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    with contextlib.suppress(KeyboardInterrupt):
+        import pipeline.methods  # noqa: F401  what reading its result needs, which takes as long as a finished command
+    code = _waited_for(process)
     if code == INTERRUPTED_EXIT:
         sys.exit(code)  # it has said what is kept
     if code:

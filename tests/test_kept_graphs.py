@@ -6,6 +6,7 @@ import os
 import mindspore as ms
 import pytest
 from lab import Lab
+from mindspore.common import api
 
 from pipeline.devices import kept_graphs
 from pipeline.flux import tiny
@@ -23,6 +24,7 @@ DRAWN = {"prompts": ["a red circle"], "num_inference_steps": 2, "mode": "jit"}
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(api, "entry_script_path", __file__)
     return kept_graphs.root()
 
 
@@ -76,6 +78,14 @@ def test_what_was_not_used_for_longest_goes(cache, tmp_path, monkeypatch):
         if name == "b":
             assert kept_graphs._take(cache / "a", tmp_path / "taken", 0)  # used, and by that the newest
     assert sorted(os.listdir(cache)) == ["a", "c"]
+
+
+def test_a_process_without_a_script_keeps_nothing(cache, monkeypatch):
+    """As python -c, and the workers of these tests."""
+    monkeypatch.setattr(api, "entry_script_path", "/nowhere/-c")
+    with kept_graphs.keeping({}) as folder:
+        assert folder is None and kept_graphs.ENABLE not in os.environ
+    assert not cache.exists()
 
 
 def test_a_folder_that_others_can_write_to_is_not_used(cache, capsys):

@@ -21,7 +21,6 @@ import platform
 import re
 import shutil
 import stat
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
@@ -113,7 +112,12 @@ def root() -> Path:
 
 
 def _folder_or_none(decided: Mapping) -> Path | None:
-    """Where the graphs are or will be; None where none are kept, which is said."""
+    """Where the graphs are or will be; None where none can be kept, which is said where something is in the way."""
+    from mindspore.common import api
+
+    entry = api.entry_script_path or ""
+    if not Path(entry).is_file():  # python -c and the like, in which MindSpore's cache fails
+        return None
     place = root()
     try:
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -126,7 +130,7 @@ def _folder_or_none(decided: Mapping) -> Path | None:
         return None
     libraries = {name: version(name) for name in LIBRARIES}
     asked = {name: value for name, value in os.environ.items() if name.startswith("MS_DEV_")}
-    own = {"libraries": libraries, "machine": platform.machine(), "environment": asked, "entry": sys.argv[0]}
+    own = {"libraries": libraries, "machine": platform.machine(), "environment": asked, "entry": entry}
     return place / digest(canonical({**own, **decided}))
 
 

@@ -6,9 +6,6 @@ import re
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from cache import write_atomically
 from cache.core.files import make_folder
 
@@ -25,6 +22,9 @@ def render(template: Path, **content) -> str:
 
     content: what the template reads; text in it is of others, and escaped wherever it stands.
     """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
     environment = Environment(
         loader=FileSystemLoader([template.parent, ASSETS]),
         autoescape=True,
@@ -47,7 +47,7 @@ def save(path: Path, page: str) -> None:
 
 def _seen(value):
     """A text with what nobody sees in it spelled out, as \\u202e."""
-    if isinstance(value, str) and not isinstance(value, Markup):
+    if isinstance(value, str) and not hasattr(value, "__html__"):  # Markup, as markupsafe and Jinja tell it
         return UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
     return value
 
