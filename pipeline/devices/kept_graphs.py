@@ -113,10 +113,8 @@ def root() -> Path:
 
 def _folder_or_none(decided: Mapping) -> Path | None:
     """Where the graphs are or will be; None where none can be kept, which is said where something is in the way."""
-    from mindspore.common import api
-
-    entry = api.entry_script_path or ""
-    if not Path(entry).is_file():  # python -c and the like, in which MindSpore's cache fails
+    entry = _entry()
+    if not entry:
         return None
     place = root()
     try:
@@ -132,6 +130,19 @@ def _folder_or_none(decided: Mapping) -> Path | None:
     asked = {name: value for name, value in os.environ.items() if name.startswith("MS_DEV_")}
     own = {"libraries": libraries, "machine": platform.machine(), "environment": asked, "entry": entry}
     return place / digest(canonical({**own, **decided}))
+
+
+def _entry() -> str:
+    """The script that this process runs; empty where MindSpore's cache fails with it, as with python -c."""
+    from mindspore.common import api
+
+    if not api.entry_script_path:  # a session that people type into
+        return ""
+    try:
+        found = api._get_compile_cache_dep_files()  # the cache asks so too, and lets no error pass
+    except (OSError, ImportError, SyntaxError, ValueError, AttributeError):
+        return ""
+    return found[0] if found else ""
 
 
 def _own() -> Path:
