@@ -7,6 +7,7 @@ import mindspore as ms
 import pytest
 from lab import Lab
 from mindspore.common import api
+from PIL import Image
 
 from pipeline.devices import kept_graphs
 from pipeline.flux import tiny
@@ -130,11 +131,32 @@ def test_a_graph_is_of_all_that_decides_it_and_of_nothing_else(encoded, tmp_path
         plan = lab.set(table or "train", **changed).plan
         first = [ms.Tensor([0.0] * plan.experiment.train.batch_size)]
         monkeypatch.setattr(kept.device, "jit_options", lambda: {"exec_order": plan.experiment.device.exec_order})
-        return str(kept.first_step(plan, untrained_here, checkpoint.identity_of(plan.decisive), first))
+        return str(kept.first_step(plan, untrained_here, checkpoint.identity_of(plan.decisive), [tuple(first), more]))
 
+    more: tuple = ()
     own = decided()
     for table, values in FREE.items():
         assert decided(table, **values) == own
     for table, values in BOUND.items():
         for name, value in values.items():
             assert decided(table, **{name: value}) != own, name
+    more = (ms.Tensor([0.0, 0.0, 0.0]),)  # another batch of the same step, of another size
+    assert decided() != own
+
+
+@pytest.mark.slow
+def test_a_training_that_goes_on_with_another_size_first_takes_no_graph_of_the_first_size(cache, tmp_path):
+    """Photos of two sizes, one a step: each run goes on with the next photo."""
+    lab = Lab(tmp_path / "lab", tiny.write_tiny_model(tmp_path / "model", blocks=(1, 1)), num_pictures=4)
+    for row, size in zip(lab.captions(), ((96, 96), (96, 288), (96, 96), (96, 288))):
+        path = lab.pictures / row["file_name"]
+        Image.open(path).resize(size).save(path)
+    lab.settle()
+    lab.set("data", buckets=True, resolution=64).set("train", mode="jit", batch_size=1, steps=6).set("lora", rank=2).encode()
+    whole, broken = lab.copy(tmp_path / "whole"), lab.copy(tmp_path / "broken")
+    whole.set("device", keep_compiled="never").run("TrainLoRA")
+    for steps in range(1, 7):
+        broken.set("train", steps=steps).said("TrainLoRA")
+    weights = [each.run_folder / "pytorch_lora_weights.safetensors" for each in (whole, broken)]
+    assert len(os.listdir(cache)) == 2
+    assert weights[0].read_bytes() == weights[1].read_bytes()

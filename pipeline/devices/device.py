@@ -151,10 +151,9 @@ def _own_number(device: str) -> tuple[int, ...]:
 def _without_compile_cache() -> None:
     """Keep MindSpore from taking compiled steps from a cache by itself: it may be of other ones, see `kept_graphs`."""
     if os.environ.pop(COMPILE_CACHE, "0") == "1":
-        say(
-            f"{COMPILE_CACHE}: not used, as MindSpore may take another graph from there; [device] keep_compiled is safe"
-        )
-    os.environ.setdefault("MS_SUBMODULE_LOG_v", "{PIPELINE:3}")  # no warnings about a cache that is empty, or is not
+        say(f"{COMPILE_CACHE}: not used, as MindSpore may take another graph from there; see [device] keep_compiled")
+    if "GLOG_v" not in os.environ:  # no warnings about a cache that is empty, or that is not
+        os.environ.setdefault("MS_SUBMODULE_LOG_v", "{PIPELINE:3}")
 
 
 _jit_options: dict[str, str] = {}

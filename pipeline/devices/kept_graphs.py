@@ -116,12 +116,13 @@ def _folder_or_none(decided: Mapping) -> Path | None:
     entry = _entry()
     if not entry:
         return None
-    place = root()
     try:
+        place = root()
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = place.stat()
-    except OSError as error:
-        say(f"compiled steps are not kept for later: {error.filename}: {error.strerror}")
+        _own()
+    except (OSError, RuntimeError) as error:  # the latter of a user without a home
+        say(f"compiled steps are not kept for later: {error}")
         return None
     if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         say(f"compiled steps are not kept for later: others can write to {shown(place)}")

@@ -24,15 +24,15 @@ INPUTS = "data.", "entries."
 
 
 def first_step(
-    plan: Plan, trainee: Trainee, identity: Mapping[str, str], first: Sequence
+    plan: Plan, trainee: Trainee, identity: Mapping[str, str], batches: Sequence[tuple]
 ) -> contextlib.AbstractContextManager:
     """A block for a training's first step; see `kept_graphs.keeping`.
 
-    identity: the run's, flat.  first: the arguments of the loss for a batch.
+    identity: the run's, flat.  batches: that step's own, of this rank, each as the arguments of the loss.
     """
     free = {f"train.{name}" for name in IN_NO_GRAPH}
     run = {name: text for name, text in identity.items() if name not in free and not name.startswith(INPUTS)}
-    return _keeping(plan, trainee, first, {"run": run, "parallel": dataclasses.asdict(plan.experiment.parallel)})
+    return _keeping(plan, trainee, batches, {"run": run, "parallel": dataclasses.asdict(plan.experiment.parallel)})
 
 
 def compiled_prediction(plan: Plan, model: Trainee, note: Callable[[Path | None], None]) -> Callable:
@@ -50,7 +50,7 @@ def compiled_prediction(plan: Plan, model: Trainee, note: Callable[[Path | None]
         if not is_first:
             return predict(*arguments)
         is_first = False
-        with _keeping(plan, model, arguments, parts) as folder:
+        with _keeping(plan, model, [arguments], parts) as folder:
             note(folder)
             return predict(*arguments)
 
@@ -64,24 +64,22 @@ def parameters(trainee: Trainee) -> list:
     return list({id(parameter): parameter for parameter in every}.values())
 
 
-def _keeping(plan: Plan, trainee: Trainee, arguments: Sequence, parts: dict) -> contextlib.AbstractContextManager:
+def _keeping(plan: Plan, trainee: Trainee, calls: Sequence[tuple], parts: dict) -> contextlib.AbstractContextManager:
+    """calls: the arguments of each, in order: a size that is new is compiled."""
     asked = plan.experiment.device.keep_compiled
     if asked == "never" or (asked == "auto" and plan.device != "CPU"):
         return contextlib.nullcontext()
+    every = parameters(trainee)
     decided = {
         "device": plan.device,
         "sources": kept_graphs.sources("pipeline", type(plan.method).__module__.partition(".")[0]),
-        "arguments": _sizes(arguments),
-        "parameters": [[parameter.name, *size] for parameter, size in _sized(parameters(trainee))],
+        "arguments": [_sizes(arguments) for arguments in calls],
+        "parameters": [[each.name, *size] for each, size in zip(every, _sizes(every))],
         "precision": dataclasses.asdict(plan.precision),
         "rank": [place().rank, place().size],
         "jit": device.jit_options(),
     }
     return kept_graphs.keeping(decided | parts)
-
-
-def _sized(tensors: Sequence) -> list[tuple]:
-    return list(zip(tensors, _sizes(tensors)))
 
 
 def _sizes(tensors: Sequence) -> list[list]:

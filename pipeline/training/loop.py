@@ -195,7 +195,7 @@ def run(
     identity: dict,
     first_step: Callable[[Path | None], str] = lambda kept: "",
     watch: Watch = NOTHING_DRAWN,
-    compiling: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    compiling: Callable[[Sequence[tuple]], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> dict:
     """Train from ``training.step`` to ``settings.steps``; metrics and checkpoints go to the run's ``folder``.
 
@@ -204,7 +204,8 @@ def run(
     first_step: what is said while the first step of each size of batch is taken, as it compiles; asked with the folder
     that its graphs are taken from, if they are.
     watch: what draws between steps, of the step that it goes on from too: it may have been stopped before it had drawn.
-    compiling: a block for the first step of all, which may give such a folder.
+    compiling: a block for the first step of all, which may give such a folder; called with the step's own batches, as a
+    training that goes on may begin with another size than a whole one.
 
     The device is waited for every ``log_every`` steps and at checkpoints.  Returns the last loss, the median step time
     in seconds, and the share of all time that was spent waiting for batches.  Raises UserError where the loss is not
@@ -267,7 +268,7 @@ class Sizes:
         self,
         progress: Progress,
         first_step: Callable[[Path | None], str],
-        compiling: Callable[[], contextlib.AbstractContextManager],
+        compiling: Callable[[Sequence[tuple]], contextlib.AbstractContextManager],
     ):
         self._progress, self._first_step, self._compiling = progress, first_step, compiling
         self._seen = set[tuple]()
@@ -282,7 +283,7 @@ class Sizes:
         is_first = not self._seen
         self._seen |= new
         began = time.monotonic()
-        with self._compiling() if is_first else contextlib.nullcontext() as folder:
+        with self._compiling(several) if is_first else contextlib.nullcontext() as folder:
             self._progress.say_now(self._first_step(folder))
             yield
         self._progress.leave_out(time.monotonic() - began)

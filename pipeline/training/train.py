@@ -76,7 +76,7 @@ def train(plan: Plan) -> dict:
                 identity,
                 partial(say_first_step, plan, settings, trainee),
                 _watched(growth, plan, trainee, training, settings),
-                lambda: kept.first_step(plan, trainee, identity, first),
+                partial(kept.first_step, plan, trainee, identity),
             )
         except NotFinite:
             guard.check_finite(plan.model_folder, frozen)
