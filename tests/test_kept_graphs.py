@@ -152,7 +152,8 @@ def test_a_training_that_goes_on_with_another_size_first_takes_no_graph_of_the_f
         path = lab.pictures / row["file_name"]
         Image.open(path).resize(size).save(path)
     lab.settle()
-    lab.set("data", buckets=True, resolution=64).set("train", mode="jit", batch_size=1, steps=6).set("lora", rank=2).encode()
+    lab.set("data", buckets=True, resolution=64).set("train", mode="jit", batch_size=1, steps=6).set("lora", rank=2)
+    lab.encode()
     whole, broken = lab.copy(tmp_path / "whole"), lab.copy(tmp_path / "broken")
     whole.set("device", keep_compiled="never").run("TrainLoRA")
     for steps in range(1, 7):
