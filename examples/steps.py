@@ -1,6 +1,7 @@
 """What the demos share: showing a command and running it, and saying what stages cost and pictures show."""
 
 import contextlib
+import importlib
 import json
 import os
 import subprocess
@@ -22,7 +23,7 @@ def show_and_run(*command: str) -> None:
     print("  $", " ".join(["python" if part == sys.executable else part for part in command]), flush=True)
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     with contextlib.suppress(KeyboardInterrupt):
-        import pipeline.methods  # noqa: F401  what reading its result needs, which takes as long as a finished command
+        importlib.import_module("pipeline.methods")  # reading its result needs it: as long as a finished command takes
     code = _waited_for(process)
     if code == INTERRUPTED_EXIT:
         sys.exit(code)  # it has said what is kept
