@@ -88,7 +88,7 @@ def parts_of(training, arguments: tuple, loss) -> dict:
         "step": lambda: training.advance([arguments]).read(),
         "forward": lambda: loss(*arguments).asnumpy(),
         "forward and backward": gradient,
-        "optimizer": lambda: training.optimizer.update(gradients, [LEARNING_RATE]).asnumpy(),
+        "optimizer": lambda: float(training.optimizer.update(gradients, [LEARNING_RATE])),
     }
 
 

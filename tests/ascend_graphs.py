@@ -196,22 +196,11 @@ def _encoder(name: str, dtype: str) -> Callable:
     import mindspore as ms
     import numpy as np
 
-    from pipeline.flux import models, t5
+    from pipeline.flux import models
     from pipeline.settings.experiment import EMBEDDED
 
     component, output, length = ("text_encoder_2", 0, 32) if name == "t5" else ("text_encoder", 1, 77)
     model = models.load_model(EMBEDDED, component, dtype)
-    buckets = ms.Tensor(t5.position_buckets(length, length))
-
-    def bias_of(cell):  # PyNative makes a tensor of the buckets at every call, a graph cannot
-        def bias(query_length, key_length, cache_position=None):
-            return cell.relative_attention_bias(buckets).permute(2, 0, 1).expand_dims(0)
-
-        return bias
-
-    for _, cell in model.cells_and_names():
-        if getattr(cell, "has_relative_attention_bias", False):
-            cell.compute_bias = bias_of(cell)
 
     def encode(tokens):
         return model(tokens)[output]
@@ -225,12 +214,12 @@ def _optimizer(name: str, dtype: str) -> Callable:
 
     from pipeline.devices import device
     from pipeline.settings.fields import Train
-    from pipeline.training import optimizer
+    from pipeline.training import compiled_step, optimizer
 
     device.is_cpu = lambda: False
 
     def update():
-        for kind in optimizer.MAKERS:
+        for kind in compiled_step.RULES:
             trained = [ms.Parameter(_tensor((4, 8), "fp32"), name=f"{kind}.{number}") for number in range(2)]
             settings = Train(optimizer=kind, ema_decay=0.99)
             optimizer.Optimizer(trained, settings).update([_tensor((4, 8), "fp32")] * 2, [1e-3])

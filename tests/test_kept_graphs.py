@@ -45,7 +45,9 @@ def test_what_was_compiled_before_is_not_compiled_again_and_computes_the_same_bi
     """Of another learning rate; and with dropout, whose counter is no weight of a model."""
     first = Lab(tmp_path / "first", tiny.write_tiny_model(tmp_path / "model", blocks=(1, 1)))
     first.set("train", **COMPILED).set("sample", **DRAWN).set("lora", dropout=dropout).encode()
-    other, alone = (first.copy(tmp_path / name).set("train", learning_rate=3e-3) for name in ("other", "alone"))
+    other, alone = (
+        first.copy(tmp_path / name).set("train", learning_rate=3e-3, weight_decay=0.1) for name in ("other", "alone")
+    )
     assert "compiled before" not in made(first)
     assert len(os.listdir(cache)) == 3  # the step's graphs, and those that draw the base's picture and the LoRA's
     assert made(other).count("compiled before") == 3
@@ -112,8 +114,9 @@ def test_two_parameters_of_one_name_are_refused():
 
 
 FREE = {"train": {"learning_rate": 0.5, "steps": 9, "lr_scheduler": "cosine", "lr_warmup_steps": 2}}
+OF_OPTIMIZER = {"adam_beta1": 0.5, "max_grad_norm": 2.0, "weight_decay": 0.3, "optimizer": "adam_weight_decay"}
 BOUND = {
-    "train": {"batch_size": 1, "accumulate": 2, "adam_beta1": 0.5, "max_grad_norm": 2.0, "weight_decay": 0.3},
+    "train": {"batch_size": 1, "accumulate": 2},
     "lora": {"rank": 2, "alpha": 9.0, "dropout": 0.5},
     "precision": {"preset": "fp16"},
     "device": {"exec_order": "dfs"},
@@ -140,6 +143,10 @@ def test_a_graph_is_of_all_that_decides_it_and_of_nothing_else(encoded, tmp_path
     for table, values in BOUND.items():
         for name, value in values.items():
             assert decided(table, **{name: value}) != own, name
+    assert all(decided(**{name: value}) == own for name, value in OF_OPTIMIZER.items())
+    monkeypatch.setattr(kept.device, "steps_on_host", lambda: False)
+    own = decided()
+    assert all(decided(**{name: value}) != own for name, value in OF_OPTIMIZER.items())
     more = (ms.Tensor([0.0, 0.0, 0.0]),)  # another batch of the same step, of another size
     assert decided() != own
 

@@ -351,9 +351,9 @@ def relative_attention(t5):
 def test_the_loaded_t5_looks_its_bias_up_in_these_buckets(tiny_model, dtype):
     t5 = models.load_model(tiny_model, "text_encoder_2", dtype)
     table = weights(t5)["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
-    for num_queries, num_keys in ((300, 300), (3, 7)):
-        found = relative_attention(t5).compute_bias(num_queries, num_keys).asnumpy()
-        buckets = [[exact_bucket(key - query) for key in range(num_keys)] for query in range(num_queries)]
+    for length in (300, 7):
+        found = relative_attention(t5).compute_bias(length, length).asnumpy()
+        buckets = [[exact_bucket(key - query) for key in range(length)] for query in range(length)]
         np.testing.assert_array_equal(found, table[np.array(buckets)].transpose(2, 0, 1)[None])
 
 

@@ -1,7 +1,7 @@
 """The optimizer against its formulas in float64 NumPy, and what a checkpoint must hold of it."""
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -17,15 +17,28 @@ RNG = np.random.default_rng(0)
 START = [RNG.standard_normal(shape).astype(np.float32) for shape in SHAPES]
 GRADIENTS = [[RNG.standard_normal(shape).astype(np.float32) for shape in SHAPES] for _ in range(30)]
 SETTINGS = Train(weight_decay=1e-2, max_grad_norm=1.0, ema_decay=0.99)
+WAYS = ["host", "compiled"]
 
 
-def make(settings, groups=GROUPS):
+@pytest.fixture(params=WAYS)
+def way(request, monkeypatch):
+    """What steps the parameters: NumPy, as on CPU, or compiled functions, as elsewhere."""
+    step_by(request.param, monkeypatch)
+
+
+def step_by(way, monkeypatch):
+    from pipeline.devices import device
+
+    monkeypatch.setattr(device, "steps_on_host", lambda: way == "host")
+
+
+def make(settings, groups=GROUPS, shards=None):
     import mindspore as ms
 
     from pipeline.training.optimizer import Optimizer
 
     trained = [ms.Parameter(ms.Tensor(values), name=f"p{number}") for number, values in enumerate(START)]
-    return Optimizer(trained, settings, groups)
+    return Optimizer(trained, settings, groups, shards)
 
 
 def tensors(arrays):
@@ -69,18 +82,19 @@ def reference(s, gradients, groups=GROUPS):
     ],
     ids=["adamw", "unclipped", "undecayed", "betas", "adam_weight_decay", "adam_weight_decay-unclipped"],
 )
-def test_thirty_steps_are_those_of_the_formulas(settings):
+def test_thirty_steps_are_those_of_the_formulas(settings, way):
     optimizer = make(settings)
     for gradients in GRADIENTS:
         norm = optimizer.update(tensors(gradients), RATES)
     values, averages = reference(settings, GRADIENTS)
     for parameter, expected in zip([*optimizer.trained, *optimizer.averages], [*values, *averages]):
         np.testing.assert_allclose(parameter.asnumpy(), expected, atol=5e-6)
-    assert float(norm.asnumpy()) == pytest.approx(np.sqrt(sum((g**2).sum() for g in GRADIENTS[-1])), rel=1e-5)
+    assert float(norm) == pytest.approx(np.sqrt(sum((g**2).sum() for g in GRADIENTS[-1])), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adam_weight_decay"])
-def test_only_the_first_update_compiles(kind):
+def test_only_the_first_update_compiles(kind, monkeypatch):
+    step_by("compiled", monkeypatch)
     optimizer, taken = make(replace(SETTINGS, optimizer=kind)), []
     for gradients in GRADIENTS[:3]:
         began = time.process_time()
@@ -89,34 +103,34 @@ def test_only_the_first_update_compiles(kind):
     assert max(taken[1:]) < taken[0] / 3
 
 
-def test_what_gradients_were_multiplied_by_is_divided_out_before_clipping():
+def test_what_gradients_were_multiplied_by_is_divided_out_before_clipping(way):
     plain, scaled = make(SETTINGS), make(SETTINGS)
     for gradients in GRADIENTS[:3]:
         norm = plain.update(tensors(gradients), RATES)
         same = scaled.update(tensors([g * 1024 for g in gradients]), RATES, divide_by=1024)
-    assert float(norm.asnumpy()) == float(same.asnumpy())
+    assert float(norm) == float(same)
     for one, other in zip(plain.trained, scaled.trained):
         assert (one.asnumpy() == other.asnumpy()).all()
 
 
-def test_each_group_has_its_learning_rate():
+def test_each_group_has_its_learning_rate(way):
     optimizer = make(replace(SETTINGS, weight_decay=0.0))
     optimizer.update(tensors(GRADIENTS[0]), [1e-3, 0.0])
     changed = [(p.asnumpy() != start).any() for p, start in zip(optimizer.trained, START)]
     assert changed == [True, True, False]
 
 
-def test_state_and_number_of_updates_are_all_that_a_later_step_depends_on():
-    import mindspore as ms
+def test_state_and_number_of_updates_are_all_that_a_later_step_depends_on(way):
+    from mindspore import Tensor, ops
 
     unbroken, resumed = make(SETTINGS), make(SETTINGS)
     for gradients in GRADIENTS[:10]:
         unbroken.update(tensors(gradients), RATES)
     resumed.num_updates = unbroken.num_updates
     for one, other in zip(unbroken.trained, resumed.trained):
-        other.set_data(ms.Tensor(one.asnumpy()))
+        ops.assign(other, Tensor(one.asnumpy()))
     for name, parameter in resumed.state().items():
-        parameter.set_data(ms.Tensor(unbroken.state()[name].asnumpy()))
+        ops.assign(parameter, Tensor(unbroken.state()[name].asnumpy()))
     for gradients in GRADIENTS[10:15]:
         for optimizer in (unbroken, resumed):
             optimizer.update(tensors(gradients), RATES)
@@ -124,10 +138,10 @@ def test_state_and_number_of_updates_are_all_that_a_later_step_depends_on():
         assert (one.asnumpy() == other.asnumpy()).all()
 
 
-def test_accumulated_gradients_are_summed_anew_each_time():
-    from pipeline.training.gradients import Accumulator
+def test_accumulated_gradients_are_summed_anew_each_time(way):
+    from pipeline.training.gradients import make_accumulator
 
-    accumulator = Accumulator()
+    accumulator = make_accumulator()
     for first, second in (GRADIENTS[:2], GRADIENTS[2:4]):
         accumulator.add(tensors(first), is_first=True)
         accumulator.add(tensors(second), is_first=False)
@@ -139,10 +153,11 @@ def test_however_many_tensors_a_compiled_function_takes_the_bits_are_the_same(mo
     """FLUX.1 has 380 tensors and more, of which MindSpore compiles some dozens at a time."""
     from pipeline.training import gradients
 
+    step_by("compiled", monkeypatch)
     found = []
     for size in (len(SHAPES), 1, 2):
         monkeypatch.setattr(gradients, "SLICE", size)
-        optimizer, accumulator = make(SETTINGS), gradients.Accumulator()
+        optimizer, accumulator = make(SETTINGS), gradients.make_accumulator()
         for batches in zip(GRADIENTS[:6:2], GRADIENTS[1:6:2]):
             for number, batch in enumerate(batches):
                 accumulator.add(tensors(batch), is_first=number == 0)
@@ -152,9 +167,38 @@ def test_however_many_tensors_a_compiled_function_takes_the_bits_are_the_same(mo
     assert found[0] == found[1] == found[2]
 
 
+def test_whichever_places_a_rank_keeps_the_bits_are_those_of_one_rank(monkeypatch):
+    """Ranks that share the state keep other places each; all of them take the norm of all gradients."""
+    from pipeline.training import host_step
+
+    step_by("host", monkeypatch)
+    found = []
+    for chunk, own in ((1 << 15, None), (7, None), (1 << 15, [0, 2]), (1 << 15, [1])):
+        monkeypatch.setattr(host_step, "CHUNK", chunk)
+        optimizer = make(SETTINGS, shards=own and Keeping(own))
+        for batch in GRADIENTS[:4]:
+            optimizer.update(tensors(batch), RATES)
+        state = {place: parameter.asnumpy().tobytes() for place, parameter in enumerate(optimizer.trained)}
+        found.append({place: state[place] for place in own or state})
+    whole, short, *shared = found
+    assert whole == shared[0] | shared[1]
+    assert all(np.allclose(np.frombuffer(whole[p], "f4"), np.frombuffer(short[p], "f4"), atol=1e-6) for p in whole)
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Of several ranks, one that gets nothing from the others."""
+
+    own: list[int]
+
+    def give(self, trained):
+        pass
+
+
 @pytest.mark.slow
-def test_what_compiling_the_step_takes_grows_no_faster_than_the_number_of_tensors():
+def test_what_compiling_the_step_takes_grows_no_faster_than_the_number_of_tensors(monkeypatch):
     """380: a LoRA on FLUX.1's attention.  836: on all its linear layers."""
+    step_by("compiled", monkeypatch)
     import mindspore as ms
 
     from pipeline.training.optimizer import Optimizer
@@ -169,7 +213,7 @@ def test_what_compiling_the_step_takes_grows_no_faster_than_the_number_of_tensor
     assert seconds[836] < 2.5 * seconds[380]
 
 
-def test_the_norm_tells_an_overflow():
+def test_the_norm_tells_an_overflow(way):
     optimizer = make(SETTINGS)
     assert np.isfinite(optimizer.norm(tensors(GRADIENTS[0]), 1.0))
     for bad in (np.inf, np.nan):

@@ -26,10 +26,11 @@ COMPILE_CACHE = kept_graphs.ENABLE
 COMPUTES = {"Ascend": ("bf16", "fp16", "fp32"), "CPU": ("fp32", "fp16")}
 """What each device computes, by preference.  MindSpore's CPU backend has almost no bf16 kernels."""
 
-NUMERICS = {"Ascend": 2, "CPU": 2}
+NUMERICS = {"Ascend": 2, "CPU": 3}
 """Of what each device computes with, the version of the last bits: it grows when they change and nothing else does.
 
 2: the squares of all gradients are summed at once; on CPU also the gradients of `cpu_gradients`, and a fused AdamW.
+3: on CPU the optimizer steps in NumPy.
 """
 
 DEVICES = Path("/dev")
@@ -185,26 +186,8 @@ def numerics() -> int:
     return NUMERICS[ms.get_context("device_target")]
 
 
-def make_sum_of_squares() -> Callable:
-    """A function of a tensor, for compiled functions: its scalar product with itself, float32.
-
-    On CPU that is one matrix product: each operation costs there what some ten thousand numbers do.
-    """
-    from mindspore import ops
-
-    product = ops.MatMul(transpose_b=True)
-
-    def by_product(tensor):
-        return product(tensor.reshape(1, -1), tensor.reshape(1, -1))
-
-    def by_sum(tensor):
-        return ops.sum(tensor * tensor)
-
-    return by_product if is_cpu() else by_sum
-
-
-def has_fused_adamw() -> bool:
-    """Whether MindSpore's AdamWeightDecay, which decays and steps, is one operation here: on Ascend it is several."""
+def steps_on_host() -> bool:
+    """Whether the optimizer steps in NumPy, in the memory that the device computes with."""
     return is_cpu()
 
 

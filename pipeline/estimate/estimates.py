@@ -234,8 +234,7 @@ def _parts(subject: Subject, epoch: Epoch) -> Parts:
     saved = BYTES[subject.method.saved_dtype(experiment)]
     held: memory.Held = {
         "weights_bytes": frozen.weights_bytes + 4 * trained,
-        "gradients_bytes": 4 * trained * (1 + (settings.accumulate > 1 or experiment.has_prior))
-        + _exchange_bytes(subject, 4 * trained),
+        "gradients_bytes": 4 * trained * _copies_of_gradients(subject) + _exchange_bytes(subject, 4 * trained),
         "optimizer_bytes": -(-4 * trained * (_copies(settings) - 1) // sharing),
     }
     steps = settings.steps
@@ -255,6 +254,12 @@ def _parts(subject: Subject, epoch: Epoch) -> Parts:
         "result_bytes": saved * trained,
         "kept_steps_bytes": saved * trained * pictures.num_steps(experiment, steps),
     }
+
+
+def _copies_of_gradients(subject: Subject) -> int:
+    """What a batch gave, the sum of several, and on CPU what the optimizer steps by (`host_step`)."""
+    has_sum = subject.experiment.train.accumulate > 1 or subject.experiment.has_prior
+    return 1 + has_sum + (subject.target == "CPU")
 
 
 def _exchange_bytes(subject: Subject, gradients_bytes: int) -> int:

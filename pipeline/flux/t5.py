@@ -6,19 +6,21 @@ import numpy as np
 
 
 def use_exact_buckets(t5) -> None:
-    """Have a loaded T5 take its position buckets from `position_buckets`."""
-    for _, cell in t5.cells_and_names():
-        if getattr(cell, "has_relative_attention_bias", False):
-            cell.compute_bias = _host_bias.__get__(cell)
-
-
-def _host_bias(self, query_length, key_length, cache_position=None):
+    """Have a loaded T5 encoder take its position buckets from `position_buckets`."""
     import mindspore as ms
 
-    limits = self.relative_attention_num_buckets, self.relative_attention_max_distance
-    buckets = position_buckets(query_length, key_length, *limits)
-    values = self.relative_attention_bias(ms.Tensor(buckets))
-    return values.permute(2, 0, 1).expand_dims(0)
+    @ms.ops.constexpr  # for compiled functions
+    def buckets(length, *limits):
+        return ms.Tensor(position_buckets(length, length, *limits))
+
+    def bias(self, query_length, key_length, cache_position=None):  # an encoder has as many queries as keys
+        limits = self.relative_attention_num_buckets, self.relative_attention_max_distance
+        values = self.relative_attention_bias(buckets(key_length, *limits))
+        return values.permute(2, 0, 1).expand_dims(0)
+
+    for _, cell in t5.cells_and_names():
+        if getattr(cell, "has_relative_attention_bias", False):
+            cell.compute_bias = bias.__get__(cell)
 
 
 def position_buckets(num_queries: int, num_keys: int, num_buckets: int = 32, max_distance: int = 128) -> np.ndarray:

@@ -19,6 +19,12 @@ IN_NO_GRAPH = (
 )
 """Settings of [train] that a step is given as tensors, or that decide how often it is taken."""
 
+OF_HOST_STEP = (
+    *("optimizer", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"),
+    *("max_grad_norm", "ema_decay"),
+)
+"""Those of the optimizer, which are in no graph either where it steps in NumPy."""
+
 INPUTS = "data.", "entries."
 """What a run's identity says of its inputs, which a step is given as tensors."""
 
@@ -30,7 +36,8 @@ def first_step(
 
     identity: the run's, flat.  batches: that step's own, of this rank, each as the arguments of the loss.
     """
-    free = {f"train.{name}" for name in IN_NO_GRAPH}
+    names = IN_NO_GRAPH + (OF_HOST_STEP if device.steps_on_host() else ())
+    free = {f"train.{name}" for name in names}
     run = {name: text for name, text in identity.items() if name not in free and not name.startswith(INPUTS)}
     return _keeping(plan, trainee, batches, {"run": run, "parallel": dataclasses.asdict(plan.experiment.parallel)})
 

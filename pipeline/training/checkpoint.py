@@ -117,7 +117,7 @@ def restore(checkpoint: Checkpoint, state: dict, elsewhere: Iterable[str] = ()) 
 
     elsewhere: names of what the checkpoint holds too, for other ranks.
     """
-    import mindspore as ms
+    from mindspore import Tensor, ops
 
     with _opened(checkpoint.path) as file:
         names = set(file.keys()) - set(elsewhere)
@@ -126,7 +126,7 @@ def restore(checkpoint: Checkpoint, state: dict, elsewhere: Iterable[str] = ()) 
         if wrong:
             raise UserError(f"{checkpoint.path}: holds other tensors than this run trains: {', '.join(wrong[:5])}")
         for name, parameter in state.items():
-            parameter.set_data(ms.Tensor(file.get_tensor(name)))
+            ops.assign(parameter, Tensor(file.get_tensor(name)))  # in place, see `Optimizer`
 
 
 def check_identity(checkpoint: Checkpoint, identity: dict, ignored: Iterable[str] = ()) -> None:

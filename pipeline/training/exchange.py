@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from pipeline.devices.communication import BUCKET_BYTES, Collectives
-from pipeline.training.gradients import Accumulator
+from pipeline.training.gradients import make_accumulator
 
 
 class Sum(Protocol):
@@ -58,7 +58,7 @@ class FastSum:
     """
 
     def __init__(self, collectives: Collectives, trained: Sequence):
-        self._collectives, self._buckets, self._own = collectives, _buckets(trained), Accumulator()
+        self._collectives, self._buckets, self._own = collectives, _buckets(trained), make_accumulator()
 
     def add(self, gradients: Sequence, is_first: bool) -> None:
         self._own.add(gradients, is_first)

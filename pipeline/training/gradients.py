@@ -6,6 +6,8 @@ depth limit"), and the time that it takes grows faster than the number of operat
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from pipeline.devices import device
 
 SLICE = 64
@@ -21,7 +23,6 @@ class Accumulator:
     """The sum of the gradients of several batches."""
 
     def __init__(self):
-
         self._sums: Sequence = ()
         self._add = device.compiled(_make_add())
 
@@ -30,7 +31,7 @@ class Accumulator:
         self._sums = gradients if is_first else self._sum_with(gradients)
 
     def total(self) -> Sequence:
-        """The sum of what was added since the first."""
+        """The sum of what was added since the first, which the next first may overwrite."""
         return self._sums
 
     def _sum_with(self, gradients: Sequence) -> list:
@@ -40,6 +41,34 @@ class Accumulator:
             device.wait_asleep(added)
             sums += added
         return sums
+
+
+class HostAccumulator:
+    """The same in NumPy, in memory of its own: see `host_step`."""
+
+    def __init__(self):
+        self._sums: list[np.ndarray] = []
+        self._tensors: list = []
+
+    def add(self, gradients: Sequence, is_first: bool) -> None:
+        import mindspore as ms
+
+        if not self._sums:
+            self._sums = [np.empty(gradient.shape, np.float32) for gradient in gradients]
+            self._tensors = [ms.Tensor.from_numpy(each) for each in self._sums]
+        for each, gradient in zip(self._sums, gradients):
+            if is_first:
+                np.copyto(each, gradient.asnumpy())
+            else:
+                each += gradient.asnumpy()
+
+    def total(self) -> Sequence:
+        return self._tensors
+
+
+def make_accumulator() -> Accumulator | HostAccumulator:
+    """For the device of this process."""
+    return HostAccumulator() if device.steps_on_host() else Accumulator()
 
 
 def _make_add():
@@ -76,10 +105,8 @@ def make_squares():
     """A function of some gradients: the sums of their squares, (gradients,)."""
     from mindspore import ops
 
-    total = device.make_sum_of_squares()
-
     def squares(*gradients):
-        return ops.cat([total(gradient).reshape(1) for gradient in gradients])
+        return ops.cat([ops.sum(gradient * gradient).reshape(1) for gradient in gradients])
 
     return squares
 

@@ -15,7 +15,7 @@ from pipeline.process.progress import Progress, say
 from pipeline.process.stopping import StopRequest
 from pipeline.settings.fields import Train
 from pipeline.training import checkpoint
-from pipeline.training.gradients import Accumulator, LossScale
+from pipeline.training.gradients import LossScale, make_accumulator
 from pipeline.training.metrics import Metrics, Outcome
 from pipeline.training.optimizer import Optimizer
 from pipeline.training.schedules import Schedule
@@ -62,7 +62,7 @@ class Training:
         rates = (settings.learning_rate, settings.text_encoder_lr)
         self.schedules = [schedule_of(settings, rate) for rate in rates[: max(self.optimizer.groups) + 1]]
         self.num_batches = num_batches or settings.accumulate
-        self.ranks, self._sums = share.ranks, share.sums or (Accumulator() if self.num_batches > 1 else None)
+        self.ranks, self._sums = share.ranks, share.sums or (make_accumulator() if self.num_batches > 1 else None)
         self.loss_scale = LossScale(FIRST_LOSS_SCALE) if scaled else None
         self.numerics = [[0, device.numerics()]]
         """From which step on which version of the device's numerics computed; more than one after going on."""
