@@ -12,6 +12,7 @@ from cache import StoreError, print_anything
 from cache.terminal.arguments import Parser, above_zero
 from cache.terminal.output import bad, show
 from pipeline import checks
+from pipeline.devices import device
 from pipeline.doctor import commands as doctor
 from pipeline.errors import UserError
 from pipeline.estimate import preflight, report
@@ -19,7 +20,7 @@ from pipeline.exchange import commands as exchange
 from pipeline.methods import CONTROLNET, method_of
 from pipeline.plan import data_report
 from pipeline.plan.shard import WHOLE, Shard
-from pipeline.process import children, launching, ranks
+from pipeline.process import children, launching, ranks, template
 from pipeline.process.progress import say
 from pipeline.process.stopping import INTERRUPTED_EXIT, STOPPED_EXIT, Stopped, end_with_parent
 from pipeline.runs import listing
@@ -29,7 +30,7 @@ from pipeline.stage_table import STAGES, described
 from pipeline.stages import num_ranks, run, show_by_now
 from pipeline.study import commands as study
 
-INNER = study.PART, doctor.PART, "meet", "track"
+INNER = study.PART, doctor.PART, "meet", "track", template.COMMAND
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -174,6 +175,10 @@ def _inner_parser() -> argparse.ArgumentParser:
     track.add_argument("run", type=Path)
     track.add_argument("first_step", type=int)
     track.set_defaults(command=_track)
+    forked = commands.add_parser(template.COMMAND)
+    forked.add_argument("socket", type=int)
+    forked.add_argument("--parent", type=int, default=0)
+    forked.set_defaults(command=_template)
     return parser
 
 
@@ -220,6 +225,11 @@ def _run_ranks(options, count: int) -> int:
 def _meet(options) -> None:
     end_with_parent(options.parent, signal.SIGKILL)
     launching.meet()
+
+
+def _template(options) -> int:
+    children.begin(options.parent)
+    return template.serve(options.socket, device.load_libraries, main)
 
 
 def _track(options) -> int:

@@ -23,7 +23,7 @@ from pipeline.plan.survey import Survey
 from pipeline.process import children
 from pipeline.settings.reading import load_experiment
 from pipeline.sweep import shared
-from tasks import endings, manners, scheduler
+from tasks import endings, manners, scheduler, templates
 from tasks.manners import ONLY_ONCE
 from tasks.process import StageFailed, tied_to_luigi
 
@@ -129,11 +129,8 @@ class StageTask(OfExperiment, luigi.Task):
         arguments += ["--shard", str(part)] if part != WHOLE else []
         arguments += ["--survey", photos.path] if photos else []
         with tied_to_luigi():
-            code = children.run(
-                ["run", stage, *arguments],
-                files=[photos.fileno()] if photos else [],
-                grace_seconds=stages.grace_seconds(stage, survey(self.experiment)),
-            )
+            child = self._started(["run", stage, *arguments], [photos.fileno()] if photos else [])
+            code = children.waited_for(child, grace_seconds=stages.grace_seconds(stage, survey(self.experiment)))
         if code:
             self._has_said_why.value = code > 0
             raise StageFailed.with_code(part.words(stage), code)
@@ -141,6 +138,12 @@ class StageTask(OfExperiment, luigi.Task):
             look_again()  # those of experiments that share this task too
         if not self.complete():
             raise StageFailed(f"{part.words(stage)} ended without an error, but its output is missing or incomplete")
+
+    def _started(self, arguments: list[str], files: list[int]) -> children.Child:
+        """The stage's process; on CPU a fork of the template, which begins to import while a first stage needs none."""
+        template = templates.of(load_experiment(self.experiment))
+        computes = isinstance(found := stage_table.STAGES[self.stage], stage_table.Work) and found.computes
+        return (template and computes and template.start(arguments, files)) or children.start(arguments, files=files)
 
 
 class RoomTask(StageTask):

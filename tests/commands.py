@@ -40,10 +40,18 @@ def children(pid: int) -> list[int]:
         return []
 
 
-def stages_under(pid: int) -> list[int]:
-    """The stage processes below ``pid``, at any depth: with several workers, Luigi forks one for each task."""
-    below = [each for child in children(pid) for each in (child, *stages_under(child))]
-    return [each for each in below if b"pipeline" in Path(f"/proc/{each}/cmdline").read_bytes().split(b"\0")]
+def stages_under(pid: int, is_template: bool = False) -> list[int]:
+    """The stage processes below ``pid``, at any depth: with several workers, Luigi forks one for each task.
+
+    is_template: whether ``pid`` is the process that stages are forks of, which is none itself.
+    """
+    found = []
+    for child in children(pid):
+        words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+        is_own = b"template" in words and not is_template
+        found += [child] if b"pipeline" in words and not is_own else []
+        found += stages_under(child, is_own)
+    return found
 
 
 def wait_until(condition, seconds: float = 240):

@@ -29,6 +29,7 @@ from pipeline.plan.survey import Survey
 from pipeline.process import children
 from pipeline.process.bulk import made_in_bulk
 from pipeline.settings.reading import load_experiment
+from tasks import table
 
 ROOT = Path(__file__).parents[1]
 OF = {"version": survey_file.VERSION, "folder": "/photos", "prompt": "", "with_conditions": False}
@@ -260,14 +261,14 @@ def started(monkeypatch) -> list[tuple[str, bool]]:
     """The stages that Luigi started, and whether each was given a survey; they run in this process."""
     calls = []
 
-    def run(arguments, **given):
+    def started_here(task, arguments, files):
         command, stage, *options = arguments
         options = dict(zip(options[::2], options[1::2]))
         calls.append((stage, "--survey" in options))
         stages.run(stage, load_experiment(options["--experiment"]), options.get("--survey", ""))
-        return 0
 
-    monkeypatch.setattr(children, "run", run)
+    monkeypatch.setattr(table.StageTask, "_started", started_here)
+    monkeypatch.setattr(children, "waited_for", lambda child, grace_seconds: 0)
     return calls
 
 

@@ -50,7 +50,8 @@ class LogLines:
 
 
 def install() -> None:
-    """Have this process's output be such, where it is no terminal."""
+    """Have this process's output be such, where it is no terminal; safe to call twice."""
     for name in ("stdout", "stderr"):
-        if not getattr(sys, name).isatty():
-            setattr(sys, name, LogLines(getattr(sys, name)))
+        stream = getattr(sys, name)
+        if not isinstance(stream, LogLines) and not stream.isatty():
+            setattr(sys, name, LogLines(stream))

@@ -94,7 +94,6 @@ def use(device: str, settings: Device | None = None) -> None:
 
     Raises UserError where MindSpore cannot use the device.  Call it before the first operation.
     """
-    _without_compile_cache()
     is_first = "mindspore" not in sys.modules
     with made_in_bulk():
         _set_up(device, settings)
@@ -103,9 +102,22 @@ def use(device: str, settings: Device | None = None) -> None:
     _touch(device)
 
 
-def _set_up(device: str, settings: Device | None) -> None:
+def load_libraries() -> None:
+    """Import what `use` and stages need, without touching a device: see `pipeline.process.template`."""
+    with made_in_bulk():
+        _import_mindspore()
+        _import_mindone()
+
+
+def _import_mindspore():
+    _without_compile_cache()
     import mindspore as ms
 
+    return ms
+
+
+def _set_up(device: str, settings: Device | None) -> None:
+    ms = _import_mindspore()
     try:
         ms.set_device(device, *_own_number(device))
     except (RuntimeError, ValueError) as error:

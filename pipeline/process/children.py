@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 import pipeline
 from cache.terminal import log_lines
@@ -27,6 +27,19 @@ STDERR = 2
 """As the ``stdout`` of a child: what it says is for people, and the parent's output is not mixed with it."""
 
 
+class Child(Protocol):
+    """What is asked of a `subprocess.Popen`."""
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, number: int, /) -> None: ...
+
+    def kill(self) -> None: ...
+
+
 def run(
     arguments: Sequence[str],
     stdout: int | IO | None = None,
@@ -43,7 +56,11 @@ def run(
     The child ends with this process: signals sent here are passed on and waited for, and if this process is killed,
     the kernel tells the child, where it calls `stopping.end_with_parent` with its ``--parent``.
     """
-    child = start(arguments, stdout, stderr, files)
+    return waited_for(start(arguments, stdout, stderr, files), seconds, grace_seconds)
+
+
+def waited_for(child: Child, seconds: float | None = None, grace_seconds: float = GRACE_SECONDS) -> int:
+    """The exit code of a child that was started, as `run` gives it."""
     with interrupted_by_sigterm():
         try:
             return child.wait(seconds)
@@ -101,7 +118,7 @@ def interrupted_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def stop(several: Sequence[subprocess.Popen], grace_seconds: float = GRACE_SECONDS) -> None:
+def stop(several: Sequence[Child], grace_seconds: float = GRACE_SECONDS) -> None:
     """Ask children to stop and wait for them; a second interruption, or the end of the grace period, kills them."""
     for child in several:
         child.send_signal(signal.SIGTERM)
