@@ -9,15 +9,10 @@ by PyTorch's, rather than the milliseconds; the range is that of single turns.
 """
 
 import argparse
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
-import numpy as np
-
+from benchmarks import sides
 from benchmarks.figures import Figure
 from benchmarks.step import LEARNING_RATE, add_shape, parts_of, prepare, random_batch, random_transformer
 
@@ -34,87 +29,26 @@ SHAPE = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.against_torch", description=__doc__.partition("\n")[0])
-    parser.add_argument("--torch", required=True, metavar="PYTHON", help="the interpreter that has torch")
-    parser.add_argument("--turns", type=int, default=7, help="how often each side has its turn at each part")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds per turn; a turn counts with their median")
+    sides.add_to(parser)
     add_shape(parser)
-    parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)  # a child's name, and the file of the weights
     options = parser.parse_args()
     if options.side:
-        name, weights = options.side
-        serve({"mindspore": mindspore_parts, "torch": torch_parts}[name](options, weights), options.rounds)
+        name, folder = options.side
+        parts = {"mindspore": mindspore_parts, "torch": torch_parts}[name](options, f"{folder}/weights")
+        sides.serve(dict(zip(PARTS, parts)), options.rounds)
         return
-    print(table(*measure(options.torch, options.turns, sys.argv[1:])))
+    times, losses = sides.measure(__spec__.name, options.torch, options.turns, sys.argv[1:], PARTS)
+    print(f"{sides.table(times)}\nloss: MindSpore {losses[0]:.6f}, PyTorch {losses[1]:.6f}")
 
 
 def figures(rounds: int, torch: str, **shape) -> Iterator[Figure]:
     options = [f"--{name.replace('_', '-')}={value}" for name, value in shape.items()]
-    times, _ = measure(torch, rounds, ["--torch", torch, *options])
+    times, _ = sides.measure(__name__, torch, rounds, ["--torch", torch, *options], PARTS)
     for part, rows in times.items():
         yield Figure.of(part, "PyTorch's", *rows.T)
 
 
-def measure(torch: str, turns: int, arguments: Sequence[str]) -> tuple[dict[str, np.ndarray], list[float]]:
-    """Seconds of each part, ours and PyTorch's: (turns, 2); and both losses.  arguments: a child's command line."""
-    with tempfile.TemporaryDirectory() as folder:
-        # the first writes the weights that the second one reads
-        pythons = {"mindspore": sys.executable, "torch": torch}
-        sides = [Side(name, python, folder, arguments) for name, python in pythons.items()]
-        times = {part: np.array([[s.seconds(part) for s in sides] for _ in range(turns)]) for part in PARTS}
-        for side in sides:
-            side.process.stdin.close()
-            side.process.wait()
-    return times, [side.loss for side in sides]
-
-
-class Side:
-    """A child process that times its parts when told to; ``loss`` is its first."""
-
-    def __init__(self, name: str, python: str, folder: str, arguments: Sequence[str]):
-        command = [python, "-m", "benchmarks.against_torch", *arguments, "--side", name, f"{folder}/weights"]
-        root = Path(__file__).parents[1]
-        self.process = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.loss = self._answer()
-
-    def seconds(self, part: str) -> float:
-        print(part, file=self.process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> float:
-        for line in self.process.stdout:
-            if line.startswith("= "):
-                return float(line[2:])
-        sys.exit(f"{self.process.args[0]} ended with exit code {self.process.wait()}; see its message above")
-
-
-def table(times: dict, losses: list[float]) -> str:
-    lines = [f"{'milliseconds, medians':<24}{'MindSpore':>10}{'PyTorch':>10}{'ratio':>8}   of single turns"]
-    for part, rows in times.items():
-        ours, theirs = 1e3 * np.median(rows, axis=0)
-        ratios = rows[:, 0] / rows[:, 1]
-        spread = f"{ratios.min():.2f} to {ratios.max():.2f}"
-        lines.append(f"{part:<24}{ours:>10.1f}{theirs:>10.1f}{np.median(ratios):>8.2f}   {spread}")
-    return "\n".join([*lines, f"loss: MindSpore {losses[0]:.6f}, PyTorch {losses[1]:.6f}"])
-
-
 # --- in the children ----------------------------------------------------------------------------------------------
-
-
-def serve(parts: tuple, rounds: int) -> None:
-    """Print the loss, then the median seconds of each part whose name comes in, until there are no more."""
-    parts = dict(zip(PARTS, parts))
-    loss = parts["forward"]()
-    for part in ("forward and backward", "optimizer", "step"):
-        parts[part]()
-    print("=", loss, flush=True)
-    for line in sys.stdin:
-        part, taken = parts[line.strip()], []
-        part()  # brings caches and threads back to it
-        for _ in range(rounds):
-            began = time.perf_counter()
-            part()
-            taken.append(time.perf_counter() - began)
-        print("=", np.median(taken), flush=True)
 
 
 def mindspore_parts(options, weights: str) -> tuple:

@@ -2,7 +2,8 @@
 
 In turns, so that a busy machine slows all of them: Python alone, MindSpore's import, and a process that imports what a
 stage imports, sets the device up and ends as a stage does, once as it is and once with mindone's packages as they come.
-CPU seconds are of user and system; on a busy machine they say more than the clock.
+"a fork" does the same as a fork of a process that has imported all, as Luigi's stages do on CPU.  CPU seconds are of user
+and system; on a busy machine they say more than the clock.
 """
 
 import argparse
@@ -29,12 +30,30 @@ for component in {components}:
 ending.at_once(0)
 """
 AS_IT_COMES = "from pipeline.devices import by_need; by_need.install = lambda: None\n"
+FORKED = """
+import gc, os, time
+from pipeline import commands
+from pipeline.devices import device
+from pipeline.flux import models
+device.load_libraries()
+gc.freeze()
+before, began = os.times(), time.perf_counter()
+if os.fork() == 0:
+    device.use("CPU")
+    models.model_class("transformer")
+    os._exit(0)
+os.wait()
+after = os.times()
+print(time.perf_counter() - began, sum(after[:4]) - sum(before[:4]))
+"""
+FORK = "a fork"
 COMPONENTS = {"captions": ["text_encoder"], "images": ["vae"], "training, drawing": ["transformer"]}
 REFERENCE = "import mindspore"
 PROCESSES = {
     "python": "pass",
     REFERENCE: "import mindspore",
     **{name: STAGE.format(components=parts) for name, parts in COMPONENTS.items()},
+    FORK: FORKED,
     "mindone as it comes": AS_IT_COMES + STAGE.format(components=["transformer"]).replace("ending.at_once(0)", ""),
 }
 
@@ -53,8 +72,8 @@ def main() -> None:
 
 def figures(rounds: int) -> Iterator[Figure]:
     """What starting and ending a stage costs by ``import mindspore``."""
-    found = {name: list(zip(*costs)) for name, costs in _measure([REFERENCE, *COMPONENTS], rounds).items()}
-    for name in COMPONENTS:
+    found = {name: list(zip(*costs)) for name, costs in _measure([REFERENCE, *COMPONENTS, FORK], rounds).items()}
+    for name in [*COMPONENTS, FORK]:
         for place, what in enumerate(("", ", CPU")):
             yield Figure.of(f"{name}{what}", REFERENCE, found[name][place], found[REFERENCE][place])
 
@@ -69,10 +88,14 @@ def _measure(names: Sequence[str], rounds: int) -> dict[str, list[tuple[float, f
 
 
 def _costs(code: str) -> tuple[float, float]:
-    """Seconds, and seconds of the CPU, of a process that runs ``code``."""
+    """Seconds, and seconds of the CPU, of a process that runs ``code``, or that it prints."""
     began, before = time.perf_counter(), os.times()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-P", "-c", code], env=environment, check=True, capture_output=True)
+    command = [sys.executable, "-P", "-c", code]
+    printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    if printed:
+        wall, cpu = map(float, printed.split())
+        return wall, cpu
     after = os.times()
     used = sum(after[2:4]) - sum(before[2:4])
     return time.perf_counter() - began, used
