@@ -2,8 +2,8 @@
 
 In turns, so that a busy machine slows all of them: Python alone, MindSpore's import, and a process that imports what a
 stage imports, sets the device up and ends as a stage does, once as it is and once with mindone's packages as they come.
-"a fork" does the same as a fork of a process that has imported all, as Luigi's stages do on CPU.  CPU seconds are of user
-and system; on a busy machine they say more than the clock.
+"a fork" does the same as a fork of a process that has imported all, as Luigi's stages do on CPU.  CPU seconds are of
+user and system; on a busy machine they say more than the clock.
 """
 
 import argparse

@@ -77,6 +77,18 @@ def test_whichever_is_killed_the_stage_is_gone_and_its_code_says_so(encoded, tmp
     assert (template.start([]) is None) if victim == "template" else True
 
 
+def test_code_that_has_changed_since_is_not_forked(tmp_path, monkeypatch):
+    """To compile, MindSpore reads a function's lines in its file again."""
+    (tmp_path / "mindone_extras.py").write_text("")
+    (tmp_path / "sitecustomize.py").write_text("import mindone_extras")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    template = Template()
+    assert template.start(["run", "nothing"]).wait() == 2
+    (tmp_path / "mindone_extras.py").write_text("changed = True")
+    assert template.start(["run", "nothing"]) is None
+    assert template.start(["run", "nothing"]) is None
+
+
 def test_where_nothing_can_be_imported_there_is_no_fork(tmp_path, monkeypatch):
     broken = tmp_path / "mindspore"
     broken.mkdir()

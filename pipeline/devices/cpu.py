@@ -172,8 +172,10 @@ def apply_rotary_emb(x, freqs_cis, use_real=True, use_real_unbind_dim=-1, sequen
     if not (use_real and use_real_unbind_dim == -1 and sequence_dim == 1):
         raise NotImplementedError("rotary embedding on CPU: only FLUX.1's form is supported")
     cos, sin = freqs_cis
-    cos = cos.reshape(1, cos.shape[0], 1, cos.shape[1])
-    sin = sin.reshape(1, sin.shape[0], 1, sin.shape[1])
+    cos = ops.broadcast_to(
+        cos.reshape(1, cos.shape[0], 1, cos.shape[1]), x.shape
+    )  # a graph does so once for all blocks
+    sin = ops.broadcast_to(sin.reshape(1, sin.shape[0], 1, sin.shape[1]), x.shape)
     wide = x.astype(ms.float32)
     turned = _matmul(wide.reshape(-1, x.shape[-1]), _quarter_turn(x.shape[-1], ms.float32)).reshape(x.shape)
     return (wide * cos + turned * sin).astype(x.dtype)
@@ -244,17 +246,19 @@ def _conv2d_construct(self, input):
 
 def _rms_norm_construct(self, hidden_states):
     """Root mean square normalisation (arXiv:1910.07467); x * x instead of a power, whose gradient is a float64 one."""
-    normal = cpu_gradients.normalized(hidden_states, self.eps)
     if self.weight is None:
-        return normal.astype(hidden_states.dtype)
+        return cpu_gradients.normalized(hidden_states, self.eps).astype(hidden_states.dtype)
     if self.weight.dtype == ms.float16:
-        normal = normal.astype(ms.float16)
-    normal = normal * self.weight
+        normal = cpu_gradients.normalized(hidden_states, self.eps).astype(ms.float16) * self.weight
+    else:
+        normal = cpu_gradients.normalized(hidden_states, self.eps, _as_it_is(self.weight))
     return normal if self.bias is None else normal + self.bias
 
 
 def _modulated(norm, x, scale, shift):
     """``norm(x) * (1 + scale) + shift``; x: (batch, tokens, channels), ``scale`` and ``shift``: (batch, channels)."""
+    if x.dtype == ms.float32:
+        return cpu_gradients.modulated(x, norm.eps, 1 + scale.expand_dims(1), shift.expand_dims(1))
     return norm(x) * (1 + scale.expand_dims(1)) + shift.expand_dims(1)
 
 

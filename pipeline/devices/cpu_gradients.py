@@ -13,6 +13,7 @@ from mindspore import nn, ops
 from mindspore.ops import operations as P
 
 _matmul = P.MatMul()
+_transposed_matmul = P.MatMul(transpose_a=True)
 _batch_matmul = P.BatchMatMul()
 _batch_matmul_transposed = P.BatchMatMul(transpose_b=True)
 _batch_transposed_matmul = P.BatchMatMul(transpose_a=True)
@@ -74,23 +75,71 @@ def attention(query, key, value):
 
 
 class _Scaled(_Cell):
-    """rows * inverse, where ``inverse`` is 1 / sqrt(mean(rows * rows) + eps) and has no gradient besides."""
+    """rows * inverse * weight, where ``inverse`` is 1 / sqrt(mean(rows * rows) + eps) and has no gradient besides.
 
-    def construct(self, rows, inverse):
-        return rows * inverse
+    rows: (rows, n).  inverse: (rows, 1).  weight: (1, n).  The latter two are multiplied as matrices, as that takes a
+    fraction of what multiplications do that broadcast.  Also returns their product, for the gradient.
+    """
 
-    def bprop(self, rows, inverse, out, dout):
-        return (dout - out * _mean(dout * out)) * inverse, ops.zeros_like(inverse)
+    def construct(self, rows, inverse, weight):
+        factors = _matmul(inverse, weight)
+        return rows * factors, factors
+
+    def bprop(self, rows, inverse, weight, out, dout):
+        towards = dout[0]
+        along = towards * out[1]
+        share = _mean(along * rows) * inverse * inverse
+        dweight = _transposed_matmul(inverse, towards * rows)
+        return along - rows * _across(share, rows.shape[-1]), ops.zeros_like(inverse), dweight
 
 
 _scaled = _Scaled()
 
 
-def normalized(x, eps):
-    """x / sqrt(mean(x * x) + eps) over the last axis, float32."""
+def normalized(x, eps, weight=None):
+    """x / sqrt(mean(x * x) + eps) over the last axis, float32; times ``weight``, (n,), where there is one."""
     rows = x.astype(ms.float32).reshape(-1, x.shape[-1])
-    inverse = ops.stop_gradient(ops.rsqrt(_mean(rows * rows) + eps))
-    return _scaled(rows, inverse).reshape(x.shape)
+    weight = _filled((1, x.shape[-1]), 1.0, ms.float32) if weight is None else weight.astype(ms.float32).reshape(1, -1)
+    return _scaled(rows, _inverse(rows, eps), weight)[0].reshape(x.shape)
+
+
+def _inverse(rows, eps):
+    return ops.stop_gradient(ops.rsqrt(_mean(rows * rows) + eps))
+
+
+def _across(column, n):
+    """(rows, 1) to (rows, n)."""
+    return _matmul(column, _filled((1, n), 1.0, column.dtype))
+
+
+class _Modulated(_Cell):
+    """rows * inverse * scale + shift, as `_Scaled`, of several samples.
+
+    rows: (batch, rows, n).  inverse: (batch, rows, 1).  scale, shift: (batch, 1, n).
+    """
+
+    def construct(self, rows, inverse, scale, shift):
+        factors = _batch_matmul(inverse, scale)
+        return rows * factors + _batch_matmul(_filled(inverse.shape, 1.0, inverse.dtype), shift), factors
+
+    def bprop(self, rows, inverse, scale, shift, out, dout):
+        towards, n = dout[0], rows.shape[-1]
+        along = towards * out[1]
+        share = _mean((along * rows).reshape(-1, n)) * inverse.reshape(-1, 1) * inverse.reshape(-1, 1)
+        drows = along - rows * _across(share, n).reshape(rows.shape)
+        dscale = _batch_transposed_matmul(inverse, towards * rows)
+        dshift = _batch_transposed_matmul(_filled(inverse.shape, 1.0, inverse.dtype), towards)
+        return drows, ops.zeros_like(inverse), dscale, dshift
+
+
+_modulated = _Modulated()
+
+
+def modulated(x, eps, scale, shift):
+    """Layer normalisation times ``scale`` plus ``shift``, float32.  x: (batch, tokens, n); the others (batch, 1, n)."""
+    rows = centered(x)
+    inverse = _inverse(rows.reshape(-1, x.shape[-1]), eps).reshape(x.shape[:-1] + (1,))
+    return _modulated(rows, inverse, scale, shift)[0]
 
 
 def centered(x):

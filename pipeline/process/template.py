@@ -18,6 +18,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 
 from pipeline.process import children
@@ -44,7 +45,8 @@ class Template:
         """Start ``python -m pipeline ARGUMENTS`` once all is imported, as `children.start` does: with this process's
         environment and output.
 
-        Returns None where the template has ended, as when nothing can be imported; then a start of its own tells why.
+        Returns None where the template has ended, as when nothing can be imported, or code has changed since; a process
+        of its own is right then, and says what is wrong.
         """
         shared = [*OUTPUT, *files]
         request = {"arguments": list(arguments), "files": shared, "environment": children.environment()}
@@ -106,9 +108,10 @@ def serve(place: int, load: Callable[[], None], run: Callable[[list[str]], int])
     except Exception:  # a stage that starts by itself says it
         os._exit(1)
     gc.freeze()  # a fork shares pages that nobody writes to
+    imported = _imported()
     template = os.getpid()
     with socket.socket(fileno=place) as requests:
-        request, files = _asked(requests)
+        request, files = _asked(requests, imported)
     ctypes.CDLL(None).prctl(PR_SET_NAME, " ".join(request["arguments"][:2]).encode())  # for ps and top
     os.setpgid(0, 0)  # Ctrl-C reaches whoever started the template, which passes it on
     _take_files(files, request["files"])
@@ -117,13 +120,26 @@ def serve(place: int, load: Callable[[], None], run: Callable[[list[str]], int])
     return run([*request["arguments"], "--parent", str(template)])
 
 
-def _asked(requests: socket.socket) -> tuple[dict, list[int]]:
-    """Returns in each fork, with what it was asked for; the template ends once nobody is there to ask."""
+def _imported() -> dict[str, int]:
+    """The files of all modules, and when they were changed: to compile, MindSpore reads them again."""
+    paths = {path for module in list(sys.modules.values()) if (path := getattr(module, "__file__", None))}
+    found = {}
+    for path in paths:
+        with contextlib.suppress(OSError):
+            found[path] = os.stat(path).st_mtime_ns
+    return found
+
+
+def _asked(requests: socket.socket, imported: dict[str, int]) -> tuple[dict, list[int]]:
+    """Returns in each fork, with what it was asked for.
+
+    The template ends once nobody is there to ask, or where a file that it has imported is another one by now.
+    """
     try:
         requests.send(READY)
         while True:
             data, files, _, _ = socket.recv_fds(requests, MOST_BYTES, MOST_FILES)
-            if not data:
+            if not data or _imported() != imported:
                 os._exit(0)  # nothing but memory is left
             pid = os.fork()
             if pid == 0:
