@@ -3,6 +3,7 @@
 One item at a time: its bytes then depend on the item and the recipe only, not on what it was batched with.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,9 +12,12 @@ from typing import Any
 from cache import Entries
 from pipeline.data import conditions, images, indexing
 from pipeline.data.buckets import crop_box
-from pipeline.data.variants import Variant
+from pipeline.data.variants import Size, Variant
 from pipeline.devices import device, dtypes, tensors
 from pipeline.devices.tensors import to_storage
+from pipeline.estimate import estimates
+from pipeline.estimate.subject import Subject
+from pipeline.methods import kept
 from pipeline.plan import needs
 from pipeline.plan.plan import ImageNeed, Plan
 from pipeline.plan.shard import WHOLE, Shard
@@ -68,7 +72,7 @@ def encode_captions(plan: Plan, kind: str, shard: Shard = WHOLE) -> dict:
     entries, places = plan.entries_of(kind), range(len(items))
     wanted = [_lacking(entries, items, places, lambda place: (names[place], texts[place]), shard)]
     label = shard.words(plan.family.caption_encoders[kind].label)
-    return _encode(wanted, lambda: load_caption_encoder(plan, kind), label, "caption")
+    return _encode(wanted, lambda: load_caption_encoder(plan, kind, len(wanted[0].inputs)), label, "caption")
 
 
 def encode_images(plan: Plan, shard: Shard = WHOLE) -> dict:
@@ -96,8 +100,8 @@ def photo_in(photo: indexing.IndexedPhoto, variant: Variant, read: Callable):
     return images.fit(picture, width, height, box, variant.flip)
 
 
-def load_caption_encoder(plan: Plan, kind: str) -> Encoder:
-    """A text encoder, whose items are captions."""
+def load_caption_encoder(plan: Plan, kind: str, count: int = 1) -> Encoder:
+    """A text encoder, whose items are captions.  count: how many it will encode."""
     import mindspore as ms
 
     encoder, length = plan.family.caption_encoders[kind], plan.entries_of(kind).recipe["max_length"]
@@ -108,13 +112,18 @@ def load_caption_encoder(plan: Plan, kind: str) -> Encoder:
         return [tokenizer(caption, **fitted).input_ids.astype("int32") for caption in captions]
 
     def embed(ids):
-        return model(ms.Tensor(ids))[encoder.output]
+        return model(ids)[encoder.output]
 
-    return _checked(plan, model, tokens, embed, encoder.component)
+    is_often = estimates.compiles_captions(Subject.of_plan(plan), kind, count)
+    embed_often = kept.Often(plan, encoder.component, model, embed, lambda shape: is_often)
+    return _checked(plan, model, tokens, lambda ids: embed_often(ms.Tensor(ids)), encoder.component)
 
 
-def load_picture_encoder(plan: Plan, picture_in: Callable = photo_in) -> Encoder:
-    """The VAE, whose items are photos and variants; ``picture_in`` as `photo_in`."""
+def load_picture_encoder(plan: Plan, picture_in: Callable = photo_in, counts: Mapping[Size, int] = {}) -> Encoder:
+    """The VAE, whose items are photos and variants; ``picture_in`` as `photo_in`.
+
+    counts: how many pictures of each size in pixels it will encode.
+    """
     import mindspore as ms
 
     component = plan.family.image_encoder
@@ -129,9 +138,19 @@ def load_picture_encoder(plan: Plan, picture_in: Callable = photo_in) -> Encoder
             read_photo = Newest(indexing.read_photo)
             return [picture_in(*source, read_photo) for source in sources]
 
+    def encoded(pixels):
+        return vae.encode(pixels)[0]
+
+    def is_often(shape):
+        size = shape[-1], shape[-2]
+        return estimates.compiles_pictures(subject, size, counts.get(size, 0))
+
+    subject = Subject.of_plan(plan)
+    encoded_often = kept.Often(plan, component, vae, encoded, is_often)
+
     def posterior(picture):
         pixels = images.to_array(picture)[None]
-        return vae.encode(tensors.as_input(ms.Tensor(pixels), policy))[0]
+        return encoded_often(tensors.as_input(ms.Tensor(pixels), policy))
 
     return _checked(plan, vae, pictures, posterior, component)
 
@@ -170,7 +189,10 @@ def _encode_pictures(plan: Plan, several: Sequence[ImageNeed], picture_in: Calla
 
     wanted = [_lacking(need.entries, need.items, need.photos, in_variant(need.variant), shard) for need in several]
     threads = device.num_host_threads(plan.device)
-    return _encode(wanted, lambda: load_picture_encoder(plan, picture_in), shard.words("VAE"), unit, threads)
+    counts = Counter(
+        (need.variant.width, need.variant.height) for need, own in zip(several, wanted) for _ in own.inputs
+    )
+    return _encode(wanted, lambda: load_picture_encoder(plan, picture_in, counts), shard.words("VAE"), unit, threads)
 
 
 def _lacking(entries: Entries, items: Sequence[str], inputs: Sequence, of: Callable, shard: Shard) -> Wanted:

@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.devices import kept_graphs
 from pipeline.flux import tiny
 from pipeline.methods import kept
-from pipeline.plan import pictures
+from pipeline.plan import mode, pictures
 from pipeline.plan.method import Trainee
 from pipeline.training import checkpoint
 
@@ -53,6 +53,34 @@ def test_what_was_compiled_before_is_not_compiled_again_and_computes_the_same_bi
     assert made(other).count("compiled before") == 3
     alone.set("device", keep_compiled="never").set("sample", mode="pynative").run("TrainLoRA", "SampleLatents")
     assert bits(other) == bits(alone) != bits(first)
+
+
+def entries_of(lab: Lab) -> list[bytes]:
+    several = lab.plan.pooled, lab.plan.txt, lab.latents
+    items = [sorted(item for segment in each.index().segments for item in segment.items()) for each in several]
+    return [each.read_many(own).tobytes() for each, own in zip(several, items)]
+
+
+@pytest.mark.parametrize("how", ["as it is", "with other bits", "failing"])
+def test_many_items_are_encoded_by_a_compiled_model_if_the_bits_are_the_same(
+    cache, encoded, tmp_path, monkeypatch, capfd, how
+):
+    def compiled(function, parameters):
+        if how == "failing":
+            raise RuntimeError("cannot\nbe compiled")
+        return (lambda tensor: function(tensor) + 1) if how == "with other bits" else do_compile(function, parameters)
+
+    do_compile = kept.device.compiled
+    monkeypatch.setattr(kept.device, "compiled", compiled)
+    monkeypatch.setattr(mode, "ITEMS_THAT_REPAY_COMPILING", 3)
+    lab = Lab(tmp_path / "lab", encoded.model).run("CheckData", "EncodeCLIP", "EncodeT5", "EncodeImages")
+    assert entries_of(lab) == entries_of(encoded)
+    said = "".join(capfd.readouterr())
+    if how == "as it is":
+        assert len(os.listdir(cache)) == 2 and "not compiled" not in said
+    else:
+        reason = {"failing": "that fails: cannot be compiled", "with other bits": "its bits would be others"}[how]
+        assert said.count(f"not compiled, as {reason}") == 2
 
 
 def test_a_damaged_graph_is_compiled_again(cache, tmp_path):

@@ -128,6 +128,24 @@ def _captions(kind: str) -> Callable[[Subject], Load]:
     return load_of
 
 
+def compiles_captions(subject: Subject, kind: str, count: int) -> bool:
+    """Whether so many captions are encoded by a compiled model.
+
+    Those of sequences, T5's, are not: at its width it gains nothing by that, and MindSpore cannot keep its graph.
+    """
+    return kind == "pooled" and _is_compiled(subject, _captions(kind)(subject), count)
+
+
+def compiles_pictures(subject: Subject, size: variants.Size, count: int) -> bool:
+    """Whether so many pictures of a size in pixels are."""
+    return _is_compiled(subject, _vae(subject, memory.ENCODED, size), count)
+
+
+def _is_compiled(subject: Subject, load: Load, count: int) -> bool:
+    more = load.weights_bytes + int(memory.COMPILED_ENCODER * load.working_bytes)
+    return mode.compiles_encoder(subject.target, count, more, subject.memory_bytes)
+
+
 def _images(subject: Subject) -> Load:
     return _vae(subject, memory.ENCODED, variants.squares(subject.experiment.data)[-1])
 

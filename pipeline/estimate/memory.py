@@ -67,6 +67,9 @@ COMPILED_BYTES, COMPILED_TENSORS, COMPILED_MATRICES = 194 * MIB, 65.4, 1.24
 ENCODED, DECODED = 12.5, 17.0
 """Tensors of (channels of the first level, height, width) that the VAE's encoder and decoder take for a picture."""
 
+COMPILED_ENCODER = 2.5
+"""What a compiled encoder takes on CPU for what it makes, by what PyNative does; and its weights once more."""
+
 TEXTS = 8
 """Tensors of (tokens, inner width), and matrices of attention, that a text encoder takes for a caption."""
 

@@ -1,4 +1,4 @@
-"""What decides the compiled graphs of a training's first step, or of a prediction, so that they are kept for later.
+"""What decides the compiled graphs of a training's first step, a prediction or an encoder, so that they are kept.
 
 What is not known to leave a graph as it is counts: to compile once more costs a minute, a wrong graph a run.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline.devices import device, kept_graphs
 from pipeline.plan.method import Trainee
 from pipeline.plan.plan import Plan
+from pipeline.process.progress import say
 from pipeline.process.ranks import place
 
 IN_NO_GRAPH = (
@@ -39,7 +40,9 @@ def first_step(
     names = IN_NO_GRAPH + (OF_HOST_STEP if device.steps_on_host() else ())
     free = {f"train.{name}" for name in names}
     run = {name: text for name, text in identity.items() if name not in free and not name.startswith(INPUTS)}
-    return _keeping(plan, trainee, batches, {"run": run, "parallel": dataclasses.asdict(plan.experiment.parallel)})
+    return _keeping(
+        plan, parameters(trainee), batches, {"run": run, "parallel": dataclasses.asdict(plan.experiment.parallel)}
+    )
 
 
 def compiled_prediction(plan: Plan, model: Trainee, note: Callable[[Path | None], None]) -> Callable:
@@ -57,11 +60,62 @@ def compiled_prediction(plan: Plan, model: Trainee, note: Callable[[Path | None]
         if not is_first:
             return predict(*arguments)
         is_first = False
-        with _keeping(plan, model, [arguments], parts) as folder:
+        with _keeping(plan, parameters(model), [arguments], parts) as folder:
             note(folder)
             return predict(*arguments)
 
     return predicted
+
+
+class Often:
+    """A model's function of one tensor, compiled for each size that comes often enough, and for no other.
+
+    The first of a size is computed in both ways: what is compiled counts only if its bits are those of PyNative, so
+    that how many there are of a size decides no entry.  Where it cannot be compiled that is said, and PyNative goes on.
+
+    is_often: of a tensor's shape.
+    """
+
+    def __init__(
+        self, plan: Plan, component: str, model, function: Callable, is_often: Callable[[tuple[int, ...]], bool]
+    ):
+        self._plan, self._component, self._model = plan, component, model
+        self._function, self._is_often = function, is_often
+        self._by_shape: dict[tuple[int, ...], Callable] = {}
+
+    def __call__(self, tensor):
+        shape = tuple(tensor.shape)
+        if shape in self._by_shape:
+            return self._by_shape[shape](tensor)
+        output, self._by_shape[shape] = self._function(tensor), self._function
+        if self._is_often(shape) and (compiled := self._compiled(tensor, output.asnumpy().tobytes())):
+            self._by_shape[shape] = compiled
+        return output
+
+    def _compiled(self, tensor, expected: bytes) -> Callable | None:
+        own = list(self._model.get_parameters())
+        parts = {"encoder": self._component, "digest": self._plan.digest_of(self._component)}
+        try:
+            function = _waited_for(device.compiled(self._function, own))
+            with _keeping(self._plan, own, [(tensor,)], parts):
+                found = function(tensor).asnumpy().tobytes()
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            say(f"{self._component}: not compiled, as that fails: {reason}")
+            return None
+        if found != expected:
+            say(f"{self._component}: not compiled, as its bits would be others")
+            return None
+        return function
+
+
+def _waited_for(function: Callable) -> Callable:
+    def wait(tensor):
+        output = function(tensor)
+        device.wait_asleep([output])
+        return output
+
+    return wait
 
 
 def parameters(trainee: Trainee) -> list:
@@ -71,12 +125,11 @@ def parameters(trainee: Trainee) -> list:
     return list({id(parameter): parameter for parameter in every}.values())
 
 
-def _keeping(plan: Plan, trainee: Trainee, calls: Sequence[tuple], parts: dict) -> contextlib.AbstractContextManager:
-    """calls: the arguments of each, in order: a size that is new is compiled."""
+def _keeping(plan: Plan, every: Sequence, calls: Sequence[tuple], parts: dict) -> contextlib.AbstractContextManager:
+    """every: all parameters that are read.  calls: the arguments of each, in order: a size that is new is compiled."""
     asked = plan.experiment.device.keep_compiled
     if asked == "never" or (asked == "auto" and plan.device != "CPU"):
         return contextlib.nullcontext()
-    every = parameters(trainee)
     decided = {
         "device": plan.device,
         "sources": kept_graphs.sources("pipeline", type(plan.method).__module__.partition(".")[0]),
