@@ -36,7 +36,13 @@ train = {{steps = {steps}, batch_size = {batch_size}, learning_rate = {rate}}}
 """
 SMALL = {"photos": 40, "resolution": 64, "length": 24, "steps": 100, "batch_size": 4}
 REAL = {"photos": 12, "resolution": 512, "length": 512, "steps": 100, "batch_size": 1}
-REAL_PARTS = {"text_encoder": {}, "text_encoder_2": {"num_layers": 4}, "vae": {}}
+NARROW = {"num_attention_heads": 4, "attention_head_dim": 32, "axes_dims_rope": [4, 14, 14]}
+REAL_PARTS = {
+    "text_encoder": {},
+    "text_encoder_2": {"num_layers": 4},
+    "vae": {},
+    "transformer": {"num_layers": 2, "num_single_layers": 2, **NARROW},
+}
 """Components of FLUX.1-dev's size, and what of their configs is changed."""
 
 
