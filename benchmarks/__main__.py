@@ -61,7 +61,9 @@ def parser() -> argparse.ArgumentParser:
         "--only", nargs="+", choices=[each.name for each in measurements.ALL], metavar="NAME", help="these only"
     )
     result.add_argument("--quick", action="store_true", help="fewer rounds, and not what takes minutes")
-    result.add_argument("--torch", metavar="PYTHON", help="that has torch, diffusers, peft: for against_torch")
+    result.add_argument(
+        "--torch", metavar="PYTHON", help="that has torch, diffusers, peft: for against_torch and sampling"
+    )
     result.add_argument("--check", action="store_true", help="exit code 1 where something is slower than what is kept")
     result.add_argument("--keep", action="store_true", help="keep what was measured, for later runs to compare with")
     result.add_argument("--kept", type=Path, default=kept.PATH, metavar="FILE", help="(benchmarks/kept.json)")
@@ -75,7 +77,7 @@ def chosen(options: argparse.Namespace) -> dict[Measurement, int]:
         return {each: number for each, number in rounds.items() if number and (options.torch or not each.needs_torch)}
     named = {each: number or 1 for each, number in rounds.items() if each.name in options.only}
     if not options.torch and any(each.needs_torch for each in named):
-        parser().error("against_torch needs --torch PYTHON")
+        parser().error("against_torch and sampling need --torch PYTHON")
     return named
 
 
