@@ -129,8 +129,9 @@ class StageTask(OfExperiment, luigi.Task):
         arguments += ["--shard", str(part)] if part != WHOLE else []
         arguments += ["--survey", photos.path] if photos else []
         with tied_to_luigi():
+            seconds = stages.grace_seconds(stage, survey(self.experiment))  # before: what fails here leaves no process
             child = self._started(["run", stage, *arguments], [photos.fileno()] if photos else [])
-            code = children.waited_for(child, grace_seconds=stages.grace_seconds(stage, survey(self.experiment)))
+            code = children.waited_for(child, grace_seconds=seconds)
         if code:
             self._has_said_why.value = code > 0
             raise StageFailed.with_code(part.words(stage), code)
