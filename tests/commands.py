@@ -54,6 +54,13 @@ def stages_under(pid: int, is_template: bool = False) -> list[int]:
     return found
 
 
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def wait_until(condition, seconds: float = 240):
     deadline = time.monotonic() + seconds
     while not (value := condition()):

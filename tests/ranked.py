@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from commands import environment, wait_until
+from commands import environment, is_alive, wait_until
 from lab import Lab
 
 SCHEDULER = "scheduler"
@@ -53,13 +53,6 @@ def seconds_until_gone(pids) -> float:
     began = time.monotonic()
     wait_until(lambda: not any(map(is_alive, pids)))
     return time.monotonic() - began
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def end(process: subprocess.Popen, lab: Lab) -> None:

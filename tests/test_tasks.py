@@ -8,7 +8,7 @@ from pathlib import Path
 
 import luigi
 import pytest
-from commands import TASK_FAILED, command, environment, ran, run_luigi, stages_under, wait_until
+from commands import TASK_FAILED, command, environment, is_alive, ran, run_luigi, stages_under, wait_until
 from lab import Lab
 
 import tasks
@@ -69,13 +69,6 @@ def test_another_learning_rate_runs_the_training_alone(lab):
     lab.set("train", learning_rate=5e-4)
     result = run_luigi("TrainLoRA", lab)
     assert result.returncode == 0 and ran(result.stderr) == ["TrainLoRA"]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def start_training(lab: Lab, *options: str) -> tuple[subprocess.Popen, int]:

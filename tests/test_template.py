@@ -3,10 +3,9 @@
 import os
 import signal
 import subprocess
-import time
-from pathlib import Path
 
 import pytest
+from commands import is_alive, wait_until
 
 from pipeline.process import children
 from pipeline.process.template import Template
@@ -21,24 +20,12 @@ def template():
     found.end()
 
 
-def is_there(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/stat")
-    return status.exists() and status.read_text().rpartition(") ")[2][0] != "Z"
-
-
-def gone(pid: int, seconds: float = 30) -> bool:
-    deadline = time.monotonic() + seconds
-    while is_there(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not is_there(pid)
-
-
 def test_a_fork_computes_and_ends_with_its_own_code(template, encoded, tmp_path):
     lab = encoded.copy(tmp_path / "lab").set("train", steps=1, mode="pynative")
     for arguments, code in ((["run", "TrainLoRA", "--experiment", str(lab.path)], 0), (["run", "nothing"], 2)):
         fork = template.start(arguments)
         assert children.waited_for(fork) == code
-        assert gone(fork.pid)
+        assert not is_alive(fork.pid)
     assert (lab.run_folder / "pytorch_lora_weights.safetensors").is_file()
 
 
@@ -66,13 +53,13 @@ def test_whichever_is_killed_the_stage_is_gone_and_its_code_says_so(encoded, tmp
     template = Template()
     lab = encoded.copy(tmp_path / "lab").set("train", steps=100_000, mode="pynative")
     stage = template.start(["run", "TrainLoRA", "--experiment", str(lab.path)])
-    while not lab.plan.run.metrics.exists():
-        time.sleep(0.05)
+    wait_until(lab.plan.run.metrics.exists)
     with pytest.raises(subprocess.TimeoutExpired):
         stage.wait(0)
+    assert template.start(["run", "nothing"]) is None  # it has one stage at a time, whether or not somebody waits
     os.kill(stage.pid if victim == "stage" else template._process.pid, signal.SIGKILL)
     assert stage.wait(30) == -signal.SIGKILL
-    assert gone(stage.pid)
+    wait_until(lambda: not is_alive(stage.pid), 30)
     template.end()
     assert (template.start([]) is None) if victim == "template" else True
 

@@ -30,7 +30,7 @@ NUMERICS = {"Ascend": 2, "CPU": 3}
 """Of what each device computes with, the version of the last bits: it grows when they change and nothing else does.
 
 2: the squares of all gradients are summed at once; on CPU also the gradients of `cpu_gradients`, and a fused AdamW.
-3: on CPU the optimizer steps in NumPy.
+3: on CPU the optimizer steps in NumPy, and normalisations multiply their factors first.
 """
 
 DEVICES = Path("/dev")

@@ -28,6 +28,7 @@ READY = b"ready"
 OUTPUT = 1, 2
 MOST_BYTES, MOST_FILES = 1 << 20, 16
 PR_SET_NAME = 15
+KILLED_WITH_TEMPLATE = -signal.SIGKILL
 FIRST_FREE = 200
 """A descriptor from which on nothing is open."""
 
@@ -40,14 +41,17 @@ class Template:
         with other:
             self._process = children.start([COMMAND, str(other.fileno())], files=[other.fileno()])
         self._is_ready = False
+        self._last: Fork | None = None
 
     def start(self, arguments: Sequence[str], files: Sequence[int] = ()) -> "Fork | None":
         """Start ``python -m pipeline ARGUMENTS`` once all is imported, as `children.start` does: with this process's
         environment and output.
 
-        Returns None where the template has ended, as when nothing can be imported, or code has changed since; a process
-        of its own is right then, and says what is wrong.
+        Returns None where the template has ended, as when nothing can be imported, or code has changed since, and while
+        its last fork lives; a process of its own is right then, and says what is wrong.
         """
+        if self._last and self._last.poll() is None:
+            return None
         shared = [*OUTPUT, *files]
         request = {"arguments": list(arguments), "files": shared, "environment": children.environment()}
         try:
@@ -59,7 +63,11 @@ class Template:
             pid = self._socket.recv(8)
         except OSError:
             return None
-        return Fork(struct.unpack("q", pid)[0], self._socket) if pid else None
+        except BaseException:  # interrupted: a fork that nobody knows of ends with the template
+            self._process.kill()
+            raise
+        self._last = Fork(struct.unpack("q", pid)[0], self._socket) if pid else None
+        return self._last
 
     def end(self) -> None:
         """Let the template end; it has no stage then."""
@@ -84,9 +92,7 @@ class Fork:
             if not select.select([self._answers], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired("a stage", timeout or 0)
             code = self._answers.recv(8)
-            self.returncode = (
-                struct.unpack("q", code)[0] if code else -signal.SIGKILL
-            )  # the template was, and it with it
+            self.returncode = struct.unpack("q", code)[0] if code else KILLED_WITH_TEMPLATE
         return self.returncode
 
     def send_signal(self, number: int) -> None:
