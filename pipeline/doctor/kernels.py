@@ -20,6 +20,7 @@ from pipeline.doctor.numpy_layers import (
     np_gelu_tanh,
     np_layer_norm,
     np_linear,
+    np_resnet_block,
     np_rms_norm,
     np_rotary,
     np_rotary_angles,
@@ -103,7 +104,7 @@ def functions():
         return mint.outer(x, y)
 
     def pad(x):
-        return F.pad(x, (1, 2, 0, 1), mode="constant", value=0.5), F.pad(x, (0, 1))
+        return F.pad(x, (1, 2, 0, 1), mode="constant", value=0.5), F.pad(x, (0, 1)), F.pad(x, (1, 2, 0, 1))
 
     def gelu(x):
         return F.gelu(x), F.gelu(x, approximate="tanh"), mint.nn.functional.gelu(x * 4, approximate="tanh")
@@ -150,10 +151,21 @@ def functions():
 def cells():
     import mindspore as ms
     from mindone.diffusers.models.normalization import AdaLayerNormZero, AdaLayerNormZeroSingle, RMSNorm
+    from mindone.diffusers.models.resnet import ResnetBlock2D
     from mindone.diffusers.models.transformers.transformer_flux import FluxAttention
+    from mindone.transformers.activations import NewGELUActivation
+    from mindone.transformers.models.t5.modeling_t5 import T5LayerNorm
     from mindspore import mint, nn
 
     cos, sin = ms.Tensor(COS), ms.Tensor(SIN)
+
+    class ResnetBlock(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.inner = ResnetBlock2D(in_channels=2, out_channels=4, temb_channels=None, groups=2, eps=0.25)
+
+        def construct(self, x):
+            return self.inner(x, None)
 
     class ZeroNorm(nn.Cell):
         def __init__(self):
@@ -187,7 +199,10 @@ def cells():
         "Conv2d": lambda: mint.nn.Conv2d(4, 6, 3, stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2),
         "Embedding": lambda: mint.nn.Embedding(5, 4),
         "GELU": lambda: mint.nn.GELU(approximate="tanh"),
+        "NewGELUActivation": NewGELUActivation,
         "RMSNorm": lambda: RMSNorm(6, eps=0.25),
+        "T5LayerNorm": lambda: T5LayerNorm(6, eps=0.25),
+        "ResnetBlock2D": ResnetBlock,
         "AdaLayerNormZero": ZeroNorm,
         "AdaLayerNormZeroSingle": lambda: AdaLayerNormZeroSingle(6),
         "FLUX double attention": DoubleAttention,
@@ -230,6 +245,7 @@ CASES = (
         lambda x: (
             np.pad(x, ((0, 0), (0, 1), (1, 2)), constant_values=0.5),
             np.pad(x, ((0, 0), (0, 0), (0, 1))),
+            np.pad(x, ((0, 0), (0, 1), (1, 2))),
         ),
         (2, 3, 4),
     ),
@@ -299,6 +315,9 @@ CASES = (
     cell("GELU", "functional.gelu", np_gelu_tanh, (2, 3, 7)),
     cell("AdaLayerNormZero", "AdaLayerNormZero.construct", np_ada_norm(6), (2, 3, 6), (2, 6)),
     cell("RMSNorm", "RMSNorm.construct", lambda x, weight: np_rms_norm(x, weight, 0.25), (2, 3, 6)),
+    cell("T5LayerNorm", "T5LayerNorm.construct", lambda x, weight: np_rms_norm(x, weight, 0.25), (2, 3, 6)),
+    cell("NewGELUActivation", "NewGELUActivation.construct", np_gelu_tanh, (2, 3, 7)),
+    cell("ResnetBlock2D", "ResnetBlock2D.construct", np_resnet_block, (2, 2, 3, 4)),
     cell("AdaLayerNormZeroSingle", "AdaLayerNormZeroSingle.construct", np_ada_norm(3), (2, 3, 6), (2, 6)),
     cell("FLUX double attention", "FluxAttnProcessor.__call__", np_flux_attention, (2, 3, 8), (2, 2, 8)),
     cell("FLUX single attention", "FluxAttnProcessor.__call__", np_flux_attention, (2, 5, 8)),

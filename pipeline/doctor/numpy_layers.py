@@ -49,6 +49,24 @@ def np_conv2d(x, weight, bias, stride, padding, dilation, groups):
     return output
 
 
+def np_resnet_block(x, **p):
+    """The VAE's residual block, with 2 groups and a shortcut between different numbers of channels."""
+
+    def convolved(name, x):
+        weight = p[f"{name}.weight"]
+        padding = weight.shape[-1] // 2
+        return np_conv2d(x, weight, p[f"{name}.bias"], (1, 1), (padding, padding), (1, 1), 1)
+
+    def activated(name, x):
+        weight, bias = (p[f"{name}.{each}"][:, None, None] for each in ("weight", "bias"))
+        groups = x.reshape(x.shape[0], 2, -1)
+        normal = np_layer_norm(groups, eps=0.25).reshape(x.shape) * weight + bias
+        return normal / (1 + np.exp(-normal))
+
+    inner = convolved("conv2", activated("norm2", convolved("conv1", activated("norm1", x))))
+    return convolved("conv_shortcut", x) + inner
+
+
 def np_attention(query, key, value, mask=0.0, scale=None):
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = np.einsum("bqhd,bkhd->bhqk", query, key) * scale + mask
