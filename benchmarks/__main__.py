@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--quick", action="store_true", help="fewer rounds, and not what takes minutes")
     result.add_argument(
-        "--torch", metavar="PYTHON", help="that has torch, diffusers, peft: for against_torch and sampling"
+        "--torch", metavar="PYTHON", help="that has torch, diffusers, peft: for what is measured beside PyTorch"
     )
     result.add_argument("--check", action="store_true", help="exit code 1 where something is slower than what is kept")
     result.add_argument("--keep", action="store_true", help="keep what was measured, for later runs to compare with")
@@ -76,8 +76,8 @@ def chosen(options: argparse.Namespace) -> dict[Measurement, int]:
     if not options.only:
         return {each: number for each, number in rounds.items() if number and (options.torch or not each.needs_torch)}
     named = {each: number or 1 for each, number in rounds.items() if each.name in options.only}
-    if not options.torch and any(each.needs_torch for each in named):
-        parser().error("against_torch and sampling need --torch PYTHON")
+    if beside := [each.name for each in named if each.needs_torch and not options.torch]:
+        parser().error(f"{', '.join(beside)}: --torch PYTHON is needed")
     return named
 
 

@@ -34,6 +34,7 @@ ALL = (
     Measurement("start", "starting and ending a stage's process", 5, 3),
     Measurement("step", "a LoRA step, compiled", 5, 3, SMALL_MODEL),
     Measurement("against_torch", "a LoRA step beside PyTorch's", 7, 5, SMALL_MODEL, needs_torch=True),
+    Measurement("encoders", "CLIP, T5 and the VAE beside PyTorch's", 5, 3, needs_torch=True),
     Measurement("sampling", "drawing beside FluxPipeline", 5, 3, {"steps": 20}, needs_torch=True),
     Measurement("loading", "loading a transformer", 5, 3, {"blocks": (1, 2)}),
     Measurement("ranks", "exchanging gradients", 2, 0, {"rank": 64, "steps": 10}),

@@ -1,3 +1,4 @@
+import os
 import shutil
 from pathlib import Path
 
@@ -16,15 +17,24 @@ SLOWEST = (
 """Files that take minutes: begun first, so that no process is left alone with one of them at the end."""
 
 
+def pytest_configure(config):
+    """Give each of several processes cores of its own: MindSpore's threads wait in loops, on cores that others need."""
+    if worker := getattr(config, "workerinput", None):
+        cores, number = sorted(os.sched_getaffinity(0)), int(worker["workerid"].removeprefix("gw"))
+        share = len(cores) // worker["workercount"]
+        os.sched_setaffinity(0, cores[share * number : share * (number + 1)] or cores)
+
+
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.stem not in SLOWEST)  # stable: all else stays in order
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory):
-    """Compiled graphs are kept for this session alone, and not in the home of whoever runs the tests."""
+    """Compiled graphs are kept for this run of the tests, all its processes, and not in the home of who runs them."""
+    base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"))
         yield
 
 

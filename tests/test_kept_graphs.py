@@ -9,7 +9,7 @@ from lab import Lab
 from mindspore.common import api
 from PIL import Image
 
-from pipeline.devices import kept_graphs
+from pipeline.devices import device, kept_graphs
 from pipeline.flux import tiny
 from pipeline.methods import kept
 from pipeline.plan import mode, pictures
@@ -25,7 +25,6 @@ DRAWN = {"prompts": ["a red circle"], "num_inference_steps": 2, "mode": "jit"}
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(api, "entry_script_path", __file__)
     return kept_graphs.root()
 
 
@@ -111,12 +110,24 @@ def test_what_was_not_used_for_longest_goes(cache, tmp_path, monkeypatch):
     assert sorted(os.listdir(cache)) == ["a", "c"]
 
 
-def test_a_process_without_a_script_keeps_nothing(cache, monkeypatch):
-    """As python -c, and the workers of these tests."""
+def test_a_process_that_has_compiled_others_and_runs_no_script_reads_what_is_kept(cache, monkeypatch):
+    """As python -c, or a notebook with several trainings.  A graph was read where another function's is computed."""
     monkeypatch.setattr(api, "entry_script_path", "/nowhere/-c")
-    with kept_graphs.keeping({}) as folder:
-        assert folder is None and kept_graphs.ENABLE not in os.environ
-    assert not cache.exists()
+    weight = ms.Parameter(ms.Tensor([2.0, 3.0]), name="weight")
+
+    def twice(x):
+        return 2 * (x * weight)
+
+    def thrice(x):
+        return 3 * (x * weight)
+
+    def computed(function, name: str) -> list:
+        with kept_graphs.keeping({"name": name}):
+            return device.compiled(function, [weight])(ms.Tensor([1.0, 1.0])).asnumpy().tolist()
+
+    assert [computed(twice, "a"), computed(thrice, "b")] == [[4, 6], [6, 9]]
+    assert [computed(thrice, "a"), computed(twice, "b"), computed(twice, "c")] == [[4, 6], [6, 9], [4, 6]]
+    assert api.entry_script_path == "/nowhere/-c" and kept_graphs.ENABLE not in os.environ
 
 
 def test_a_folder_that_others_can_write_to_is_not_used(cache, capsys):

@@ -9,6 +9,8 @@ takes, and reads it in the next process.  Three things it leaves to its caller, 
 - A graph that is read is given its parameters by name, for a cell only, as `Cell.parameters_dict` has them; a
   function's graph would compute with memory that nobody has written.  So all that is compiled here is a `cell_of`.
 - It writes in place and checks nothing.  So it gets a copy for this process alone, and files count with their digests.
+- It asks whether the script that runs is still the one of before, and after one "no" reads no other graph in this
+  process.  So it is told not to ask: what decides a graph is in the folder's name.
 
 The folder is never one that others can write to: a graph may hold Python code.
 """
@@ -31,9 +33,13 @@ from cache import canonical, digest, load_json, write_atomically
 from cache.terminal.places import shown
 from pipeline.process.progress import say
 
-ENABLE, PLACE = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
+ENABLE, PLACE, UNASKED = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH", "MS_DEV_FORCE_USE_COMPILE_CACHE"
 LIBRARIES = "mindspore", "mindone"
 DIGESTS = "digests.json"
+NO_SCRIPT = Path(__file__).with_name("__init__.py")
+"""A file that imports nothing.  MindSpore reads the script that runs, and all that this imports, though it compares
+nothing, and would fail where there is no script, as with python -c."""
+
 MOST = 64
 """Folders that are kept, those that were used last."""
 
@@ -56,15 +62,27 @@ def keeping(decided: Mapping) -> Iterator[Path | None]:
     if not folder or _num_compiled is None:
         yield None
         return
-    own, start, before = _own(), _num_compiled, {name: os.environ.get(name) for name in (ENABLE, PLACE)}
+    own, start = _own(), _num_compiled
     known = _take(folder, own, start)
-    os.environ |= {ENABLE: "1", PLACE: str(own)}
-    already, _num_compiled = _compilations(), None
-    try:
+    with _switched_on(own):
+        already, _num_compiled = _compilations(), None
         yield folder if known else None
         _num_compiled = start + _compilations() - already
         _keep(own, start, folder, known)
+
+
+@contextlib.contextmanager
+def _switched_on(own: Path) -> Iterator[None]:
+    """MindSpore's cache is on, and in a folder."""
+    from mindspore.common import api
+
+    script, before = api.entry_script_path, {name: os.environ.get(name) for name in (ENABLE, PLACE, UNASKED)}
+    api.entry_script_path = str(NO_SCRIPT)
+    os.environ |= {ENABLE: "1", PLACE: str(own), UNASKED: "1"}
+    try:
+        yield
     finally:
+        api.entry_script_path = script
         for name, value in before.items():
             os.environ.pop(name, None)
             os.environ |= {name: value} if value is not None else {}
@@ -112,10 +130,7 @@ def root() -> Path:
 
 
 def _folder_or_none(decided: Mapping) -> Path | None:
-    """Where the graphs are or will be; None where none can be kept, which is said where something is in the way."""
-    entry = _entry()
-    if not entry:
-        return None
+    """Where the graphs are or will be; None where none can be kept, which is said."""
     try:
         place = root()
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -129,21 +144,8 @@ def _folder_or_none(decided: Mapping) -> Path | None:
         return None
     libraries = {name: version(name) for name in LIBRARIES}
     asked = {name: value for name, value in os.environ.items() if name.startswith("MS_DEV_")}
-    own = {"libraries": libraries, "machine": platform.machine(), "environment": asked, "entry": entry}
+    own = {"libraries": libraries, "machine": platform.machine(), "environment": asked}
     return place / digest(canonical({**own, **decided}))
-
-
-def _entry() -> str:
-    """The script that this process runs; empty where MindSpore's cache fails with it, as with python -c."""
-    from mindspore.common import api
-
-    if not api.entry_script_path:  # a session that people type into
-        return ""
-    try:
-        found = api._get_compile_cache_dep_files()  # the cache asks so too, and lets no error pass
-    except (OSError, ImportError, SyntaxError, ValueError, AttributeError):
-        return ""
-    return found[0] if found else ""
 
 
 def _own() -> Path:
