@@ -11,6 +11,7 @@ from pipeline.devices import device, npu_smi
 from pipeline.errors import UserError
 from pipeline.estimate import preflight
 from pipeline.methods import LORA
+from pipeline.process import ranks
 from pipeline.process.children import GRACE_SECONDS
 from pipeline.settings.fields import Device
 
@@ -158,3 +159,25 @@ def test_what_fails_at_the_first_operation_is_one_line_in_every_stage(encoded, m
         device.use("CPU")
     said = "device: CPU was found, but its first operation failed: aclrtSetDevice failed, error 507033 - C++ call"
     assert str(refusal.value).startswith(said) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "cores, rank, count, own",
+    [
+        (range(8), 1, 2, {4, 5, 6, 7}),
+        ((1, 3, 5), 1, 2, {3}),
+        (range(2), 1, 4, None),  # fewer cores than ranks: they share them
+        (range(8), 0, 1, None),
+    ],
+)
+def test_each_of_several_ranks_on_cpu_keeps_to_cores_of_its_own(monkeypatch, cores, rank, count, own):
+    """Once: what a process is told of its place holds for the cores that it had then."""
+    taken = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(taken[-1] if taken else cores))
+    monkeypatch.setattr(os, "sched_setaffinity", lambda process, cores: taken.append(set(cores)))
+    place = {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": rank, "MS_WORKER_NUM": count, ranks.OF_HOST: count}
+    for name, value in place.items():
+        monkeypatch.setenv(name, str(value))
+    device._take_own_cores()
+    device._take_own_cores()
+    assert taken == ([own] if own else [])

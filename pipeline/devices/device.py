@@ -117,6 +117,8 @@ def _import_mindspore():
 
 
 def _set_up(device: str, settings: Device | None) -> None:
+    if device == "CPU":
+        _take_own_cores()
     ms = _import_mindspore()
     try:
         ms.set_device(device, *_own_number(device))
@@ -154,6 +156,14 @@ def _first_operation() -> None:
     import mindspore as ms
 
     (ms.Tensor([1.0, 2.0], ms.float32) + 1).asnumpy()
+
+
+def _take_own_cores() -> None:
+    """Let each of several ranks have cores of its own: MindSpore's threads wait in loops, on cores that others need."""
+    cores, count = sorted(os.sched_getaffinity(0)), int(os.environ.pop(ranks.OF_HOST, "1"))
+    if 1 < count <= len(cores):
+        share, number = len(cores) // count, ranks.place().rank
+        os.sched_setaffinity(0, cores[share * number : share * (number + 1)])
 
 
 def _own_number(device: str) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from typing import IO
 
 from pipeline.process import children
 from pipeline.process.progress import say
+from pipeline.process.ranks import OF_HOST
 from pipeline.process.stopping import STOPPED_EXIT
 
 OTHERS_SECONDS = 5
@@ -60,6 +61,7 @@ def _meeting_point(count: int) -> dict[str, str]:
         "MS_ROLE": "MS_WORKER",
         "MS_WORKER_NUM": str(count),
         "RANK_SIZE": str(count),
+        OF_HOST: str(count),
         "MS_SCHED_HOST": "127.0.0.1",
         "MS_SCHED_PORT": str(port),
         "GLOG_v": os.environ.get("GLOG_v", "3"),  # errors, and no warnings about connections

@@ -17,6 +17,9 @@ from pipeline.process import meeting
 from pipeline.process.peers import Peer, ended_with
 from pipeline.process.stopping import Stopped
 
+OF_HOST = "RANKS_OF_HOST"
+"""How many ranks `pipeline.process.launching` has started on this host."""
+
 
 @dataclass(frozen=True)
 class Place:
