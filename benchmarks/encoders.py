@@ -7,6 +7,7 @@ is printed: both sides' must be equal.
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,11 +36,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.side:
         name, folder = options.side
-        encode = {"mindspore": mindspore_encoders, "torch": torch_encoders}[name](options.real, Path(folder))
+        encoders = {"mindspore": mindspore_encoders, "torch": torch_encoders}[name](options.real, Path(folder))
         items = inputs(options.real, options.pixels)
-        sides.serve(
-            {part: (lambda part=part: encode[part](items[part.split()[0]])) for part in parts()}, options.rounds
-        )
+        timed = {part: functools.partial(encoders[part], items[part.split()[0]]) for part in parts()}
+        sides.serve(timed, options.rounds)
         return
     times, means = sides.measure(__spec__.name, options.torch, options.turns, sys.argv[1:], parts())
     print(f"{sides.table(times)}\npooled vector: MindSpore {means[0]:.6f}, PyTorch {means[1]:.6f}")

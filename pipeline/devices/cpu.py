@@ -83,13 +83,16 @@ def pad(input, pad, mode="constant", value=None):
         return ops.pad(input, pad, mode, value)
     for number in range(len(pad) // 2):
         axis = input.ndim - 1 - number
-        before, after = pad[2 * number], pad[2 * number + 1]
-        shape = input.shape
-        if before:
-            input = ops.cat((ops.zeros(shape[:axis] + (before,) + shape[axis + 1 :], input.dtype), input), axis)
-        if after:
-            input = ops.cat((input, ops.zeros(shape[:axis] + (after,) + shape[axis + 1 :], input.dtype)), axis)
+        if pad[2 * number]:
+            input = ops.cat((_zeros_beside(input, axis, pad[2 * number]), input), axis)
+        if pad[2 * number + 1]:
+            input = ops.cat((input, _zeros_beside(input, axis, pad[2 * number + 1])), axis)
     return input
+
+
+def _zeros_beside(input, axis, length):
+    """What is as large as ``input``, but for ``length`` along an axis."""
+    return ops.zeros(input.shape[:axis] + (length,) + input.shape[axis + 1 :], input.dtype)
 
 
 # --- arithmetic ---------------------------------------------------------------------------------------------------
@@ -276,16 +279,26 @@ def _new_gelu_construct(self, input):
 
 
 def _resnet_construct(self, input_tensor, temb):
-    """The VAE's block, without time, scale or sampling: the original divides by 1, which takes 30 times an addition."""
-    if self.time_emb_proj is not None or temb is not None or self.output_scale_factor != 1:
-        raise NotImplementedError("residual block on CPU: only the VAE's form is supported")
-    if self.upsample is not None or self.downsample is not None:
-        raise NotImplementedError("residual block on CPU: only the VAE's form is supported")
-    hidden_states = self.conv1(self.nonlinearity(self.norm1(input_tensor)))
-    hidden_states = self.conv2(self.dropout(self.nonlinearity(self.norm2(hidden_states))))
+    """The original divides by its scale, which in the VAE is 1, and a division takes 30 times an addition."""
+    hidden_states = self.nonlinearity(self.norm1(input_tensor))
+    if self.upsample is not None:
+        input_tensor, hidden_states = self.upsample(input_tensor), self.upsample(hidden_states)
+    elif self.downsample is not None:
+        input_tensor, hidden_states = self.downsample(input_tensor), self.downsample(hidden_states)
+    hidden_states = self.conv1(hidden_states)
+    if self.time_emb_proj is not None:
+        temb = self.time_emb_proj(temb if self.skip_time_act else self.nonlinearity(temb)).expand_dims(2).expand_dims(3)
+    if self.time_embedding_norm == "default" and temb is not None:
+        hidden_states = hidden_states + temb
+    hidden_states = self.norm2(hidden_states)
+    if self.time_embedding_norm == "scale_shift":
+        time_scale, time_shift = chunk(temb, 2, 1)
+        hidden_states = hidden_states * (1 + time_scale) + time_shift
+    hidden_states = self.conv2(self.dropout(self.nonlinearity(hidden_states)))
     if self.conv_shortcut is not None:
         input_tensor = self.conv_shortcut(input_tensor)
-    return input_tensor + hidden_states
+    hidden_states = input_tensor + hidden_states
+    return hidden_states if self.output_scale_factor == 1 else hidden_states / self.output_scale_factor
 
 
 def _modulated(norm, x, scale, shift):

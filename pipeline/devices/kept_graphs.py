@@ -1,7 +1,7 @@
 """Compiled graphs that are kept in the user's own cache folder, so that the next process starts with them.
 
 MindSpore's compile cache writes what the front end has made of a function, which is most of the time that compiling
-takes, and reads it in the next process.  Three things it leaves to its caller, and they are here:
+takes, and reads it in the next process.  Four things it leaves to its caller, and they are here:
 
 - It numbers the graphs of a process in the order in which they are compiled, and takes the same number of the process
   before, whatever that was.  So each first step has a folder, named by all that decides its graphs, in which they are

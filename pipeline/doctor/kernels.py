@@ -167,6 +167,10 @@ def cells():
         def construct(self, x):
             return self.inner(x, None)
 
+    def timed_block(norm):
+        sizes = {"in_channels": 2, "out_channels": 4, "temb_channels": 3, "groups": 2, "eps": 0.25}
+        return ResnetBlock2D(**sizes, time_embedding_norm=norm, output_scale_factor=2.0)
+
     class ZeroNorm(nn.Cell):
         def __init__(self):
             super().__init__()
@@ -203,6 +207,8 @@ def cells():
         "RMSNorm": lambda: RMSNorm(6, eps=0.25),
         "T5LayerNorm": lambda: T5LayerNorm(6, eps=0.25),
         "ResnetBlock2D": ResnetBlock,
+        "ResnetBlock2D with time": lambda: timed_block("default"),
+        "ResnetBlock2D scaled by time": lambda: timed_block("scale_shift"),
         "AdaLayerNormZero": ZeroNorm,
         "AdaLayerNormZeroSingle": lambda: AdaLayerNormZeroSingle(6),
         "FLUX double attention": DoubleAttention,
@@ -318,6 +324,8 @@ CASES = (
     cell("T5LayerNorm", "T5LayerNorm.construct", lambda x, weight: np_rms_norm(x, weight, 0.25), (2, 3, 6)),
     cell("NewGELUActivation", "NewGELUActivation.construct", np_gelu_tanh, (2, 3, 7)),
     cell("ResnetBlock2D", "ResnetBlock2D.construct", np_resnet_block, (2, 2, 3, 4)),
+    cell("ResnetBlock2D with time", "ResnetBlock2D.construct", np_resnet_block, (2, 2, 3, 4), (2, 3)),
+    cell("ResnetBlock2D scaled by time", "ResnetBlock2D.construct", np_resnet_block, (2, 2, 3, 4), (2, 3)),
     cell("AdaLayerNormZeroSingle", "AdaLayerNormZeroSingle.construct", np_ada_norm(3), (2, 3, 6), (2, 6)),
     cell("FLUX double attention", "FluxAttnProcessor.__call__", np_flux_attention, (2, 3, 8), (2, 2, 8)),
     cell("FLUX single attention", "FluxAttnProcessor.__call__", np_flux_attention, (2, 5, 8)),

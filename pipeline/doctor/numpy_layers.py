@@ -49,22 +49,34 @@ def np_conv2d(x, weight, bias, stride, padding, dilation, groups):
     return output
 
 
-def np_resnet_block(x, **p):
-    """The VAE's residual block, with 2 groups and a shortcut between different numbers of channels."""
+def np_resnet_block(x, temb=None, **p):
+    """A residual block with 2 groups and a shortcut between different numbers of channels.
+
+    Without ``temb`` as the VAE has it; else halved, with the time added, or with a scale and a shift by it.
+    """
+
+    def silu(x):
+        return x / (1 + np.exp(-x))
 
     def convolved(name, x):
         weight = p[f"{name}.weight"]
         padding = weight.shape[-1] // 2
         return np_conv2d(x, weight, p[f"{name}.bias"], (1, 1), (padding, padding), (1, 1), 1)
 
-    def activated(name, x):
+    def normal(name, x):
         weight, bias = (p[f"{name}.{each}"][:, None, None] for each in ("weight", "bias"))
-        groups = x.reshape(x.shape[0], 2, -1)
-        normal = np_layer_norm(groups, eps=0.25).reshape(x.shape) * weight + bias
-        return normal / (1 + np.exp(-normal))
+        return np_layer_norm(x.reshape(x.shape[0], 2, -1), eps=0.25).reshape(x.shape) * weight + bias
 
-    inner = convolved("conv2", activated("norm2", convolved("conv1", activated("norm1", x))))
-    return convolved("conv_shortcut", x) + inner
+    inner = convolved("conv1", silu(normal("norm1", x)))
+    if temb is None:
+        return convolved("conv_shortcut", x) + convolved("conv2", silu(normal("norm2", inner)))
+    time = np_linear(silu(temb), p["time_emb_proj.weight"], p["time_emb_proj.bias"])[:, :, None, None]
+    if time.shape[1] == inner.shape[1]:
+        inner = normal("norm2", inner + time)
+    else:
+        scale, shift = np.split(time, 2, 1)
+        inner = normal("norm2", inner) * (1 + scale) + shift
+    return (convolved("conv_shortcut", x) + convolved("conv2", silu(inner))) / 2
 
 
 def np_attention(query, key, value, mask=0.0, scale=None):
