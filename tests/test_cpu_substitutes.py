@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.doctor.kernels import CASES, TOLERANCE, error, expected, key, outputs_and_gradients, parameters
+from pipeline.doctor.kernel_cases import CASES, key
+from pipeline.doctor.kernels import TOLERANCE, error, expected, outputs_and_gradients, parameters
 from pipeline.doctor.numpy_layers import np_attention
 
 

@@ -13,7 +13,7 @@ from commands import environment
 from terminals import terminal
 
 from cache.terminal.output import show
-from pipeline.doctor import ascend_files, doctor, golden, kernels, parts
+from pipeline.doctor import ascend_files, doctor, golden, kernel_cases, parts
 from pipeline.doctor.ascend_files import Machine
 
 SMI = """\
@@ -199,7 +199,7 @@ def test_a_broken_kernel_is_named(cpu, monkeypatch):
     from mindspore.mint.nn import functional
 
     right = functional.gelu
-    some = [case for case in kernels.CASES if case.name in ("gelu", "Linear", "split")]
+    some = [case for case in kernel_cases.CASES if case.name in ("gelu", "Linear", "split")]
     monkeypatch.setattr(parts, "CASES", some)
     assert bad(parts.all_kernels("CPU")) == []
     monkeypatch.setattr(functional, "gelu", lambda x, approximate="none": right(x, approximate=approximate) * 1.05)

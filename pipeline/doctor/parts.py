@@ -16,7 +16,8 @@ from pipeline.devices import device
 from pipeline.devices.device import COMPUTES
 from pipeline.doctor import golden, kernels
 from pipeline.doctor.finding import Finding, failed, ok, skipped
-from pipeline.doctor.kernels import CASES, TOLERANCE
+from pipeline.doctor.kernel_cases import CASES
+from pipeline.doctor.kernels import TOLERANCE
 from pipeline.errors import UserError
 from pipeline.flux.pretrained import one_line
 from pipeline.settings.fields import Train

@@ -1,0 +1,125 @@
+"""What cells and processors compute on CPU where replacing a function does not do: see `pipeline.devices.cpu`.
+
+A cell that calls a primitive directly gets another ``construct``.  Tensor methods inside a compiled ``construct``
+cannot be replaced from Python at all, so the few mindone constructs that call one without a CPU kernel get a version of
+their own; and so do those whose steps have faster kernels.
+
+Where `to_float` sets a cell's compute dtype, ``ms.jit`` casts the cell's inputs, and of its parameters those that the
+construct itself hands to a primitive, but not those that it passes to a function.
+"""
+
+import mindspore as ms
+from mindspore import ops
+from mindspore.ops import operations as P
+
+from pipeline.devices import cpu_gradients
+from pipeline.devices.cpu_functions import apply_rotary_emb, chunk, conv2d, dispatch_attention_fn
+
+_matmul_transposed = P.MatMul(transpose_b=True)
+_bias_add = P.BiasAdd()
+_as_it_is = P.Identity()
+
+
+def linear_construct(self, x):
+    output = _matmul_transposed(x.reshape(-1, x.shape[-1]), self.weight)
+    if self.bias is not None:
+        output = _bias_add(output, self.bias)
+    return output.reshape(x.shape[:-1] + (self.out_features,))
+
+
+def conv2d_construct(self, input):
+    if self.padding_mode != "zeros":
+        raise NotImplementedError("convolution on CPU: padding_mode must be 'zeros'")
+    bias = None if self.bias is None else _as_it_is(self.bias)
+    return conv2d(input, _as_it_is(self.weight), bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+def rms_norm_construct(self, hidden_states):
+    """Root mean square normalisation (arXiv:1910.07467); x * x instead of a power, whose gradient is a float64 one."""
+    if self.weight is None:
+        return cpu_gradients.normalized(hidden_states, self.eps).astype(hidden_states.dtype)
+    if self.weight.dtype == ms.float16:
+        normal = cpu_gradients.normalized(hidden_states, self.eps).astype(ms.float16) * self.weight
+    else:
+        normal = cpu_gradients.normalized(hidden_states, self.eps, _as_it_is(self.weight))
+    return normal if self.bias is None else normal + self.bias
+
+
+def t5_norm_construct(self, hidden_states):
+    if self.weight.dtype != ms.float32:
+        return cpu_gradients.normalized(hidden_states, self.variance_epsilon).astype(self.weight.dtype) * self.weight
+    return cpu_gradients.normalized(hidden_states, self.variance_epsilon, _as_it_is(self.weight))
+
+
+def new_gelu_construct(self, input):
+    return cpu_gradients.gelu(input)
+
+
+def resnet_construct(self, input_tensor, temb):
+    """The original divides by its scale, which in the VAE is 1, and a division takes 30 times an addition."""
+    hidden_states = self.nonlinearity(self.norm1(input_tensor))
+    if self.upsample is not None:
+        input_tensor, hidden_states = self.upsample(input_tensor), self.upsample(hidden_states)
+    elif self.downsample is not None:
+        input_tensor, hidden_states = self.downsample(input_tensor), self.downsample(hidden_states)
+    hidden_states = self.conv1(hidden_states)
+    if self.time_emb_proj is not None:
+        temb = self.time_emb_proj(temb if self.skip_time_act else self.nonlinearity(temb)).expand_dims(2).expand_dims(3)
+    if self.time_embedding_norm == "default" and temb is not None:
+        hidden_states = hidden_states + temb
+    hidden_states = self.norm2(hidden_states)
+    if self.time_embedding_norm == "scale_shift":
+        time_scale, time_shift = chunk(temb, 2, 1)
+        hidden_states = hidden_states * (1 + time_scale) + time_shift
+    hidden_states = self.conv2(self.dropout(self.nonlinearity(hidden_states)))
+    if self.conv_shortcut is not None:
+        input_tensor = self.conv_shortcut(input_tensor)
+    hidden_states = input_tensor + hidden_states
+    return hidden_states if self.output_scale_factor == 1 else hidden_states / self.output_scale_factor
+
+
+def _modulated(norm, x, scale, shift):
+    """``norm(x) * (1 + scale) + shift``; x: (batch, tokens, channels), ``scale`` and ``shift``: (batch, channels)."""
+    if x.dtype == ms.float32:
+        return cpu_gradients.modulated(x, norm.eps, 1 + scale.expand_dims(1), shift.expand_dims(1))
+    return norm(x) * (1 + scale.expand_dims(1)) + shift.expand_dims(1)
+
+
+def ada_zero_construct(self, x, timestep=None, class_labels=None, hidden_dtype=None, emb=None):
+    if self.emb is not None:
+        emb = self.emb(timestep, class_labels, hidden_dtype=hidden_dtype)
+    shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = chunk(self.linear(self.silu(emb)), 6, 1)
+    return _modulated(self.norm, x, scale_msa, shift_msa), gate_msa, shift_mlp, scale_mlp, gate_mlp
+
+
+def ada_zero_single_construct(self, x, emb=None):
+    shift_msa, scale_msa, gate_msa = chunk(self.linear(self.silu(emb)), 3, 1)
+    return _modulated(self.norm, x, scale_msa, shift_msa), gate_msa
+
+
+def _heads(attn, x):
+    """(batch, tokens, channels) to (batch, tokens, heads, head_dim)."""
+    return x.reshape(x.shape[0], x.shape[1], attn.heads, -1)
+
+
+def flux_attention_call(
+    self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None
+):
+    """FLUX.1 attention; where text comes apart from the image, as one sequence with the text tokens first."""
+    query = attn.norm_q(_heads(attn, attn.to_q(hidden_states)))
+    key = attn.norm_k(_heads(attn, attn.to_k(hidden_states)))
+    value = _heads(attn, attn.to_v(hidden_states))
+    if encoder_hidden_states is not None:
+        query = ops.cat((attn.norm_added_q(_heads(attn, attn.add_q_proj(encoder_hidden_states))), query), 1)
+        key = ops.cat((attn.norm_added_k(_heads(attn, attn.add_k_proj(encoder_hidden_states))), key), 1)
+        value = ops.cat((_heads(attn, attn.add_v_proj(encoder_hidden_states)), value), 1)
+    if image_rotary_emb is not None:
+        query = apply_rotary_emb(query, image_rotary_emb, True, -1, 1)
+        key = apply_rotary_emb(key, image_rotary_emb, True, -1, 1)
+    output = dispatch_attention_fn(query, key, value, attention_mask)
+    output = output.reshape(output.shape[0], output.shape[1], -1).astype(query.dtype)
+    if encoder_hidden_states is None:
+        return output
+    num_text = encoder_hidden_states.shape[1]
+    image = attn.to_out[1](attn.to_out[0](output[:, num_text:]))
+    return image, attn.to_add_out(output[:, :num_text])
