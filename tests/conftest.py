@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.process import cores
+
 SLOWEST = (
     "test_resume",
     "test_tasks",
@@ -18,11 +20,8 @@ SLOWEST = (
 
 
 def pytest_configure(config):
-    """Give each of several processes cores of its own: MindSpore's threads wait in loops, on cores that others need."""
     if worker := getattr(config, "workerinput", None):
-        cores, number = sorted(os.sched_getaffinity(0)), int(worker["workerid"].removeprefix("gw"))
-        share = len(cores) // worker["workercount"]
-        os.sched_setaffinity(0, cores[share * number : share * (number + 1)] or cores)
+        cores.keep_to_own(int(worker["workerid"].removeprefix("gw")), worker["workercount"])
 
 
 def pytest_collection_modifyitems(items):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pipeline.devices import by_need, kept_graphs, npu_smi
 from pipeline.errors import UserError
-from pipeline.process import ranks
+from pipeline.process import cores, ranks
 from pipeline.process.bulk import made_in_bulk
 from pipeline.process.progress import say
 from pipeline.settings.fields import Device
@@ -159,11 +159,8 @@ def _first_operation() -> None:
 
 
 def _take_own_cores() -> None:
-    """Let each of several ranks have cores of its own: MindSpore's threads wait in loops, on cores that others need."""
-    cores, count = sorted(os.sched_getaffinity(0)), int(os.environ.pop(ranks.OF_HOST, "1"))
-    if 1 < count <= len(cores):
-        share, number = len(cores) // count, ranks.place().rank
-        os.sched_setaffinity(0, cores[share * number : share * (number + 1)])
+    """Where this is one of several ranks that were started together; once, as a share of a share would be less."""
+    cores.keep_to_own(ranks.place().rank, int(os.environ.pop(ranks.OF_HOST, "1")))
 
 
 def _own_number(device: str) -> tuple[int, ...]:
