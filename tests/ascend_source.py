@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-OURS = [path for path in sorted((ROOT / "pipeline").rglob("*.py")) if path.name != "cpu.py"]
+FOR_CPU = "cpu.py", "cpu_functions.py", "cpu_constructs.py"
+OURS = [path for path in sorted((ROOT / "pipeline").rglob("*.py")) if path.name not in FOR_CPU]
 """All but the substitutes for CPU."""
 
 NAMESPACES = {"ops": "mindspore.ops", "mint": "mindspore.mint", "P": "mindspore.ops.operations"}
