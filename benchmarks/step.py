@@ -96,6 +96,7 @@ def prepare(options, mode: str, checkpointing: bool = False):
     """The training of one mode, the arguments of its batch, and the loss alone in that mode."""
     import mindspore as ms
 
+    from pipeline.devices import device
     from pipeline.devices.precision import Policy
     from pipeline.flux import models
     from pipeline.flux.prediction import prediction
@@ -111,7 +112,7 @@ def prepare(options, mode: str, checkpointing: bool = False):
     loss = flow_loss(prediction(transformer))
     training = loop.Training(loss, trained, Train(mode=mode, learning_rate=LEARNING_RATE))
     batch = tuple(ms.Tensor(array) for array in random_batch(options))
-    return training, batch, ms.jit(loss) if mode == "jit" else loss
+    return training, batch, device.compiled(loss) if mode == "jit" else loss
 
 
 def random_transformer(options):

@@ -40,6 +40,7 @@ class Substitute(NamedTuple):
 def substitutes() -> tuple[Substitute, ...]:
     from mindone.diffusers.models import attention_dispatch, embeddings, normalization, resnet
     from mindone.diffusers.models.transformers import transformer_flux
+    from mindone.peft.tuners.lora import layer as lora_layer
     from mindone.transformers import activations
     from mindone.transformers.models.t5 import modeling_t5
 
@@ -60,6 +61,7 @@ def substitutes() -> tuple[Substitute, ...]:
         Substitute(functional, "gelu", functions.gelu, "GeluExt"),
         Substitute(functional, "linear", functions.linear, faster),
         Substitute(nn.Linear, "construct", constructs.linear_construct, faster),
+        Substitute(lora_layer.Linear, "construct", constructs.lora_linear_construct, faster),
         Substitute(functional, "layer_norm", functions.layer_norm, "LayerNormExt"),
         Substitute(functional, "embedding", functions.embedding, "Embedding"),
         Substitute(functional, "conv2d", functions.conv2d, "Conv2DExt"),

@@ -143,8 +143,8 @@ def dispatch_attention_fn(
 ):
     if is_causal or enable_gqa or dropout_p:
         raise NotImplementedError("attention on CPU: causal, grouped and dropout forms are not supported")
-    if attn_mask is None and scale is None:
-        return cpu_gradients.attention(query, key, value)
+    if attn_mask is None and scale is None and query.shape == value.shape:
+        return cpu_gradients.attention(ops.cat((query, key.astype(query.dtype)), 1), value)
     return attention(query, key, value, attn_mask, scale)
 
 
@@ -168,12 +168,31 @@ def apply_rotary_emb(x, freqs_cis, use_real=True, use_real_unbind_dim=-1, sequen
     if not (use_real and use_real_unbind_dim == -1 and sequence_dim == 1):
         raise NotImplementedError("rotary embedding on CPU: only FLUX.1's form is supported")
     cos, sin = freqs_cis
-    # Products of equal shapes are several times faster, and a graph spreads cosines and sines once for all blocks.
-    cos = ops.broadcast_to(cos.reshape(1, cos.shape[0], 1, cos.shape[1]), x.shape)
-    sin = ops.broadcast_to(sin.reshape(1, sin.shape[0], 1, sin.shape[1]), x.shape)
-    wide = x.astype(ms.float32)
+    return turned(x, of_each_head(cos, x.shape[0], x.shape[2]), of_each_head(sin, x.shape[0], x.shape[2]))
+
+
+def of_each_head(angles, copies, heads):
+    """Cosines or sines, (tokens, head_dim), of several ``copies`` of the tokens: (copies * tokens, heads, head_dim).
+
+    Products of equal shapes are several times faster, and a graph spreads the angles once for all blocks.
+    """
+    of_heads = ops.broadcast_to(angles.expand_dims(1), (angles.shape[0], heads, angles.shape[1]))
+    return ops.cat([of_heads] * copies)
+
+
+def turned(x, cos, sin):
+    """Every pair (a, b) of ``x`` as (a cos - b sin, b cos + a sin).
+
+    x: (batch, tokens, heads, head_dim).  cos, sin: as `of_each_head` makes them.
+    """
+    cos, sin, wide = cos.reshape(x.shape), sin.reshape(x.shape), x.astype(ms.float32)
     turned = _matmul(wide.reshape(-1, x.shape[-1]), _quarter_turn(x.shape[-1], ms.float32)).reshape(x.shape)
     return (wide * cos + turned * sin).astype(x.dtype)
+
+
+@ms.ops.constexpr
+def _rotary_frequencies(dim, theta, linear_factor, dtype):
+    return ms.Tensor(theta ** (-np.arange(0, dim, 2) / dim) / linear_factor, dtype)
 
 
 def get_1d_rotary_pos_embed(
@@ -189,8 +208,7 @@ def get_1d_rotary_pos_embed(
     """Cosines and sines of the angles, each (len(pos), dim), float32, every angle twice in a row."""
     if not (use_real and repeat_interleave_real):
         raise NotImplementedError("rotary frequencies on CPU: only FLUX.1's form is supported")
-    freqs = 1.0 / ((theta * ntk_factor) ** (arange(0, dim, 2, dtype=freqs_dtype) / dim)) / linear_factor
-    angles = outer(pos, freqs).astype(ms.float32)
+    angles = outer(pos, _rotary_frequencies(dim, theta * ntk_factor, linear_factor, freqs_dtype)).astype(ms.float32)
     twice = stack([angles, angles], -1).reshape(pos.shape[0], dim)
     return ops.cos(twice), ops.sin(twice)
 
@@ -206,7 +224,7 @@ def get_timestep_embedding(
 ):
     """Sinusoidal embedding (arXiv:2006.11239) of ``timesteps``, (batch,): (batch, embedding_dim), float32.
 
-    The frequencies are constants and come from the host: the CPU's ``exp`` is a little off, and at a timestep of 1000
+    The frequencies come from the host, as those of the rotary embedding: the CPU's ``exp`` is a little off, and at a timestep of 1000
     the sines are then off by 1e-3.
     """
     if embedding_dim % 2:

@@ -40,35 +40,39 @@ class _Cell(nn.Cell):
 
 
 class _Attention(_Cell):
-    """softmax(query key^T) value, and that softmax, which the gradient needs; all (batch, heads, tokens, size)."""
+    """softmax(query key^T / sqrt(size)) value, (batch, tokens, heads, size), and what the gradient needs.
 
-    def construct(self, query, key, value):
+    both: (batch, 2 tokens, heads, size), queries before keys.  value: (batch, tokens, heads, size).
+    """
+
+    def construct(self, both, value):
+        query, key = ops.split(both.permute(0, 2, 1, 3), value.shape[1], 2)
+        query = query * (1.0 / math.sqrt(query.shape[-1]))
+        value = value.permute(0, 2, 1, 3)
         weights = ops.softmax(_batch_matmul_transposed(query, key), -1)
-        return _batch_matmul(weights, value), weights
+        output = _batch_matmul(weights, value)
+        return output.permute(0, 2, 1, 3), output, weights, query, key, value
 
-    def bprop(self, query, key, value, out, dout):
+    def bprop(self, both, value, out, dout):
         """As FlashAttention (arXiv:2205.14135) has it: weights * (dout value^T - sum(dout * output))."""
-        output, weights = out
-        towards = dout[0]
+        _, output, weights, query, key, value = out
+        towards = dout[0].permute(0, 2, 1, 3)
         size = towards.shape[-1]
         along = _mean((towards * output).reshape(-1, size)).reshape(towards.shape[:-1] + (1,))
         minus = _filled(value.shape[:-1] + (1,), -size, value.dtype)
         scores = weights * _batch_matmul_transposed(ops.cat((towards, along), -1), ops.cat((value, minus), -1))
-        dvalue = _batch_transposed_matmul(towards, weights).swapaxes(-1, -2)  # faster than with weights transposed
+        dquery = _batch_matmul(scores, key) * (1.0 / math.sqrt(size))
         dkey = _batch_transposed_matmul(query, scores).swapaxes(-1, -2)
-        return _batch_matmul(scores, key), dkey, dvalue
+        dvalue = _batch_transposed_matmul(towards, weights)  # faster than with weights transposed
+        return ops.cat((dquery, dkey), 2).permute(0, 2, 1, 3), dvalue.permute(0, 3, 1, 2)
 
 
 _attention = _Attention()
 
 
-def attention(query, key, value):
-    """As `pipeline.devices.attention.attention`, without mask and with the scale 1/sqrt(head_dim)."""
-    scale = 1.0 / math.sqrt(query.shape[-1])
-    query = query.permute(0, 2, 1, 3) * scale
-    key = key.astype(query.dtype).permute(0, 2, 1, 3)
-    value = value.astype(query.dtype).permute(0, 2, 1, 3)
-    return _attention(query, key, value)[0].permute(0, 2, 1, 3)
+def attention(both, value):
+    """As `pipeline.devices.attention.attention`, without mask, with queries and keys of one dtype in one tensor."""
+    return _attention(both, value.astype(both.dtype))[0]
 
 
 # --- normalisation ------------------------------------------------------------------------------------------------
@@ -88,9 +92,14 @@ class _Scaled(_Cell):
     def bprop(self, rows, inverse, weight, out, dout):
         towards = dout[0]
         along = towards * out[1]
-        share = _mean(along * rows) * inverse * inverse
         dweight = _transposed_matmul(inverse, towards * rows)
-        return along - rows * _across(share, rows.shape[-1]), ops.zeros_like(inverse), dweight
+        return _along_rows(along, rows, inverse), ops.zeros_like(inverse), dweight
+
+
+def _along_rows(along, rows, inverse):
+    """The gradient with respect to ``rows``; along: what it is where ``inverse`` does not depend on them."""
+    share = _mean(along * rows) * inverse * inverse
+    return along - rows * _across(share, rows.shape[-1])
 
 
 _scaled = _Scaled()
@@ -101,6 +110,41 @@ def normalized(x, eps, weight=None):
     rows = x.astype(ms.float32).reshape(-1, x.shape[-1])
     weight = _filled((1, x.shape[-1]), 1.0, ms.float32) if weight is None else weight.astype(ms.float32).reshape(1, -1)
     return _scaled(rows, _inverse(rows, eps), weight)[0].reshape(x.shape)
+
+
+class _ScaledByPart(_Cell):
+    """rows * inverse * (of_part weights), as `_Scaled`, where rows of several parts have weights of their own.
+
+    rows: (rows, n).  inverse: (rows, 1).  weights: (parts, n).  of_part: (rows, parts), 1 where a row is of a part.
+    """
+
+    def construct(self, rows, inverse, weights, of_part):
+        factors = _across(inverse, rows.shape[-1]) * _matmul(of_part, weights)
+        return rows * factors, factors
+
+    def bprop(self, rows, inverse, weights, of_part, out, dout):
+        towards = dout[0]
+        drows = _along_rows(towards * out[1], rows, inverse)
+        dweights = _transposed_matmul(of_part, towards * rows * _across(inverse, rows.shape[-1]))
+        return drows, ops.zeros_like(inverse), dweights, ops.zeros_like(of_part)
+
+
+_scaled_by_part = _ScaledByPart()
+
+
+@ms.ops.constexpr
+def _part_of_row(batch, lengths, heads):
+    """(batch * sum(lengths) * heads, parts), 1 where a row is of a part: parts follow each other along the tokens."""
+    parts = np.repeat(np.arange(len(lengths)), lengths)
+    of_token = np.eye(len(lengths), dtype=np.float32)[parts]
+    return ms.Tensor(np.tile(np.repeat(of_token, heads, 0), (batch, 1)))
+
+
+def normalized_by_part(x, eps, weights, lengths):
+    """As `normalized`; x: (batch, tokens, heads, n), whose tokens are parts of ``lengths``, each with its weight."""
+    rows = x.reshape(-1, x.shape[-1])
+    of_part = _part_of_row(x.shape[0], lengths, x.shape[2])
+    return _scaled_by_part(rows, _inverse(rows, eps), ops.stack(weights), of_part)[0].reshape(x.shape)
 
 
 def _inverse(rows, eps):

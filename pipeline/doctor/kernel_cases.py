@@ -20,6 +20,7 @@ from pipeline.doctor.numpy_layers import (
     np_gelu_tanh,
     np_layer_norm,
     np_linear,
+    np_lora,
     np_resnet_block,
     np_rms_norm,
     np_rotary,
@@ -148,6 +149,7 @@ def cells():
     from mindone.diffusers.models.normalization import AdaLayerNormZero, AdaLayerNormZeroSingle, RMSNorm
     from mindone.diffusers.models.resnet import ResnetBlock2D
     from mindone.diffusers.models.transformers.transformer_flux import FluxAttention
+    from mindone.peft.tuners.lora import layer as lora
     from mindone.transformers.activations import NewGELUActivation
     from mindone.transformers.models.t5.modeling_t5 import T5LayerNorm
     from mindspore import mint, nn
@@ -190,9 +192,19 @@ def cells():
         def construct(self, x):
             return self.inner(x, image_rotary_emb=(cos, sin))
 
+    class Adapted(nn.Cell):
+        def __init__(self, alpha):
+            super().__init__()
+            self.inner = lora.Linear(mint.nn.Linear(6, 4), "default", r=2, lora_alpha=alpha)
+
+        def construct(self, x):
+            return self.inner(x)
+
     return {
         "Linear": lambda: mint.nn.Linear(6, 4),
         "Linear without bias": lambda: mint.nn.Linear(6, 4, bias=False),
+        "LoRA": lambda: Adapted(2),
+        "LoRA with another alpha": lambda: Adapted(3),
         "LayerNorm": lambda: mint.nn.LayerNorm(6, eps=0.25),
         "LayerNorm without weights": lambda: mint.nn.LayerNorm((6,), eps=0.5, elementwise_affine=False),
         "Conv2d": lambda: mint.nn.Conv2d(4, 6, 3, stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2),
@@ -310,6 +322,8 @@ CASES = (
     ),
     cell("Linear", "Linear.construct", lambda x, weight, bias: np_linear(x, weight, bias), (2, 3, 6)),
     cell("Linear without bias", "Linear.construct", lambda x, weight: np_linear(x, weight), (2, 3, 6)),
+    cell("LoRA", "lora.Linear.construct", np_lora(1.0), (2, 3, 6)),
+    cell("LoRA with another alpha", "lora.Linear.construct", np_lora(1.5), (2, 3, 6)),
     cell("LayerNorm", "functional.layer_norm", lambda x, weight, bias: np_layer_norm(x, weight, bias, 0.25), (2, 3, 6)),
     cell("LayerNorm without weights", "functional.layer_norm", lambda x: np_layer_norm(x, eps=0.5), (2, 3, 6)),
     cell("Conv2d", "Conv2d.construct", lambda x, weight, bias: np_conv2d(x, weight, bias, **CONV), (2, 4, 5, 5)),
@@ -328,4 +342,6 @@ CASES = (
 
 
 def key(substitute):
-    return f"{substitute.owner.__name__.rpartition('.')[2]}.{substitute.name}"
+    """As the cases name a substitute: LoRA's linear layer has the name of another one."""
+    package = "lora." if ".lora." in getattr(substitute.owner, "__module__", "") else ""
+    return f"{package}{substitute.owner.__name__.rpartition('.')[2]}.{substitute.name}"

@@ -23,6 +23,14 @@ def np_linear(x, weight, bias=0.0):
     return x @ weight.T + bias
 
 
+def np_lora(scale):
+    def reference(x, **p):
+        added = np_linear(np_linear(x, p["lora_A.default.weight"]), p["lora_B.default.weight"])
+        return np_linear(x, p["base_layer.weight"], p["base_layer.bias"]) + scale * added
+
+    return reference
+
+
 def np_layer_norm(x, weight=1.0, bias=0.0, eps=1e-5, axes=(-1,)):
     centred = x - x.mean(axes, keepdims=True)
     return centred / np.sqrt((centred**2).mean(axes, keepdims=True) + eps) * weight + bias

@@ -96,7 +96,7 @@ class Often:
         own = list(self._model.get_parameters())
         parts = {"encoder": self._component, "digest": self._plan.digest_of(self._component)}
         try:
-            function = _waited_for(device.compiled(self._function, own))
+            function = device.compiled(self._function, own)
             with _keeping(self._plan, own, [(tensor,)], parts):
                 found = function(tensor).asnumpy().tobytes()
         except Exception as error:
@@ -107,15 +107,6 @@ class Often:
             say(f"{self._component}: not compiled, as its bits would be others")
             return None
         return function
-
-
-def _waited_for(function: Callable) -> Callable:
-    def wait(tensor):
-        output = function(tensor)
-        device.wait_asleep([output])
-        return output
-
-    return wait
 
 
 def parameters(trainee: Trainee) -> list:

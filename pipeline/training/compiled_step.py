@@ -39,7 +39,6 @@ class CompiledStep:
         for group, part, step in self._steps:
             scalars = map(_scalar, self._rule.scalars(number, rates[group]))
             stepped = step(norm, *common, *scalars, *kept[part])
-            device.wait_asleep(stepped)
         return stepped[0] if stepped else norm / divide_by
 
     def _make_steps(self, groups: Sequence[int]) -> list[tuple]:

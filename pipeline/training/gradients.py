@@ -37,9 +37,7 @@ class Accumulator:
     def _sum_with(self, gradients: Sequence) -> list:
         sums = []
         for part in slices(0, len(gradients)):
-            added = self._add(*self._sums[part], *gradients[part])
-            device.wait_asleep(added)
-            sums += added
+            sums += self._add(*self._sums[part], *gradients[part])
         return sums
 
 
@@ -97,7 +95,6 @@ class Norm:
         squares = []
         for part in slices(0, len(gradients)):
             squares.append(self._squares(*gradients[part]))
-            device.wait_asleep(squares[-1:])
         return self._norm(*squares)
 
 

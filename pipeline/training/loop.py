@@ -154,7 +154,6 @@ class Training:
             if self._before_batch:
                 self._before_batch((self.step * len(batches) + turn) * self.ranks.size + self.ranks.rank)
             loss, gradients = self._gradient(scale, *tensors)
-            device.wait_asleep(gradients)
             losses.append(loss)
             if self._sums:
                 self._sums.add(gradients, is_first=turn == 0)
