@@ -224,7 +224,7 @@ def get_timestep_embedding(
 ):
     """Sinusoidal embedding (arXiv:2006.11239) of ``timesteps``, (batch,): (batch, embedding_dim), float32.
 
-    The frequencies come from the host, as those of the rotary embedding: the CPU's ``exp`` is a little off, and at a timestep of 1000
+    The frequencies are constants and come from the host: the CPU's ``exp`` is a little off, and at a timestep of 1000
     the sines are then off by 1e-3.
     """
     if embedding_dim % 2:
