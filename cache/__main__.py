@@ -1,6 +1,8 @@
 """`python -m cache`: runs a tool of the store, and says in one line what went wrong."""
 
+import atexit
 import errno
+import gc
 import os
 import signal
 import sys
@@ -44,4 +46,5 @@ def _fail(message: str) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    atexit.register(gc.freeze)  # Python ends by looking for garbage among all there is
     sys.exit(main())

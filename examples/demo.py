@@ -8,19 +8,16 @@ import time
 
 from steps import DEMO, ROOT, drawn, report_costs, say, show_and_run
 
-from cache.terminal.output import show
-from cache.terminal.table import Table
-
 EXPERIMENT = ROOT / "examples" / "blicket.toml"
 SHAPE = "cross"
 OPTIONS = ("--experiment", "examples/blicket.toml")
 
 
 def main() -> int:
-    from pipeline.synthetic.shapes import draw_teaching
-
     began = time.monotonic()
     if not (DEMO / "blickets").exists():
+        from pipeline.synthetic.shapes import draw_teaching
+
         folder = draw_teaching(DEMO / "blickets", SHAPE)
         say("Drawn and captioned: 20 crosses, called blickets.")
         print(f"  {folder.relative_to(ROOT)}/")
@@ -51,6 +48,8 @@ def report() -> bool:
 
 def report_pictures(rows: list[dict]) -> bool:
     """Say what is seen in each picture.  Returns whether most with the new word show the new shape, and only then."""
+    from cache.terminal.output import show
+    from cache.terminal.table import Table
     from pipeline.synthetic.shapes import MADE_UP
 
     word = MADE_UP[SHAPE]

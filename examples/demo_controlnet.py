@@ -6,8 +6,6 @@ Everything it makes is in demo/ at the top of the repository.  Run again, it fin
 import sys
 import time
 
-import numpy as np
-from PIL import Image
 from steps import DEMO, ROOT, drawn, report_costs, say, show_and_run
 
 EXPERIMENT = ROOT / "examples" / "outlines.toml"
@@ -15,20 +13,28 @@ OPTIONS = ("--experiment", "examples/outlines.toml")
 
 
 def main() -> int:
-    from pipeline.synthetic.shapes import UNSEEN, draw_pairs
-
     began = time.monotonic()
-    if not (DEMO / "outlines").exists():
-        folder = draw_pairs(DEMO / "outlines")
-        say(f"Drawn: {len(list(folder.glob('*.png')))} pictures, each with its outline as its condition.")
-        print(f"  {folder.relative_to(ROOT)}/")
-    if not (DEMO / "unseen").exists():
-        draw_pairs(DEMO / "unseen", 12, seed=UNSEEN)
+    draw()
     say("From pairs to a ControlNet and to what it draws, stage by stage; what is done already is not done again:")
     show_and_run("luigi", "--module", "tasks", "SampleControlNet", *OPTIONS)
     learned = report()
     print(f"\nDone in {time.monotonic() - began:.0f} s.")
     return 0 if learned else 1
+
+
+def draw() -> None:
+    """Draw what is not there yet: the pairs, and those that the training does not see."""
+    pairs, unseen = DEMO / "outlines", DEMO / "unseen"
+    if pairs.exists() and unseen.exists():
+        return
+    from pipeline.synthetic.shapes import UNSEEN, draw_pairs
+
+    if not pairs.exists():
+        draw_pairs(pairs)
+        say(f"Drawn: {len(list(pairs.glob('*.png')))} pictures, each with its outline as its condition.")
+        print(f"  {pairs.relative_to(ROOT)}/")
+    if not unseen.exists():
+        draw_pairs(unseen, 12, seed=UNSEEN)
 
 
 def report() -> bool:
@@ -52,6 +58,9 @@ def report() -> bool:
 
 def report_overlap(rows: list[dict], outlines: list) -> bool:
     """Say how far what is drawn covers what its outline encloses.  Returns whether that is most of it."""
+    import numpy as np
+    from PIL import Image
+
     from pipeline.synthetic import score
 
     inside = [score.enclosed(Image.open(path)) for path in outlines]

@@ -1,6 +1,11 @@
-"""What the demos share: showing a command and running it, and saying what stages cost and pictures show."""
+"""What the demos share: showing a command and running it, and saying what stages cost and pictures show.
 
+What takes long to import is imported while a command runs.
+"""
+
+import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -8,22 +13,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from PIL import Image
-
-from cache.terminal.output import show
-from cache.terminal.table import Table
-from cache.terminal.words import duration, human_bytes
-from pipeline.process.stopping import INTERRUPTED_EXIT
-
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo"
+atexit.register(gc.freeze)  # Python ends by looking for garbage among all there is
+FOR_RESULTS = ("pipeline.methods", "pipeline.records", "pipeline.synthetic.score", "cache.terminal.table")
 
 
 def show_and_run(*command: str) -> None:
     print("  $", " ".join(["python" if part == sys.executable else part for part in command]), flush=True)
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     with contextlib.suppress(KeyboardInterrupt):
-        importlib.import_module("pipeline.methods")  # reading its result needs it: as long as a finished command takes
+        for name in FOR_RESULTS:  # as long as a finished command takes
+            importlib.import_module(name)
+    from pipeline.process.stopping import INTERRUPTED_EXIT
+
     code = _waited_for(process)
     if code == INTERRUPTED_EXIT:
         sys.exit(code)  # it has said what is kept
@@ -44,6 +47,9 @@ def say(text: str) -> None:
 
 def report_costs(*folders: Path) -> None:
     """Say what the stages cost whose records are in some folders."""
+    from cache.terminal.output import show
+    from cache.terminal.table import Table
+    from cache.terminal.words import duration, human_bytes
     from pipeline import records
 
     say("What each stage cost when it last had work, in a process of its own:")
@@ -63,6 +69,8 @@ def work_of(record: dict) -> str:
 
 def drawn(folder: Path) -> list[dict]:
     """The samples of a run: each prompt, and by series what plain image analysis sees, where a picture was drawn."""
+    from PIL import Image
+
     from pipeline.plan.pictures import BASE, TRAINED
     from pipeline.plan.run_folder import RunFolder
     from pipeline.synthetic import score

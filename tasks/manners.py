@@ -1,6 +1,7 @@
 """How Luigi behaves here where the user's own configuration says nothing: exit codes, and a log one can read."""
 
 import argparse
+import functools
 import logging
 import os
 import sys
@@ -59,13 +60,17 @@ def describe(tasks: str) -> None:
     """Let ``luigi --module tasks --help`` end with what the tasks are, and a misspelt name say them too."""
     build = CmdlineParser._build_parser
 
+    @functools.cache  # Luigi builds each of two parsers three times
+    def built(known: tuple[str, ...], *args, **kwargs):
+        return build(*args, **kwargs)
+
     def with_tasks(*args, **kwargs):
         name, known = kwargs.get("root_task"), Register.task_names()
         if name and name not in known:  # Luigi itself ends with a traceback
             _end(unknown(name, known), tasks)
         if "root_task" in kwargs and not name and not ASKS.intersection(sys.argv):
             _end("no task is named", tasks)
-        parser = build(*args, **kwargs)
+        parser = built(tuple(known), *args, **kwargs)
         parser.error = lambda message: _refuse(parser, message)
         parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, f"tasks:\n{tasks}"
         return parser
