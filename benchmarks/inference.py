@@ -20,8 +20,11 @@ from pipeline.flux import pretrained
 
 ROOT = Path(__file__).parents[1]
 CASES = {f"{what} {side} px": [what, side] for side in (256, 512, 768, 1024) for what in ("encode", "decode")}
+CASES |= {f"encode, compiled, {side} px": ["encode, compiled", side] for side in (256, 512)}
 TRANSFORMERS = ((4, 1, 288, 2), (4, 4, 288, 2), (4, 1, 1152, 2), (4, 1, 1152, 4), (8, 2, 1152, 2), (2, 1, 3200, 1))
 """Heads of 128, pictures at a time, tokens, of which an eighth, or 32, are text; and blocks of each kind."""
+VAE_BYTES = 335 << 20
+"""Of the VAE's weights in float32, which are there once more where it is compiled."""
 PREDICTING = ("predict", "compiled")
 CASES |= {f"{what} {' '.join(map(str, each))}": [what, *each] for what in PREDICTING for each in TRANSFORMERS}
 
@@ -46,8 +49,9 @@ def estimated(what: str, *sizes: int) -> int:
         shape = memory.Shape(batch, tokens, heads * 128, heads, 2 * blocks)
         compiled = memory.of_compiled_prediction(shape, 4)
         return compiled if what == "compiled" else memory.of_prediction(shape, 0, "CPU", 4)
-    tensors = memory.ENCODED if what == "encode" else memory.DECODED
-    return memory.of_picture(tensors, pretrained.config(CONFIGS / "FLUX.1-dev", "vae"), sizes[0], sizes[0], 4)
+    tensors = memory.DECODED if what == "decode" else memory.ENCODED
+    plain = memory.of_picture(tensors, pretrained.config(CONFIGS / "FLUX.1-dev", "vae"), sizes[0], sizes[0], "CPU", 4)
+    return int(memory.COMPILED_ENCODER * plain) + VAE_BYTES if what == "encode, compiled" else plain
 
 
 def run_child(name: str) -> int:
@@ -71,12 +75,21 @@ def measured(what: str, *sizes: int) -> int:
 def vae_work(what: str, side: int):
     from mindone.diffusers import AutoencoderKL
 
+    from pipeline.devices import device
+
     config = pretrained.config(CONFIGS / "FLUX.1-dev", "vae")
     levels = len(config["block_out_channels"])
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels}
     vae = frozen(AutoencoderKL(**{key: value for key, value in config.items() if key != "_class_name"} | blocks))
     pixels, latents = tensor(1, 3, side, side), tensor(1, 16, side // 8, side // 8)
-    return lambda: (vae.encode(pixels) if what == "encode" else vae.decode(latents))[0].asnumpy()
+    if what == "decode":
+        return lambda: vae.decode(latents)[0].asnumpy()
+
+    def encode(pixels):
+        return vae.encode(pixels)[0]
+
+    run = encode if what == "encode" else device.compiled(encode, vae.get_parameters())
+    return lambda: run(pixels).asnumpy()
 
 
 def prediction(heads: int, batch: int, tokens: int, blocks: int, is_compiled: bool):

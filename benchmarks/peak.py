@@ -39,6 +39,7 @@ CASES = {
         {"mode": "pynative", "batch_size": 1, "accumulate": 2, "steps": 6},
     ),
     "100M, compiled": ("100M", {"resolution": 128}, {"mode": "jit", "batch_size": 1}),
+    "100M, 256 px, compiled": ("100M", {"resolution": 256}, {"mode": "jit", "batch_size": 1}),
     "tiny, ControlNet": ("tiny", {"resolution": 128}, {"mode": "pynative", "batch_size": 4}),
     "100M, ControlNet": ("100M", {"resolution": 128}, {"mode": "pynative", "batch_size": 1}),
 }

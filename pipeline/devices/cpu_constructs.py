@@ -125,15 +125,9 @@ def flux_attention_call(
     Queries and keys are normalised and turned together: a graph takes some 10 microseconds for each kernel, besides
     what the kernel takes.
     """
-    query, key = _heads(attn, attn.to_q(hidden_states)), _heads(attn, attn.to_k(hidden_states))
+    both = _queries_and_keys(attn, hidden_states, encoder_hidden_states)
     value = _heads(attn, attn.to_v(hidden_states))
-    if encoder_hidden_states is None:
-        both = _normalised((query, key), (attn.norm_q, attn.norm_k))
-    else:
-        text_query = _heads(attn, attn.add_q_proj(encoder_hidden_states))
-        text_key = _heads(attn, attn.add_k_proj(encoder_hidden_states))
-        norms = (attn.norm_added_q, attn.norm_q, attn.norm_added_k, attn.norm_k)
-        both = _normalised((text_query, query, text_key, key), norms)
+    if encoder_hidden_states is not None:
         value = ops.cat((_heads(attn, attn.add_v_proj(encoder_hidden_states)), value), 1)
     if image_rotary_emb is not None:
         both = turned(both, *[of_each_head(angles, 2 * both.shape[0], attn.heads) for angles in image_rotary_emb])
@@ -148,6 +142,16 @@ def flux_attention_call(
     num_text = encoder_hidden_states.shape[1]
     image = attn.to_out[1](attn.to_out[0](output[:, num_text:]))
     return image, attn.to_add_out(output[:, :num_text])
+
+
+def _queries_and_keys(attn, image, text):
+    """Normalised, of all tokens, one after the other: (batch, 2 tokens, heads, head_dim)."""
+    query, key = _heads(attn, attn.to_q(image)), _heads(attn, attn.to_k(image))
+    if text is None:
+        return _normalised((query, key), (attn.norm_q, attn.norm_k))
+    text_query, text_key = _heads(attn, attn.add_q_proj(text)), _heads(attn, attn.add_k_proj(text))
+    norms = (attn.norm_added_q, attn.norm_q, attn.norm_added_k, attn.norm_k)
+    return _normalised((text_query, query, text_key, key), norms)
 
 
 def _normalised(parts, norms):

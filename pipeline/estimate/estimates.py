@@ -1,7 +1,7 @@
 """What each stage of an experiment takes, from configs alone: parameters, bytes, memory.  Imports no MindSpore."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypedDict
 
 from pipeline.data import variants
@@ -161,10 +161,11 @@ def _decoding(subject: Subject) -> Load:
     return _vae(subject, memory.DECODED, (side, side))
 
 
-def _vae(subject: Subject, tensors: float, size: variants.Size) -> Load:
+def _vae(subject: Subject, tensors: Mapping[str, float], size: variants.Size) -> Load:
     """All of the VAE is loaded, though the encoder or the decoder alone computes."""
     component = subject.family.image_encoder
-    working = memory.of_picture(tensors, subject.config(component), *size, _element_bytes(subject, component))
+    element_bytes = _element_bytes(subject, component)
+    working = memory.of_picture(tensors, subject.config(component), *size, subject.target, element_bytes)
     return _load(subject, component, working)
 
 

@@ -4,10 +4,12 @@ What weights take is counted; what the work takes follows from sizes that were f
 CPU (for trainings, ``python -m benchmarks.peak`` compares): for the backward pass a block keeps so many tensors of
 (batch, tokens, width), and so many matrices of (batch, heads, tokens, tokens).  On Ascend nothing was measured: the
 estimate there is that of PyNative without the libraries, which are in the host's memory, and without matrices of
-attention, which flash attention does not keep; in float32 there is no flash attention.
+attention, which flash attention does not keep; in float32 there is no flash attention.  Its sizes were fitted on CPU
+too, to mindone's layers with MindSpore's own gradients, before CPU had others.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
 
@@ -15,12 +17,12 @@ from pipeline.plan import mode
 from pipeline.settings.fields import Train
 
 MIB = 1 << 20
-LIBRARIES_BYTES = 600 * MIB
+LIBRARIES_BYTES = 440 * MIB
 """Resident memory of a process that has imported MindSpore and mindone and has read a dataset, on CPU."""
 
-LOADED, LOADING = 1.1, 1.15
-"""What weights take of the host's memory once they are loaded, and while they are, over their own bytes: on CPU, and
-while loading on Ascend too.  How `pipeline.flux.models` loads decides both; nothing else knows of it."""
+LOADING = 1.15
+"""What weights take of the host's memory while they are loaded, over their own bytes: on CPU, and on Ascend too.  How
+`pipeline.flux.models` loads decides it; nothing else knows of it."""
 
 
 @dataclass(frozen=True)
@@ -37,49 +39,58 @@ class Shape:
 class Kept(NamedTuple):
     """What the steps keep.
 
-    Bytes in any case, and for each block; tensors and matrices of attention for each block; matrices at a time; copies
-    of the weights.
+    Bytes in any case, and for each block; tensors and matrices of attention for each block, and at a time; copies of
+    the weights.
     """
 
     fixed_bytes: int
     block_bytes: int
     tensors: float
     matrices: float
+    tensors_at_a_time: float
     matrices_at_a_time: float
     weights: float
 
 
 KEPT = {
-    "pynative": Kept(87 * MIB, 0, 50, 1.35, 5.8, 0),
-    "checkpointing": Kept(120 * MIB, 0, 11.6, 0, 8.3, 0),
-    "jit": Kept(197 * MIB, 31 * MIB, 146, 6, 0, 0.5),
+    "pynative": Kept(80 * MIB, 0, 45, 1.1, 0, 7.5, 0),
+    "checkpointing": Kept(80 * MIB, 0, 4, 0, 30, 3.6, 0),
+    "jit": Kept(265 * MIB, 42 * MIB, 45, 2.8, 0, 0, 0.5),
+}
+KEPT_ON_ASCEND = {
+    "pynative": Kept(0, 0, 50, 1.35, 0, 5.8, 0),
+    "checkpointing": Kept(0, 0, 11.6, 0, 0, 8.3, 0),
 }
 
-PREDICTION_BYTES, PREDICTION_TENSORS, PREDICTION_MATRICES = 16 * MIB, 38.5, 1.8
+PREDICTION = {"CPU": (16 * MIB, 42, 2.1), "Ascend": (0, 38.5, 1.8)}
 """What a transformer takes to predict without gradients, however many blocks it has: bytes in any case, tensors of
-(batch, tokens, width), and matrices of attention.  Within 8 % of what eight processes took, of widths 256 to 1536 and
-288 to 3200 tokens."""
+(batch, tokens, width), and matrices of attention."""
 
-COMPILED_BYTES, COMPILED_TENSORS, COMPILED_MATRICES = 194 * MIB, 65.4, 1.24
-"""The same of a compiled prediction on CPU, but tensors and matrices of each block, as all of them are kept.  Within
-5 % of what six processes took, of the same sizes."""
+COMPILED_BYTES, COMPILED_TENSORS, COMPILED_MATRICES = 238 * MIB, 29, 1.0
+"""The same of a compiled prediction on CPU, but tensors and matrices of each block, as all of them are kept."""
 
-ENCODED, DECODED = 12.5, 17.0
-"""Tensors of (channels of the first level, height, width) that the VAE's encoder and decoder take for a picture."""
+ENCODED, DECODED, PLACES_MATRICES = {"CPU": 8.3, "Ascend": 12.5}, {"CPU": 15.0, "Ascend": 17.0}, 5.2
+"""Tensors of (channels of the first level, height, width) that the VAE's encoder and decoder take for a picture; and
+matrices of attention between the places of its last level, which take more from 1024 px on."""
 
-COMPILED_ENCODER = 2.5
+COMPILED_ENCODER = 1.1
 """What a compiled encoder takes on CPU for what it makes, by what PyNative does; and its weights once more."""
 
 TEXTS = 8
 """Tensors of (tokens, inner width), and matrices of attention, that a text encoder takes for a caption."""
 
 
-def of_picture(tensors: float, config: dict, width: int, height: int, element_bytes: int) -> int:
+def of_picture(
+    tensors: Mapping[str, float], config: dict, width: int, height: int, device: str, element_bytes: int
+) -> int:
     """What the VAE takes to encode or to decode one picture of so many pixels.  tensors: ENCODED or DECODED.
 
-    They were fitted up to 1024 px; far beyond, attention between all places of a picture takes most on CPU.
+    From 1024 px on, matrices of attention between all places of a picture take most on CPU.
     """
-    return int(tensors * config["block_out_channels"][0] * width * height * element_bytes)
+    channels = config["block_out_channels"]
+    places = width * height >> 2 * (len(channels) - 1)
+    matrices = PLACES_MATRICES * _matrix_bytes(Shape(1, places, 0, 1, 1), device, element_bytes)
+    return int(max(tensors[device] * channels[0] * width * height * element_bytes, matrices))
 
 
 def of_caption(tokens: int, inner: int, heads: int, element_bytes: int) -> int:
@@ -92,11 +103,10 @@ def of_prediction(shape: Shape, num_kept: int, device: str, element_bytes: int) 
 
     num_kept: blocks of a ControlNet, whose outputs are kept for the transformer's.
     """
-    elements = shape.batch_size * shape.tokens * shape.width * (PREDICTION_TENSORS + num_kept)
-    matrices = PREDICTION_MATRICES * _matrix_bytes(shape, device, element_bytes)
-    if device != "CPU":
-        return int(elements * element_bytes + matrices)
-    return int(PREDICTION_BYTES + 4 * elements + matrices)  # kernels for float16 work in float32
+    fixed_bytes, tensors, matrices = PREDICTION[device]
+    elements = shape.batch_size * shape.tokens * shape.width * (tensors + num_kept)
+    each = 4 if device == "CPU" else element_bytes  # kernels for float16 work in float32
+    return int(fixed_bytes + each * elements + matrices * _matrix_bytes(shape, device, element_bytes))
 
 
 def of_compiled_prediction(shape: Shape, element_bytes: int) -> int:
@@ -117,7 +127,7 @@ def peak_bytes(weights_bytes: int, working_bytes: int, device: str) -> int:
     """Of loading, or of working with what is loaded; on Ascend weights are loaded on the host."""
     if device != "CPU":
         return weights_bytes + working_bytes
-    return max(loading_bytes(weights_bytes), LIBRARIES_BYTES + int(LOADED * weights_bytes) + working_bytes)
+    return max(loading_bytes(weights_bytes), LIBRARIES_BYTES + weights_bytes + working_bytes)
 
 
 def loading_bytes(weights_bytes: int) -> int:
@@ -135,13 +145,14 @@ def steps_bytes(
     tensor = shape.batch_size * shape.tokens * shape.width * element_bytes
     matrix = _matrix_bytes(shape, device, element_bytes)
     if device != "CPU":
-        kept = KEPT["checkpointing" if checkpointing else "pynative"]  # nobody has measured compiled steps there
-        return int(shape.blocks * (kept.tensors * tensor + kept.matrices * matrix) + kept.matrices_at_a_time * matrix)
-    kept = KEPT["checkpointing" if checkpointing and chosen != "jit" else chosen]  # compiled, it saves nothing
-    wide = 4 / element_bytes  # kernels for float16 work in float32
-    per_block = kept.block_bytes + kept.tensors * tensor * wide + kept.matrices * matrix
+        kept = KEPT_ON_ASCEND["checkpointing" if checkpointing else "pynative"]  # nobody has measured compiled steps
+    else:
+        kept = KEPT["checkpointing" if checkpointing and chosen != "jit" else chosen]  # compiled, it saves nothing
+        tensor *= 4 // element_bytes  # kernels for float16 work in float32
+    per_block = kept.block_bytes + kept.tensors * tensor + kept.matrices * matrix
     fixed = kept.fixed_bytes + kept.weights * weights_bytes
-    return int(fixed + shape.blocks * per_block + kept.matrices_at_a_time * matrix)
+    at_a_time = kept.tensors_at_a_time * tensor + kept.matrices_at_a_time * matrix
+    return int(fixed + shape.blocks * per_block + at_a_time)
 
 
 class Held(TypedDict):
