@@ -23,7 +23,7 @@ CASES = {f"{what} {side} px": [what, side] for side in (256, 512, 768, 1024) for
 CASES |= {f"encode, compiled, {side} px": ["encode, compiled", side] for side in (256, 512)}
 TRANSFORMERS = ((4, 1, 288, 2), (4, 4, 288, 2), (4, 1, 1152, 2), (4, 1, 1152, 4), (8, 2, 1152, 2), (2, 1, 3200, 1))
 """Heads of 128, pictures at a time, tokens, of which an eighth, or 32, are text; and blocks of each kind."""
-VAE_BYTES = 335 << 20
+VAE_BYTES = 320 << 20
 """Of the VAE's weights in float32, which are there once more where it is compiled."""
 PREDICTING = ("predict", "compiled")
 CASES |= {f"{what} {' '.join(map(str, each))}": [what, *each] for what in PREDICTING for each in TRANSFORMERS}

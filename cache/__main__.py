@@ -46,5 +46,5 @@ def _fail(message: str) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    atexit.register(gc.freeze)  # Python ends by looking for garbage among all there is
+    atexit.register(gc.freeze)  # Python's last look for garbage takes as long as a short command
     sys.exit(main())

@@ -15,15 +15,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo"
-atexit.register(gc.freeze)  # Python ends by looking for garbage among all there is
 FOR_RESULTS = ("pipeline.methods", "pipeline.records", "pipeline.synthetic.score", "cache.terminal.table")
+"""What takes long to import of what reads results: as long as a finished command takes."""
+
+atexit.register(gc.freeze)  # Python's last look for garbage takes as long as a short command
 
 
 def show_and_run(*command: str) -> None:
     print("  $", " ".join(["python" if part == sys.executable else part for part in command]), flush=True)
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     with contextlib.suppress(KeyboardInterrupt):
-        for name in FOR_RESULTS:  # as long as a finished command takes
+        for name in FOR_RESULTS:
             importlib.import_module(name)
     from pipeline.process.stopping import INTERRUPTED_EXIT
 

@@ -3,8 +3,6 @@
 `tasks.table` makes them; here they are as people import them, ``tasks.TrainLoRA``.
 """
 
-import atexit
-import gc
 import signal
 import threading
 
@@ -17,4 +15,3 @@ from tasks.table import *  # noqa: E402, F403
 
 if _is_main:
     signal.signal(signal.SIGINT, _before)
-atexit.register(gc.freeze)  # Python ends by looking for garbage among all there is, which takes as long as a short task

@@ -3,6 +3,8 @@
 It stands in for Luigi's summary, whose lines have every parameter of every task.
 """
 
+import atexit
+import gc
 import shlex
 from collections.abc import Callable, Iterable
 
@@ -47,6 +49,8 @@ def tell(looked_at: LookedAt) -> None:
 
     def told(tasks, *args, **kwargs):
         result = schedule_and_run(tasks, *args, **kwargs)
+        if is_ours():
+            atexit.register(gc.freeze)  # Python's last look for garbage takes as long as a short command
         if is_ours() and _tellers:
             (task,) = tasks
             say_end = getattr(task, "say_end", None)  # of a sweep, which knows more than what this worker saw

@@ -62,6 +62,7 @@ def describe(tasks: str) -> None:
 
     @functools.cache  # Luigi builds each of two parsers three times
     def built(known: tuple[str, ...], *args, **kwargs):
+        """known: so that there is a new one where another task is registered."""
         return build(*args, **kwargs)
 
     def with_tasks(*args, **kwargs):

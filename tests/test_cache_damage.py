@@ -18,10 +18,12 @@ FIRST, SECOND, DEAD, ALSO_DEAD, NEVER = range(5), range(5, 10), range(10, 14), r
 NOTED = 2  # a row of the first segment
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Nothing here is about power cuts."""
+@pytest.fixture(autouse=True, params=["small rows", "rows alone"])
+def quick(request, monkeypatch):
+    """Nothing here is about power cuts.  Rows are verified with their whole shard, and one by one as large ones are."""
     monkeypatch.setattr(os, "fsync", lambda file: None)
+    if request.param == "rows alone":
+        monkeypatch.setattr("cache.core.segment.SMALL_ROW_BYTES", 0)
 
 
 @pytest.fixture

@@ -144,6 +144,16 @@ def test_timestep_embedding_is_as_exact_as_float32_allows(cpu):
     np.testing.assert_allclose(found.asnumpy(), expected, atol=1e-4)
 
 
+def lora_layer(**changes):
+    from mindone.peft.tuners.lora.layer import Linear
+    from mindspore import mint
+
+    layer = Linear(mint.nn.Linear(4, 4), "default", r=2)
+    for name, value in changes.items():
+        setattr(layer, name, value)
+    return layer
+
+
 def test_forms_that_a_substitute_does_not_compute_are_refused(cpu):
     import mindspore as ms
     import mindspore.mint.nn.functional as F
@@ -161,6 +171,8 @@ def test_forms_that_a_substitute_does_not_compute_are_refused(cpu):
         lambda: embeddings.get_1d_rotary_pos_embed(4, angles),
         lambda: F.embedding(ids, weight, padding_idx=0),
         lambda: mint.nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")(x.permute(0, 1, 3, 2)),
+        lambda: lora_layer(use_dora={"default": True})(x),
+        lambda: lora_layer(merged_adapters=["default"], _disable_adapters=True)(x),
     ):
         with pytest.raises(NotImplementedError, match="on CPU"):
             call()

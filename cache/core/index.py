@@ -1,6 +1,6 @@
 """Finds the row of an item among many segments, by sorted keys in memory.
 
-It takes 20 bytes an item, besides the 16 that the segments hold, and 10 MB for what was found last.
+It takes 20 bytes an item, besides the 16 that the segments hold, and remembers where up to 65,536 items are, in 15 MB.
 """
 
 from bisect import bisect_right
@@ -12,7 +12,7 @@ from cache.core.address import DIGEST_BYTES, item_key, item_keys
 
 HALF = np.dtype(">u8")
 KEPT_ITEMS = 1 << 16
-"""How many items' rows are kept once they were found: each epoch reads the same ones again."""
+"""How many items' rows are remembered: each epoch reads the same ones again."""
 
 
 class Index:
@@ -53,7 +53,7 @@ class Index:
         places = self._places(items)
         rows = self._rows[places].tolist() if len(self._rows) else [0] * len(items)
         best = [self._locate(row) if place >= 0 else (None, 0) for place, row in zip(places.tolist(), rows)]
-        if len(found) >= KEPT_ITEMS:
+        if len(found) + len(items) > KEPT_ITEMS:
             self._found = found = {}
         found.update(zip(items[:KEPT_ITEMS], best))
         return best

@@ -27,8 +27,8 @@ from cache.core.layout import CRC_BYTES, SIZE_BYTES, Layout, checksum
 from cache.core.parsing import load_json
 
 PREFETCH_BYTES = 1 << 20
-SMALL_BYTES = 4 << 20
-"""Shards up to this size are verified whole when a first row is read: a system call takes longer than a small row."""
+SMALL_ROW_BYTES, VERIFIED_WHOLE_BYTES = 16 << 10, 4 << 20
+"""Shards of such rows, up to this size, are verified whole when a first row is read: a system call takes longer."""
 
 
 class SegmentWriter:
@@ -85,7 +85,8 @@ class SegmentWriter:
 
 
 class Segment:
-    """A committed segment, for reading. The first read of a row verifies it; later ones copy from the mapped shard.
+    """A committed segment, for reading. A row is verified before it is first read; later reads copy from the mapped
+    shard.
 
     keys: the rows' items, 16 bytes each, in order.
     Reading from several threads at once is safe.
@@ -183,28 +184,27 @@ class Segment:
     def _open(self, row: int) -> np.ndarray:
         """Map the shard, to read a row, and return the new list of verified rows. Raises as ``read_into`` does."""
         _allow_many_files()
+        layout, verified = self.layout, np.zeros(self.num_rows, bool)
         try:
             with _opened(self.shard_path) as file:
                 self._map = mmap.mmap(file, self.size_bytes, prot=mmap.PROT_READ)
+                if layout.stride_bytes <= SMALL_ROW_BYTES and self.size_bytes <= VERIFIED_WHOLE_BYTES:
+                    verified = self._sound_rows(file)
         except (OSError, ValueError) as error:  # ValueError: shorter than it should be
             self._fail(row, error)
-        layout = self.layout
         strides = (layout.stride_bytes, layout.stored.itemsize)
         self._rows = np.ndarray((self.num_rows, layout.num_values), layout.stored, self._map, 0, strides)
-        is_small = self.size_bytes <= SMALL_BYTES
-        verified = self._verified = self._sound_rows() if is_small else np.zeros(self.num_rows, bool)
+        self._verified = verified
         return verified
 
-    def _sound_rows(self) -> np.ndarray:
-        """Of all rows, whether they are read and have their checksum; who reads one that has not hears why."""
+    def _sound_rows(self, file: int) -> np.ndarray:
+        """Which rows can be read and have their checksum. Others are read again alone, which says what is wrong."""
         data, layout = b"", self.layout
-        with suppress(OSError), _opened(self.shard_path) as file:
+        with suppress(OSError):
             data = os.pread(file, layout.rows_bytes(self.num_rows), 0)
-        starts = range(0, self.num_rows * layout.stride_bytes, layout.stride_bytes)
-        rows = (data[start : start + layout.row_bytes] for start in starts)
-        return np.array(
-            [len(row) == layout.row_bytes and checksum(row[:-CRC_BYTES]) == row[-CRC_BYTES:] for row in rows]
-        )
+        rows = (data[start : start + layout.row_bytes] for start in range(0, len(data), layout.stride_bytes))
+        sound = [len(row) == layout.row_bytes and checksum(row[:-CRC_BYTES]) == row[-CRC_BYTES:] for row in rows]
+        return np.array(sound + [False] * (self.num_rows - len(sound)))
 
     def _check_size(self, row: int) -> None:
         """Raise CorruptEntry where the mapped shard was truncated: its end would read as zeros, or end the process

@@ -13,7 +13,7 @@ from mindspore import ops
 from mindspore.ops import operations as P
 
 from pipeline.devices import cpu_gradients
-from pipeline.devices.cpu_functions import chunk, conv2d, dispatch_attention_fn, of_each_head, turned
+from pipeline.devices.cpu_functions import chunk, conv2d, dispatch_attention_fn, rotated, spread_over_heads
 
 _matmul_transposed = P.MatMul(transpose_b=True)
 _bias_add = P.BiasAdd()
@@ -28,13 +28,17 @@ def linear_construct(self, x):
 
 
 def lora_linear_construct(self, x):
-    """What is added is not multiplied by 1, its scale where alpha is the rank."""
-    if self.disable_adapters or self.merged:
-        return self.base_layer(x)
+    """mindone's LoRA layer, without multiplying by a scale of 1, which it is where alpha is the rank."""
+    if self.merged and self.disable_adapters:
+        raise NotImplementedError("LoRA on CPU: adapters that are merged cannot be left out; call unmerge() first")
     result = self.base_layer(x)
+    if self.disable_adapters or self.merged:
+        return result
     dtype = result.dtype
     for adapter in self.active_adapters:
         if adapter in self.lora_A.keys():
+            if self.use_dora[adapter]:
+                raise NotImplementedError("LoRA on CPU: DoRA is not supported")
             down, up, scale = self.lora_A[adapter], self.lora_B[adapter], self.scaling[adapter]
             x = self._cast_input_dtype(x, down.weight.dtype)
             added = up(down(self.lora_dropout[adapter](x)))
@@ -122,7 +126,7 @@ def flux_attention_call(
 ):
     """FLUX.1 attention; where text comes apart from the image, as one sequence with the text tokens first.
 
-    Queries and keys are normalised and turned together: a graph takes some 10 microseconds for each kernel, besides
+    Queries and keys are normalised and rotated together: a graph takes some 10 microseconds for each kernel, besides
     what the kernel takes.
     """
     both = _queries_and_keys(attn, hidden_states, encoder_hidden_states)
@@ -130,7 +134,7 @@ def flux_attention_call(
     if encoder_hidden_states is not None:
         value = ops.cat((_heads(attn, attn.add_v_proj(encoder_hidden_states)), value), 1)
     if image_rotary_emb is not None:
-        both = turned(both, *[of_each_head(angles, 2 * both.shape[0], attn.heads) for angles in image_rotary_emb])
+        both = rotated(both, *[spread_over_heads(angles, 2 * both.shape[0], attn.heads) for angles in image_rotary_emb])
     if attention_mask is None:
         output = cpu_gradients.attention(both, value)
     else:
@@ -145,7 +149,7 @@ def flux_attention_call(
 
 
 def _queries_and_keys(attn, image, text):
-    """Normalised, of all tokens, one after the other: (batch, 2 tokens, heads, head_dim)."""
+    """Normalised queries, and then keys, along the tokens, text before image: (batch, 2 tokens, heads, head_dim)."""
     query, key = _heads(attn, attn.to_q(image)), _heads(attn, attn.to_k(image))
     if text is None:
         return _normalised((query, key), (attn.norm_q, attn.norm_k))
@@ -156,7 +160,11 @@ def _queries_and_keys(attn, image, text):
 
 def _normalised(parts, norms):
     """``parts``, (batch, tokens, heads, head_dim) each, after their ``norms``, along their tokens."""
-    if parts[0].dtype != ms.float32 or norms[0].weight is None or norms[0].weight.dtype != ms.float32:
+    is_alike = parts[0].dtype == ms.float32
+    for norm in norms:
+        is_weighted = norm.weight is not None and norm.weight.dtype == ms.float32 and norm.bias is None
+        is_alike = is_alike and is_weighted and norm.eps == norms[0].eps
+    if not is_alike:
         return ops.cat([norm(part) for norm, part in zip(norms, parts)], 1)
     lengths = tuple(part.shape[1] for part in parts)
     weights = [_as_it_is(norm.weight) for norm in norms]

@@ -143,8 +143,6 @@ def dispatch_attention_fn(
 ):
     if is_causal or enable_gqa or dropout_p:
         raise NotImplementedError("attention on CPU: causal, grouped and dropout forms are not supported")
-    if attn_mask is None and scale is None and query.shape == value.shape:
-        return cpu_gradients.attention(ops.cat((query, key.astype(query.dtype)), 1), value)
     return attention(query, key, value, attn_mask, scale)
 
 
@@ -168,10 +166,10 @@ def apply_rotary_emb(x, freqs_cis, use_real=True, use_real_unbind_dim=-1, sequen
     if not (use_real and use_real_unbind_dim == -1 and sequence_dim == 1):
         raise NotImplementedError("rotary embedding on CPU: only FLUX.1's form is supported")
     cos, sin = freqs_cis
-    return turned(x, of_each_head(cos, x.shape[0], x.shape[2]), of_each_head(sin, x.shape[0], x.shape[2]))
+    return rotated(x, spread_over_heads(cos, x.shape[0], x.shape[2]), spread_over_heads(sin, x.shape[0], x.shape[2]))
 
 
-def of_each_head(angles, copies, heads):
+def spread_over_heads(angles, copies, heads):
     """Cosines or sines, (tokens, head_dim), of several ``copies`` of the tokens: (copies * tokens, heads, head_dim).
 
     Products of equal shapes are several times faster, and a graph spreads the angles once for all blocks.
@@ -180,14 +178,14 @@ def of_each_head(angles, copies, heads):
     return ops.cat([of_heads] * copies)
 
 
-def turned(x, cos, sin):
+def rotated(x, cos, sin):
     """Every pair (a, b) of ``x`` as (a cos - b sin, b cos + a sin).
 
-    x: (batch, tokens, heads, head_dim).  cos, sin: as `of_each_head` makes them.
+    x: (batch, tokens, heads, head_dim).  cos, sin: as `spread_over_heads` makes them.
     """
     cos, sin, wide = cos.reshape(x.shape), sin.reshape(x.shape), x.astype(ms.float32)
-    turned = _matmul(wide.reshape(-1, x.shape[-1]), _quarter_turn(x.shape[-1], ms.float32)).reshape(x.shape)
-    return (wide * cos + turned * sin).astype(x.dtype)
+    quarter_turned = _matmul(wide.reshape(-1, x.shape[-1]), _quarter_turn(x.shape[-1], ms.float32)).reshape(x.shape)
+    return (wide * cos + quarter_turned * sin).astype(x.dtype)
 
 
 @ms.ops.constexpr

@@ -190,7 +190,7 @@ def use_jit_options(**options: str) -> None:
 
 
 def compiled(function: Callable, parameters: Iterable = ()) -> Callable:
-    """``mindspore.jit``, with the options that the experiment has for the device; on CPU results are waited for.
+    """``mindspore.jit``, with the options that the experiment has for the device; on CPU, calls wait for their results.
 
     parameters: all that a function reads, where it is no cell, so that its graph can be kept: see `kept_graphs`.
     """
@@ -206,11 +206,11 @@ def _waiting_asleep(run: Callable) -> Callable:
     Reading a result, or running another operation, while a compiled graph still runs makes MindSpore's main thread spin
     (AsyncRQueue::Wait) on a core that the graph's kernels need: on two cores a step then takes up to five times as
     long.  Asking for a shape waits without spinning.  When the results are there a thread of MindSpore's tidies up, and
-    who reads one meanwhile spins in its way until the end of a slice of time, 4 ms; hence the short sleep.
+    who reads one meanwhile may spin on that thread's core until a slice of time, 4 ms, ends; hence the short sleep.
     """
 
-    def wait(*arguments):
-        results = run(*arguments)
+    def wait(*arguments, **named):
+        results = run(*arguments, **named)
         _ask_for_shapes(results)
         time.sleep(TIDYING_SECONDS)
         return results
@@ -219,11 +219,11 @@ def _waiting_asleep(run: Callable) -> Callable:
 
 
 def _ask_for_shapes(results) -> None:
-    for result in results if isinstance(results, tuple | list) else [results]:
-        if isinstance(result, tuple | list):
-            _ask_for_shapes(result)
-        else:
-            result.shape  # noqa: B018
+    if isinstance(results, tuple | list):
+        for each in results:
+            _ask_for_shapes(each)
+    else:
+        getattr(results, "shape", None)  # what is computed while a graph is compiled has none
 
 
 def jit_options() -> dict[str, str]:

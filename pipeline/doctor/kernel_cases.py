@@ -342,6 +342,6 @@ CASES = (
 
 
 def key(substitute):
-    """As the cases name a substitute: LoRA's linear layer has the name of another one."""
+    """As the cases name a substitute; LoRA's layer and mint's are both called Linear."""
     package = "lora." if ".lora." in getattr(substitute.owner, "__module__", "") else ""
     return f"{package}{substitute.owner.__name__.rpartition('.')[2]}.{substitute.name}"

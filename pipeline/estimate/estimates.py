@@ -96,7 +96,7 @@ def _loaded(subject: Subject, load: Load) -> Loaded:
         "parameters": load.parameters,
         "weights_bytes": load.weights_bytes,
         "files_bytes": sum(subject.file_bytes(name) for name in load.components),
-        "host_loading_bytes": memory.loading_bytes(load.weights_bytes),
+        "host_loading_bytes": memory.loading_bytes(load.weights_bytes, subject.target),
     }
 
 

@@ -4,8 +4,8 @@ What weights take is counted; what the work takes follows from sizes that were f
 CPU (for trainings, ``python -m benchmarks.peak`` compares): for the backward pass a block keeps so many tensors of
 (batch, tokens, width), and so many matrices of (batch, heads, tokens, tokens).  On Ascend nothing was measured: the
 estimate there is that of PyNative without the libraries, which are in the host's memory, and without matrices of
-attention, which flash attention does not keep; in float32 there is no flash attention.  Its sizes were fitted on CPU
-too, to mindone's layers with MindSpore's own gradients, before CPU had others.
+attention, which flash attention does not keep; in float32 there is no flash attention.  Its sizes were fitted on CPU,
+before attention and normalisations had gradients of their own there.
 """
 
 import dataclasses
@@ -17,8 +17,9 @@ from pipeline.plan import mode
 from pipeline.settings.fields import Train
 
 MIB = 1 << 20
-LIBRARIES_BYTES = 440 * MIB
-"""Resident memory of a process that has imported MindSpore and mindone and has read a dataset, on CPU."""
+LIBRARIES_BYTES = {"CPU": 440 * MIB, "Ascend": 600 * MIB}
+"""Resident memory of a process that has imported MindSpore and mindone and has read a dataset; of a host with NPUs,
+where nobody has measured, with something for the driver's libraries."""
 
 LOADING = 1.15
 """What weights take of the host's memory while they are loaded, over their own bytes: on CPU, and on Ascend too.  How
@@ -39,8 +40,8 @@ class Shape:
 class Kept(NamedTuple):
     """What the steps keep.
 
-    Bytes in any case, and for each block; tensors and matrices of attention for each block, and at a time; copies of
-    the weights.
+    Bytes in any case, and for each block; tensors and matrices of attention of each block, and of one block at a time;
+    copies of the weights.
     """
 
     fixed_bytes: int
@@ -71,7 +72,7 @@ COMPILED_BYTES, COMPILED_TENSORS, COMPILED_MATRICES = 238 * MIB, 29, 1.0
 
 ENCODED, DECODED, PLACES_MATRICES = {"CPU": 8.3, "Ascend": 12.5}, {"CPU": 15.0, "Ascend": 17.0}, 5.2
 """Tensors of (channels of the first level, height, width) that the VAE's encoder and decoder take for a picture; and
-matrices of attention between the places of its last level, which take more from 1024 px on."""
+matrices of attention between the places of its last level, which take more where pictures are large."""
 
 COMPILED_ENCODER = 1.1
 """What a compiled encoder takes on CPU for what it makes, by what PyNative does; and its weights once more."""
@@ -85,11 +86,12 @@ def of_picture(
 ) -> int:
     """What the VAE takes to encode or to decode one picture of so many pixels.  tensors: ENCODED or DECODED.
 
-    From 1024 px on, matrices of attention between all places of a picture take most on CPU.
+    Of large pictures, matrices of attention between all places take most on CPU.
     """
     channels = config["block_out_channels"]
     places = width * height >> 2 * (len(channels) - 1)
-    matrices = PLACES_MATRICES * _matrix_bytes(Shape(1, places, 0, 1, 1), device, element_bytes)
+    picture = Shape(batch_size=1, tokens=places, width=channels[-1], heads=1, blocks=1)
+    matrices = PLACES_MATRICES * _matrix_bytes(picture, device, element_bytes)
     return int(max(tensors[device] * channels[0] * width * height * element_bytes, matrices))
 
 
@@ -127,12 +129,12 @@ def peak_bytes(weights_bytes: int, working_bytes: int, device: str) -> int:
     """Of loading, or of working with what is loaded; on Ascend weights are loaded on the host."""
     if device != "CPU":
         return weights_bytes + working_bytes
-    return max(loading_bytes(weights_bytes), LIBRARIES_BYTES + weights_bytes + working_bytes)
+    return max(loading_bytes(weights_bytes, device), LIBRARIES_BYTES[device] + weights_bytes + working_bytes)
 
 
-def loading_bytes(weights_bytes: int) -> int:
+def loading_bytes(weights_bytes: int, device: str) -> int:
     """Of the host, while weights are loaded; the pages of their files, which it can take back, come on top."""
-    return LIBRARIES_BYTES + int(LOADING * weights_bytes)
+    return LIBRARIES_BYTES[device] + int(LOADING * weights_bytes)
 
 
 def steps_bytes(

@@ -26,7 +26,8 @@ def load_experiment(path: Path | str | None = None) -> Experiment:
         return _build(tomllib.loads(DEFAULT.read_text()), DEFAULT, folder=Path.cwd())
     path = Path(path).expanduser()
     try:
-        return _read(path, path.read_bytes(), path.resolve().parent)
+        content = path.read_text(encoding="utf-8")
+        tomllib.loads(content)
     except OSError as error:
         meant = "".join(f"; did you mean {name}?" for name in _named_like(path))
         meant = "; name a TOML file" if isinstance(error, IsADirectoryError) else meant
@@ -36,12 +37,13 @@ def load_experiment(path: Path | str | None = None) -> Experiment:
         raise UserError(f"{path}: not valid TOML: {error}{hint}") from None
     except RecursionError:
         raise UserError(f"{path}: not valid TOML: nested too deep") from None
+    return _built(content, path, path.resolve().parent)
 
 
 @functools.lru_cache(maxsize=8)
-def _read(path: Path, content: bytes, folder: Path) -> Experiment:
-    """The experiment of a file with this content.  Luigi's process asks a dozen times."""
-    return _build(tomllib.loads(content.decode()), path, folder)
+def _built(content: str, path: Path, folder: Path) -> Experiment:
+    """The experiment of a file with this content, for which Luigi's process asks a dozen times."""
+    return _build(tomllib.loads(content), path, folder)
 
 
 def change_experiment(experiment: Experiment, changes: dict) -> Experiment:
