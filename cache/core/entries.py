@@ -130,10 +130,14 @@ class Entries:
         return Writer(self, **limits)
 
     def index(self) -> Index:
-        """Where each entry is, as of the last ``refresh``."""
+        """Where each entry is, as of the last ``refresh``.  Where that is known no lock is taken: one that several reading
+        threads take in turns may be out of reach for a thread that wants to refresh."""
+        index = self._index
+        return self._made_index() if index is None else index
+
+    def _made_index(self) -> Index:
         with self._lock:
-            index = self._index
-            if index is None:
+            if self._index is None:
                 if not self._segments:
                     self.refresh()
                 damaged = {
@@ -141,8 +145,8 @@ class Entries:
                     for place, segment in enumerate(self._segments)
                     if segment.folder in self._damaged
                 }
-                index = self._index = Index(self._segments, damaged)
-            return index
+                self._index = Index(self._segments, damaged)
+            return self._index
 
     def damaged_rows(self, segment: Segment) -> list[int]:
         """The rows of a segment that are known to be damaged."""
