@@ -130,8 +130,10 @@ class Entries:
         return Writer(self, **limits)
 
     def index(self) -> Index:
-        """Where each entry is, as of the last ``refresh``.  Where that is known no lock is taken: one that several reading
-        threads take in turns may be out of reach for a thread that wants to refresh."""
+        """Where each entry is, as of the last ``refresh``.
+
+        Where that is known no lock is taken, which threads that read could keep from one that wants to refresh.
+        """
         index = self._index
         return self._made_index() if index is None else index
 
