@@ -160,12 +160,16 @@ def _queries_and_keys(attn, image, text):
 
 def _normalised(parts, norms):
     """``parts``, (batch, tokens, heads, head_dim) each, after their ``norms``, along their tokens."""
-    is_alike = parts[0].dtype == ms.float32
-    for norm in norms:
-        is_weighted = norm.weight is not None and norm.weight.dtype == ms.float32 and norm.bias is None
-        is_alike = is_alike and is_weighted and norm.eps == norms[0].eps
-    if not is_alike:
+    if parts[0].dtype != ms.float32 or not _are_alike(norms):
         return ops.cat([norm(part) for norm, part in zip(norms, parts)], 1)
     lengths = tuple(part.shape[1] for part in parts)
     weights = [_as_it_is(norm.weight) for norm in norms]
     return cpu_gradients.normalized_by_part(ops.cat(parts, 1), norms[0].eps, weights, lengths)
+
+
+def _are_alike(norms):
+    """Whether all of them have float32 weights and nothing else but one epsilon."""
+    for norm in norms:
+        if norm.weight is None or norm.weight.dtype != ms.float32 or norm.bias is not None or norm.eps != norms[0].eps:
+            return False
+    return True
