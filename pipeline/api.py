@@ -23,6 +23,7 @@ from pipeline.plan.needs import needed
 from pipeline.plan.plan import resolve
 from pipeline.plan.run_folder import RunFolder
 from pipeline.plan.survey import Survey
+from pipeline.process.stopping import Stopped
 from pipeline.settings.experiment import Experiment
 from pipeline.settings.reading import change_experiment, load_experiment
 
@@ -50,7 +51,8 @@ def run(experiment: Experiment, stage: str) -> None:
 
     stage: a name that ``python -m pipeline run --help`` lists, or "EncodePrompts".  The models are loaded one after the
     other, but MindSpore keeps the memory that it once took: run full-size models by Luigi, which starts a process for
-    each stage.  Raises UserError or StoreError.
+    each stage.  Raises UserError or StoreError; KeyboardInterrupt after Ctrl-C or SIGTERM, with what was done kept, so
+    that the same call goes on from there.
     """
     if stage not in stage_table.STAGES and stage not in stage_table.GROUPS:
         raise UserError(
@@ -64,7 +66,10 @@ def run(experiment: Experiment, stage: str) -> None:
             raise UserError(
                 f"parallel.ranks = {count}: needs {count} processes; python -m pipeline run {name} starts them"
             )
-        stages.run(name, experiment)
+        try:
+            stages.run(name, experiment)
+        except Stopped:
+            raise KeyboardInterrupt(f"{name} was stopped; what was done is kept") from None
 
 
 def _with_before(name: str) -> Iterator[str]:

@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cache import Entries
+from cache.terminal.places import shown
 from pipeline.data import conditions, images, indexing
 from pipeline.data.buckets import crop_box
 from pipeline.data.variants import Size, Variant
@@ -22,7 +24,7 @@ from pipeline.plan import needs
 from pipeline.plan.plan import ImageNeed, Plan
 from pipeline.plan.shard import WHOLE, Shard
 from pipeline.process.ahead import made_ahead
-from pipeline.process.progress import Progress
+from pipeline.process.progress import Progress, say
 from pipeline.process.stopping import StopRequest
 
 MAX_WRITERS = 32
@@ -214,11 +216,20 @@ def _encode(wanted: Sequence[Wanted], load: Callable[[], Encoder], label: str, u
     total = sum(len(each.inputs) for each in todo)
     if not total:
         return {"encoded": 0}
+    _say_what_is_broken(todo, label)
     encoder = load()
     with StopRequest() as stop, Progress(label, total, unit) as progress:
         for start in range(0, len(todo), MAX_WRITERS):
             _write(todo[start : start + MAX_WRITERS], encoder, progress, stop, num_threads)
     return {"encoded": total, "precision": encoder.found}
+
+
+def _say_what_is_broken(todo: Sequence[Wanted], label: str) -> None:
+    for folder in dict.fromkeys(folder for each in todo for folder in each.entries.broken):
+        say(
+            f"{label}: {shown(Path(folder))} is not whole, so that its entries are encoded again; "
+            "python -m cache verify --repair may save some, if you stop here and run it first"
+        )
 
 
 def _write(todo: Sequence[Wanted], encoder: Encoder, progress: Progress, stop: StopRequest, num_threads: int) -> None:

@@ -21,6 +21,7 @@ from pipeline.plan.plan import device_and_precision
 from pipeline.plan.shard import WHOLE, Shard
 from pipeline.plan.survey import Survey
 from pipeline.process import children
+from pipeline.settings.experiment import Experiment
 from pipeline.settings.reading import load_experiment
 from pipeline.sweep import shared
 from tasks import endings, manners, scheduler, templates
@@ -123,7 +124,7 @@ class StageTask(OfExperiment, luigi.Task):
         if self.is_finished():
             logging.getLogger("luigi-interface").info("its output is there already: %s", self)
             return
-        stage, part = self.stage, self.part
+        stage, part, begun_with = self.stage, self.part, load_experiment(self.experiment)
         photos = stages.survey_for(stage, survey(self.experiment))
         arguments = ["--experiment", self.experiment] if self.experiment else []
         arguments += ["--shard", str(part)] if part != WHOLE else []
@@ -137,8 +138,20 @@ class StageTask(OfExperiment, luigi.Task):
             raise StageFailed.with_code(part.words(stage), code)
         if isinstance(stage_table.STAGES[stage], stage_table.Preparation):  # it may have learnt of photos or model
             look_again()  # those of experiments that share this task too
-        if not self.complete():
-            raise StageFailed(f"{part.words(stage)} ended without an error, but its output is missing or incomplete")
+        self._check_output(part.words(stage), begun_with)
+
+    def _check_output(self, words: str, begun_with: Experiment) -> None:
+        """Raise StageFailed where what its stage has made is not what the experiment file asks for now."""
+        done = f"{words} is done as {self.experiment} was when it began"
+        try:
+            is_other = load_experiment(self.experiment) != begun_with
+        except UserError as error:
+            raise StageFailed(f"{done}; now {error}") from None
+        if self.complete():
+            return
+        if is_other:
+            raise StageFailed(f"{done}; the file has changed since, and the same command does what it says now")
+        raise StageFailed(f"{words} ended without an error, but its output is missing or incomplete")
 
     def _started(self, arguments: list[str], files: list[int]) -> children.Child:
         """The stage's process; on CPU a fork of the template, which begins to import while a first stage needs none."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import pipeline
+from pipeline.process.stopping import StopRequest
 from pipeline.settings.experiment import settings_of
 from pipeline.synthetic import shapes
 
@@ -64,6 +66,22 @@ def test_tensors_are_those_of_the_store_by_caption_and_by_file(encoded):
     photo = encoded.plan.photos[0]
     np.testing.assert_array_equal(latents[photo.name], encoded.latents.read(photo.digest))
     assert len(pipeline.tensors(experiment, "controls")) == 0
+
+
+def test_ctrl_c_is_a_keyboard_interrupt_and_the_same_call_goes_on(cpu, encoded, tmp_path, monkeypatch):
+    experiment, enter = pipeline.load(encoded.copy(tmp_path / "lab").path), StopRequest.__enter__
+
+    def interrupted(request):
+        enter(request)
+        signal.raise_signal(signal.SIGINT)
+        return request
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt, match="TrainLoRA was stopped"):
+        patched.setattr(StopRequest, "__enter__", interrupted)
+        pipeline.run(experiment, "TrainLoRA")
+    assert not pipeline.open_run(experiment).is_trained
+    pipeline.run(experiment, "TrainLoRA")
+    assert pipeline.open_run(experiment).is_trained
 
 
 def test_a_tensor_that_is_not_encoded_yet_is_listed_and_refused(encoded):

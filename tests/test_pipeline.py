@@ -1,6 +1,7 @@
 """The stages on a tiny checkpoint: what is encoded, and what runs again when something changed."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -184,6 +185,15 @@ def test_a_damaged_entry_is_encoded_again_alone(lab):
         except Exception as error:
             assert "latents" in str(error)
     assert lab.encode() == {"EncodeImages": 1}
+
+
+@pytest.mark.parametrize("file, size", [("c.0.0", -3), ("keys", -1)])
+def test_a_segment_that_is_cut_short_is_named_and_encoded_again(lab, capfd, file, size):
+    (path,) = lab.folder.glob(f"store/entries/pooled-*/segments/*/{file}")
+    os.truncate(path, path.stat().st_size + size)
+    assert lab.encode() == {"EncodeCLIP": 3}
+    said = capfd.readouterr()
+    assert f"{path.parent.name} is not whole, so that its entries are encoded again" in said.out + said.err
 
 
 def test_a_vae_with_another_scaling_factor_encodes_nothing_and_trains_again(trained, tmp_path):

@@ -230,6 +230,25 @@ def test_a_stage_without_output_is_a_failure(lab):
     assert not luigi.build([Forgetful(str(lab.path))], local_scheduler=True)
 
 
+@pytest.mark.parametrize("text", ["seed = 77\n", "seed = [\n"])
+def test_an_experiment_file_that_is_edited_while_a_stage_runs_is_said_to_have_changed(lab, text):
+    class Edited(tasks.CheckData):
+        task_family = "CheckData"
+
+        def complete(self):
+            return False
+
+        def _started(self, *arguments):
+            child = super()._started(*arguments)
+            children.waited_for(child)
+            lab.path.write_text(text + lab.path.read_text())
+            return child
+
+    said = "has changed since" if text == "seed = 77\n" else "now .* not valid TOML"
+    with pytest.raises(StageFailed, match=f"CheckData is done as .* was when it began; .*{said}"):
+        Edited(str(lab.path)).run()
+
+
 def test_a_folder_of_the_same_name_in_the_working_directory_is_not_run(lab, tmp_path, monkeypatch, capfd):
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "__init__.py").write_text("raise SystemExit('the wrong package')")

@@ -33,6 +33,8 @@ class Entries:
 
     Where several processes or stores hold one item, the first store's is read, and in a store the oldest sound one.
     stores: their folders; new entries go to the first one, nothing is written to the others.
+    broken: folders of segments that are damaged as a whole, or whose shard is not there in its full size; what they
+    hold is missing, and `cache.tools.verify` may save some of it.
     """
 
     def __init__(self, stores: Sequence[Path], recipe: dict):
@@ -50,6 +52,7 @@ class Entries:
         self.segments_path = self.path / "segments"
         self._segments: list[Segment] = []  # of all stores, best first
         self._damaged: dict[str, list[int]] = {}  # damaged rows by the segment's folder, as noted
+        self.broken: list[str] = []
         self._unnoted: dict[str, list[int]] = {}  # the same, where no note could be left
         self._index: Index | None = None
         self._missed: Missed = (None, None, [])
@@ -64,7 +67,7 @@ class Entries:
             known = {segment.folder: segment for segment in self._segments}
             index, before = self._index, (self._segments, self._damaged)
             segments: list[Segment] = []
-            self._index, self._damaged = None, dict(self._unnoted)
+            self._index, self._damaged, self.broken = None, dict(self._unnoted), []
             for store, path in zip(self.stores, self.paths):
                 with explained(path, verb="read"):
                     if store != self.stores[0] and not store.is_dir():
@@ -188,7 +191,8 @@ class Entries:
             try:
                 segment = known.get(folder) or Segment(folder, self.layout)
                 is_whole = segment.is_whole()
-            except NOT_OURS:
+            except NOT_OURS as error:
+                self.broken += [folder] if isinstance(error, ValueError) else []
                 continue
             except OSError as error:
                 if error.errno != errno.EIO:  # a bad disk under one segment leaves the others readable
@@ -196,6 +200,8 @@ class Entries:
                 continue
             if is_whole:
                 yield segment
+            else:
+                self.broken.append(folder)
 
     def _read_notes(self, path: Path) -> None:
         """Read the notes about damaged rows of the segments in ``path``: those beside them, and those in the first
