@@ -173,9 +173,9 @@ def test_what_cannot_be_sampled_is_refused_before_anything_is_scheduled(lab, tas
 
 
 def test_a_misspelt_task_is_one_line_and_those_that_there_are(lab):
-    result = run_luigi("TrainLora", lab)
+    result = run_luigi("trainlora", lab)
     first, second, *listed = result.stderr.splitlines()
-    assert result.returncode == 1 and first == "error: there is no task TrainLora; did you mean TrainLoRA?"
+    assert result.returncode == 1 and first == "error: there is no task trainlora; did you mean TrainLoRA?"
     assert second == "tasks:" and [line.split()[0] for line in listed] == list(tasks.table.TASKS)  # a line each
 
 
@@ -191,7 +191,7 @@ def test_without_a_task_they_are_listed():
 def test_a_misspelt_option_is_one_line(lab):
     result = run_luigi("TrainLoRA", lab, "--experimnt", "my.toml")
     assert result.returncode == 2 and result.stderr.startswith(
-        "error: there is no option --experimnt; did you mean --experiment?; "
+        "error: there is no option --experimnt; did you mean --experiment? "
     )
     assert result.stderr.count("\n") == 1
 

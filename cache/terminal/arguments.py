@@ -37,13 +37,16 @@ MEANT = "; did you mean "
 
 def unknown(name: str, known: Iterable[str], kind: str = "task") -> str:
     """What to say of a name that is none of those known."""
-    meant = "".join(f"{MEANT}{each}?" for each in difflib.get_close_matches(name, known, 1))
+    by_small_letters = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), by_small_letters, 1)
+    meant = "".join(f"{MEANT}{by_small_letters[each]}?" for each in near)
     return f"there is no {kind} {printable(name)}".replace("  ", " ") + meant
 
 
 def refuse(message: str, command: str) -> NoReturn:
     """End the process as argparse does.  command: what has a --help."""
-    say(bad(f"error: {message}; {command} --help says what there is"), to_stderr=True)
+    said = f"{message}{'' if message.endswith('?') else ';'} {command} --help says what there is"
+    say(bad(f"error: {said}"), to_stderr=True)
     raise SystemExit(USAGE_EXIT)
 
 
