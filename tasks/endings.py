@@ -12,6 +12,7 @@ import luigi.interface
 from luigi.cmdline_parser import CmdlineParser
 
 from cache import StoreError
+from cache.terminal.arguments import fail
 from cache.terminal.places import shown
 from pipeline import afterwards
 from pipeline.errors import UserError
@@ -48,7 +49,12 @@ def tell(looked_at: LookedAt) -> None:
     schedule_and_run = luigi.interface._schedule_and_run
 
     def told(tasks, *args, **kwargs):
-        result = schedule_and_run(tasks, *args, **kwargs)
+        try:
+            result = schedule_and_run(tasks, *args, **kwargs)
+        except UserError as error:  # of an experiment file that was broken meanwhile
+            if not is_ours():
+                raise
+            fail(f"{error}; what was done is kept")
         if is_ours():
             atexit.register(gc.freeze)  # Python's last look for garbage takes as long as a short command
         if is_ours() and _tellers:
