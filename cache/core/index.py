@@ -46,10 +46,9 @@ class Index:
     def best(self, items: Sequence[str]) -> list[tuple]:
         """For each item the (segment, row in it) to read, or (None, 0) where there is none."""
         found = self._found
-        try:
-            return [found[item] for item in items]
-        except KeyError:
-            pass
+        known = [found[item] for item in items if item in found]
+        if len(known) == len(items):
+            return known
         places = self._places(items)
         rows = self._rows[places].tolist() if len(self._rows) else [0] * len(items)
         best = [self._locate(row) if place >= 0 else (None, 0) for place, row in zip(places.tolist(), rows)]
